@@ -1,0 +1,1 @@
+"""The bundled demo model: weights, world, queries and rule judge."""

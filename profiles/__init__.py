@@ -1,0 +1,1 @@
+"""The built-in axes (TOML) and the demo model's profiles."""
