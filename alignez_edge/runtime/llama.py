@@ -1,0 +1,147 @@
+"""The only module that imports `llama_cpp`.
+
+It makes llama.cpp quiet (its log is kept, not printed, so that a failure can quote it), starts
+the backend once, and adds the few ggml functions that the binding lacks. Everything else in the
+runtime reaches llama.cpp through `llama.cpp`, the binding's module of low-level functions.
+
+Every ctypes callback handed to llama.cpp must stay referenced for as long as it may be called:
+a collected one crashes the process. The log callback below lives as long as the process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import llama_cpp as _package
+from llama_cpp import llama_cpp as cpp
+from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+__all__ = [
+    "BINDING_VERSION",
+    "Jinja2ChatFormatter",
+    "clear_log",
+    "cpp",
+    "ggml",
+    "last_error",
+    "tensor_shape",
+    "tensor_type",
+    "usable_cores",
+]
+
+BINDING_VERSION: str = _package.__version__
+_ERROR, _CONTINUED = 4, 5
+_errors: deque[str] = deque(maxlen=20)
+
+
+class _Log:
+    level = 0
+
+
+@cpp.llama_log_callback
+def _on_log(level: int, text: bytes, user_data: Any) -> None:
+    if level != _CONTINUED:
+        _Log.level = level
+    if _Log.level == _ERROR and text:
+        _errors.append(text.decode("utf-8", "backslashreplace"))
+
+
+def clear_log() -> None:
+    """Forget the errors that llama.cpp has reported so far."""
+    _errors.clear()
+
+
+def last_error() -> str:
+    """The most telling line among llama.cpp's errors since `clear_log`; '' where there is none.
+
+    The first line names the cause; those after it only say that the caller gave up.
+    """
+    lines = [line.strip() for line in "".join(_errors).splitlines() if line.strip()]
+    return lines[0].split(": ", 1)[-1] if lines else ""
+
+
+class _TensorHead(ctypes.Structure):
+    """The first fields of `struct ggml_tensor` (ggml.h)."""
+
+    _fields_ = (
+        ("type", ctypes.c_int),
+        ("buffer", ctypes.c_void_p),
+        ("ne", ctypes.c_int64 * 4),
+        ("nb", ctypes.c_size_t * 4),
+    )
+
+
+def tensor_shape(tensor: int) -> tuple[int, int, int, int]:
+    """The four extents of a `ggml_tensor *`, fastest first."""
+    a, b, c, d = _TensorHead.from_address(tensor).ne
+    return a, b, c, d
+
+
+def tensor_type(tensor: int) -> int:
+    """The number of a `ggml_tensor *`'s format (0 is float32)."""
+    return int(_TensorHead.from_address(tensor).type)
+
+
+class Ggml:
+    """The functions of ggml that the binding does not declare, with their prototypes."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        pointer, size = ctypes.c_void_p, ctypes.c_size_t
+        self.get_name = library.ggml_get_name
+        self.get_name.argtypes, self.get_name.restype = [pointer], ctypes.c_char_p
+        self.nelements = library.ggml_nelements
+        self.nelements.argtypes, self.nelements.restype = [pointer], ctypes.c_int64
+        self.nbytes = library.ggml_nbytes
+        self.nbytes.argtypes, self.nbytes.restype = [pointer], size
+        self.tensor_get = library.ggml_backend_tensor_get
+        self.tensor_get.argtypes, self.tensor_get.restype = [pointer, pointer, size, size], None
+        self.tensor_set = library.ggml_backend_tensor_set
+        self.tensor_set.argtypes, self.tensor_set.restype = [pointer, pointer, size, size], None
+
+
+def _ggml_library() -> ctypes.CDLL:
+    """The library that holds ggml's base functions.
+
+    On POSIX a lookup through libllama also searches the libraries it was linked to, which is
+    the copy it really uses; Windows needs the library by its file.
+    """
+    if sys.platform != "win32":
+        return cpp._lib
+    folder = os.environ.get("LLAMA_CPP_LIB_PATH") or Path(_package.__file__).parent / "lib"
+    for name in ("ggml-base.dll", "libggml-base.dll"):
+        if (Path(folder) / name).exists():
+            return ctypes.CDLL(str(Path(folder) / name))
+    raise ImportError(f"ggml-base.dll is not in {folder}: reinstall llama-cpp-python")
+
+
+def usable_cores() -> int:
+    """How many threads help: the physical cores that this process may run on, at least 1.
+
+    Two hardware threads of one core share the units that matter here, so siblings count once;
+    a container's CPU quota (cgroup v2) is respected.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return max(1, os.cpu_count() or 1)
+    cpus = os.sched_getaffinity(0)
+    cores = set()
+    for cpu in cpus:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        try:
+            cores.add(siblings.read_text().strip())
+        except OSError:
+            cores.add(str(cpu))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        allowed = len(cores) if quota == "max" else -(-int(quota) // int(period))
+    except (OSError, ValueError, ZeroDivisionError):
+        allowed = len(cores)
+    return max(1, min(len(cores), allowed))
+
+
+cpp.llama_log_set(_on_log, ctypes.c_void_p(0))
+cpp.llama_backend_init()
+ggml = Ggml(_ggml_library())

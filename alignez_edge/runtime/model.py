@@ -1,0 +1,279 @@
+"""A language model: weights, vocabulary, facts and prompt forms.
+
+A `Model` is immutable once loaded and holds no context; contexts (KV cache, steering) are made
+from it in `context.py`. Whoever made contexts frees them before the model is closed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from alignez_edge.errors import BadInputError, ModelFileError, RuntimeFailure
+from alignez_edge.gguffile import GGUFFile, printable, read_gguf
+from alignez_edge.runtime import llama
+from alignez_edge.runtime.check import STEERABLE_NOT, check_loaded, check_model
+from alignez_edge.runtime.llama import cpp
+from alignez_edge.runtime.template import (
+    QUESTION_STOPS,
+    ChatTemplate,
+    Span,
+    check_messages,
+    question_answer,
+)
+from alignez_edge.runtime.tokens import Vocabulary
+from alignez_edge.runtime.types import Completion, Message, Sampling, Steers
+
+if TYPE_CHECKING:
+    from alignez_edge.fingerprint import Fingerprint
+
+DEMO_MODEL = "demo-model.gguf"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the model is given: the text, and its tokens with the begin-of-text token."""
+
+    text: str
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a GGUF model is. `size_bytes` is the file's (all files' of a split model)."""
+
+    name: str
+    architecture: str
+    n_layer: int
+    n_embd: int
+    n_ff: int
+    n_head: int
+    n_vocab: int
+    n_ctx_train: int
+    quantization: str
+    parameters: int
+    size_bytes: int
+    tokenizer: str
+    template: str
+    experts: int
+    can_steer: bool
+
+
+class Model:
+    """A loaded GGUF model. Use it as a context manager, or `close()` it.
+
+    `handle` is the `llama_model *`, `vocab` the `llama_vocab *`; `threads` is what contexts use.
+    """
+
+    def __init__(self, gguf: GGUFFile, handle: int, threads: int) -> None:
+        self.gguf = gguf
+        self.path = gguf.path
+        self.handle = handle
+        self.threads = threads
+        self.vocab: int = cpp.llama_model_get_vocab(handle)
+        self.n_layer: int = cpp.llama_model_n_layer(handle)
+        self.n_embd: int = cpp.llama_model_n_embd(handle)
+        self.n_vocab: int = cpp.llama_vocab_n_tokens(self.vocab)
+        self.n_ctx_train: int = cpp.llama_model_n_ctx_train(handle)
+        self.words = Vocabulary(self.vocab)
+        source = gguf.metadata.get("tokenizer.chat_template")
+        self.template: ChatTemplate | None = None
+        if isinstance(source, str) and source.strip():
+            words = self.words
+            self.template = ChatTemplate(source, words.bos_text, words.eos_text, words.controls)
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, threads: int | None = None, gpu_layers: int | None = None
+    ) -> Model:
+        """Load the GGUF model at `path`.
+
+        `threads` defaults to the physical cores this process may use; `gpu_layers` (-1 for all)
+        to all layers where llama.cpp was built for a GPU. Raises `ModelFileError` for a file that
+        is not a usable model, and `RuntimeFailure` where there is no memory for it.
+        """
+        if threads is not None and threads < 1:
+            raise BadInputError(f"threads is {threads}; at least 1 is needed")
+        gguf = read_gguf(path)
+        check_model(gguf)
+        params = cpp.llama_model_default_params()
+        if gpu_layers is not None:
+            params.n_gpu_layers = gpu_layers
+        llama.clear_log()
+        handle = cpp.llama_model_load_from_file(os.fsencode(gguf.path), params)
+        if not handle:
+            said = printable(llama.last_error(), 160) or "no reason given"
+            kind = RuntimeFailure if "alloc" in said else ModelFileError
+            raise kind(f"llama.cpp cannot load {printable(str(path), 200)}: {said}")
+        try:
+            check_loaded(handle, gguf)
+            return cls(gguf, handle, threads or llama.usable_cores())
+        except BaseException:
+            cpp.llama_model_free(handle)
+            raise
+
+    @classmethod
+    def demo(cls, *, threads: int | None = None, gpu_layers: int | None = None) -> Model:
+        """Load the small model that ships with the package."""
+        path = resources.files("alignez_edge.demo") / DEMO_MODEL
+        return cls.load(Path(str(path)), threads=threads, gpu_layers=gpu_layers)
+
+    def close(self) -> None:
+        """Free the weights. A second call does nothing."""
+        if self.handle:
+            cpp.llama_model_free(self.handle)
+            self.handle = 0
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "handle", 0):
+            self.close()
+
+    @cached_property
+    def facts(self) -> ModelFacts:
+        """What the model is, in one value."""
+        keys = self.gguf.metadata
+        architecture = str(keys["general.architecture"])
+
+        def number(key: str) -> int:
+            value = keys.get(f"{architecture}.{key}", 0)
+            return int(value if isinstance(value, int) else max(value, default=0))
+
+        return ModelFacts(
+            name=printable(str(keys.get("general.name") or self.path.stem)),
+            architecture=architecture,
+            n_layer=self.n_layer,
+            n_embd=self.n_embd,
+            n_ff=number("feed_forward_length"),
+            n_head=cpp.llama_model_n_head(self.handle),
+            n_vocab=self.n_vocab,
+            n_ctx_train=self.n_ctx_train,
+            quantization=_quantization(self.gguf),
+            parameters=cpp.llama_model_n_params(self.handle),
+            size_bytes=self.gguf.size,
+            tokenizer=printable(
+                " ".join(
+                    str(keys[k]) for k in ("tokenizer.ggml.model", "tokenizer.ggml.pre") if k in keys
+                )
+            ),
+            template="chat template" if self.template else "question/answer",
+            experts=number("expert_count"),
+            can_steer=architecture not in STEERABLE_NOT,
+        )
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """What tells this model from others: see `fingerprint.py`."""
+        from alignez_edge.fingerprint import fingerprint
+
+        return fingerprint(self.gguf)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings that the prompt form needs."""
+        return () if self.template else QUESTION_STOPS
+
+    def tokenize(self, text: str, *, begin: bool, special: bool = False) -> list[int]:
+        """Tokens of `text`, after the begin-of-text token if `begin` and the model wants one.
+
+        `special=True` reads control tokens in the text: never for what a user wrote.
+        """
+        tokens = self.words.tokenize(text, special=special)
+        return self.words.with_bos(tokens) if begin else tokens
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of `tokens`, control tokens left out; half characters become U+FFFD."""
+        return self.words.detokenize(tokens)
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that one token adds to a text (b'' for a control token)."""
+        return self.words.piece(token)
+
+    def is_end(self, token: int) -> bool:
+        """Whether `token` ends an answer."""
+        return bool(cpp.llama_vocab_is_eog(self.vocab, token))
+
+    def prompt(self, messages: Sequence[Message]) -> Prompt:
+        """What asks the model for the answer to `messages`: its chat template, or the
+        question/answer form where it has none.
+
+        Control tokens are only read in the template's own text, never in a message. Raises
+        `BadInputError` for messages that cannot be answered, `ModelFileError` for a bad template.
+        """
+        check_messages(messages)
+        if self.template:
+            spans = self.template.spans(messages)
+        else:
+            spans = [Span(question_answer(messages), trusted=False)]
+        tokens = self.words.with_bos(self.words.tokenize_spans(spans))
+        return Prompt("".join(span.text for span in spans), tuple(tokens))
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        steering: Steers | None = None,
+        sampling: Sampling = Sampling(),
+        width: int = 16,
+    ) -> list[Completion]:
+        """One answer to each of `prompts`, up to `width` at a time, in their order.
+
+        Each prompt is a user message; prompt `i` is answered with the seed `sampling.seed + i`.
+        """
+        from alignez_edge.runtime.batch import generate_batch
+        from alignez_edge.runtime.types import Request
+
+        requests = [
+            Request(
+                self.prompt([{"role": "user", "content": text}]).tokens,
+                sampling.with_seed(sampling.seed + i),
+                i,
+            )
+            for i, text in enumerate(prompts)
+        ]
+        injection = steering.injection(self) if steering is not None else None
+        return list(generate_batch(self, requests, injection=injection, width=width))
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        steering: Steers | None = None,
+        sampling: Sampling = Sampling(),
+    ) -> Iterator[str]:
+        """The answer to `messages`, in pieces as they are made."""
+        from alignez_edge.runtime.session import Session
+
+        with Session(self) as session:
+            yield from session.answer(messages, steering=steering, sampling=sampling)
+
+
+def _quantization(gguf: GGUFFile) -> str:
+    """llama.cpp's name for the file's type, else the commonest format by size."""
+    from gguf import LlamaFileType
+
+    try:
+        name = LlamaFileType(gguf.metadata.get("general.file_type")).name
+        return name.removeprefix("MOSTLY_").removeprefix("ALL_")
+    except ValueError:
+        sizes: Counter[str] = Counter()
+        for tensor in gguf.tensors.values():
+            sizes[tensor.type] += tensor.nbytes
+        return sizes.most_common(1)[0][0] if sizes else "none"

@@ -1,0 +1,178 @@
+"""From messages to the prompt's text, and which parts of that text are the user's.
+
+A chat template is a Jinja program from a stranger: it runs in the binding's immutable sandbox, and
+whatever it raises becomes one error. What the user wrote must never turn into control tokens, so
+each message's content is rendered between two marks (characters of a Unicode private plane that
+no text carries). The marks tell afterwards which spans of the text are the template's own, and
+only in those the tokenizer looks for control tokens (`Model.prompt`). A template that takes a
+content apart so that its marks are lost is rendered with contents from which every control
+token's text is removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from alignez_edge.errors import AlignezError, BadInputError, ModelFileError
+from alignez_edge.gguffile import printable
+from alignez_edge.runtime.llama import Jinja2ChatFormatter
+from alignez_edge.runtime.types import Message
+
+_OPEN, _CLOSE = "\U0010fff0", "\U0010fff1"
+_MAX_TEMPLATE = 1 << 20
+QUESTION_STOPS = ("\nQuestion:",)
+"""What ends an answer in the question/answer form: the model going on to ask itself."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """A part of a prompt. `trusted` parts come from the template and may hold control tokens."""
+
+    text: str
+    trusted: bool
+
+
+def check_messages(messages: Sequence[Message]) -> None:
+    """Raise `BadInputError` unless `messages` is a conversation that can be answered."""
+    if not messages:
+        raise BadInputError("a conversation needs at least one message")
+    for i, message in enumerate(messages):
+        role, content = message.get("role"), message.get("content")
+        if role not in ("system", "user", "assistant"):
+            raise BadInputError(
+                f"message {i + 1} has the role '{printable(str(role))}'",
+                "a role is system, user or assistant",
+            )
+        if not isinstance(content, str):
+            raise BadInputError(f"message {i + 1} has no text as its content")
+        try:
+            content.encode()
+        except UnicodeEncodeError:
+            raise BadInputError(f"message {i + 1} is not valid Unicode") from None
+
+
+def question_answer(messages: Sequence[Message]) -> str:
+    """The form for models without a template: `Question: …` and `Answer:`, a blank line between."""
+    forms = {"system": "{}", "user": "Question: {}", "assistant": "Answer: {}"}
+    return "\n\n".join(
+        # The cue to answer stands right below the last question, as an answer does.
+        "\n".join(forms[m["role"]].format(m["content"].strip()) for m in turn)
+        for turn in _turns(messages)
+    ) + "\nAnswer:"
+
+
+def _turns(messages: Sequence[Message]) -> Iterator[list[Message]]:
+    """Questions each with the answer that follows, other messages alone."""
+    turn: list[Message] = []
+    for message in messages:
+        if turn and not (turn[-1]["role"] == "user" and message["role"] == "assistant"):
+            yield turn
+            turn = []
+        turn.append(message)
+    yield turn
+
+
+def fold_system(messages: Sequence[Message]) -> list[Message]:
+    """The system texts put in front of the first user message, as paragraphs of it."""
+    system = [m["content"] for m in messages if m["role"] == "system"]
+    rest = [dict(m) for m in messages if m["role"] != "system"]
+    first = next((m for m in rest if m["role"] == "user"), None)
+    if first is None:
+        first = {"role": "user", "content": ""}
+        rest.insert(0, first)
+    first["content"] = "\n\n".join([*system, first["content"]]).strip()
+    return rest
+
+
+class ChatTemplate:
+    """A model's chat template. Raises `ModelFileError` where it is not valid Jinja.
+
+    `controls` are the texts of all control tokens, needed only where marks are lost.
+    """
+
+    def __init__(self, source: str, bos: str, eos: str, controls: Sequence[str]) -> None:
+        if len(source) > _MAX_TEMPLATE:
+            raise ModelFileError(f"the model's chat template has {len(source)} characters")
+        self._controls = sorted((c for c in controls if c), key=len, reverse=True)
+        try:
+            self._formatter = Jinja2ChatFormatter(source, eos_token=eos, bos_token=bos)
+        except Exception as error:  # whatever a stranger's program provokes in Jinja
+            raise _template_error(error) from error
+
+    def spans(self, messages: Sequence[Message]) -> list[Span]:
+        """The prompt that asks for the answer to `messages`, in spans.
+
+        A system message that the template refuses or ignores is folded into the first user turn.
+        Raises `ModelFileError` where the template fails on any conversation, and `BadInputError`
+        where it refuses this one.
+        """
+        if not any(m["role"] == "system" and m["content"].strip() for m in messages):
+            return self._safely([m for m in messages if m["role"] != "system"])
+        try:
+            spans = self._safely(messages)
+        except AlignezError:
+            return self._safely(fold_system(messages))
+        shown = "".join(span.text for span in spans)
+        texts = (m["content"].strip() for m in messages if m["role"] == "system")
+        return spans if all(t in shown for t in texts) else self._safely(fold_system(messages))
+
+    def _safely(self, messages: Sequence[Message]) -> list[Span]:
+        plain = self._render(messages)
+        # A template may trim what it is given: marks would keep the spaces, so try both.
+        for strip in (False, True):
+            marked = [_marked(m, strip) for m in messages]
+            try:
+                spans = _split(self._render(marked))
+            except AlignezError:
+                continue
+            if spans is not None and "".join(s.text for s in spans) == plain:
+                return spans
+        return [Span(self._render([self._cleaned(m) for m in messages]), True)]
+
+    def _cleaned(self, message: Message) -> Message:
+        content, before = message["content"], None
+        while content != before:
+            before = content
+            for control in self._controls:
+                content = content.replace(control, "")
+        return {**message, "content": content}
+
+    def _render(self, messages: Sequence[Message]) -> str:
+        try:
+            # Models that can think aloud first are asked not to: an answer is what is steered.
+            return str(self._formatter(messages=list(messages), enable_thinking=False).prompt)
+        except ValueError as error:  # what a template's own raise_exception(...) raises
+            raise BadInputError(
+                f"the model's chat template refuses this conversation: {printable(str(error), 120)}"
+            ) from error
+        except Exception as error:  # whatever a stranger's program provokes in Jinja
+            raise _template_error(error) from error
+
+
+def _template_error(error: Exception) -> ModelFileError:
+    text = printable(f"{type(error).__name__}: {error}", 160)
+    return ModelFileError(f"the model's chat template does not work ({text})")
+
+
+def _marked(message: Message, strip: bool) -> Message:
+    content = message["content"].strip() if strip else message["content"]
+    for mark in (_OPEN, _CLOSE):
+        content = content.replace(mark, "")
+    return {**message, "content": f"{_OPEN}{content}{_CLOSE}" if content else content}
+
+
+def _split(text: str) -> list[Span] | None:
+    """Cut at the marks; None where they are not properly paired."""
+    spans: list[Span] = []
+    inside = False
+    for mark, run in groupby(text, lambda c: c if c in (_OPEN, _CLOSE) else ""):
+        part = "".join(run)
+        if not mark:
+            spans.append(Span(part, trusted=not inside))
+        elif len(part) > 1 or inside == (mark == _OPEN):
+            return None
+        else:
+            inside = mark == _OPEN
+    return None if inside else spans

@@ -1,0 +1,54 @@
+"""Fixtures that all tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from alignez_edge.runtime.model import Model
+from tests import tinymodels
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`tinymodels.tiny_model` without its folder; the same arguments give the same file."""
+    folder = tmp_path_factory.mktemp("models")
+    made: dict[str, Path] = {}
+
+    def make(architecture: str = "llama", **options: object) -> Path:
+        key = repr((architecture, sorted(options.items())))
+        if key not in made:
+            place = folder / str(len(made))
+            place.mkdir()
+            made[key] = tinymodels.tiny_model(place, architecture, **options)  # type: ignore[arg-type]
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tiny_model: Callable[..., Path]) -> Path:
+    """A llama of 6 layers and 64 dimensions in F16 with the tiny vocabulary, no chat template."""
+    return tiny_model("llama", n_layer=6)
+
+
+@pytest.fixture(scope="session")
+def tiny_chat(tiny_model: Callable[..., Path]) -> Path:
+    """The same with a ChatML template."""
+    return tiny_model("llama", n_layer=6, template=tinymodels.CHATML)
+
+
+@pytest.fixture(scope="session")
+def llama_model(tiny_llama: Path) -> Iterator[Model]:
+    """`tiny_llama`, loaded, with two threads."""
+    with Model.load(tiny_llama, threads=2) as model:
+        yield model
+
+
+@pytest.fixture(scope="session")
+def chat_model(tiny_chat: Path) -> Iterator[Model]:
+    """`tiny_chat`, loaded, with two threads."""
+    with Model.load(tiny_chat, threads=2) as model:
+        yield model
