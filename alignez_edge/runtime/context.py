@@ -1,0 +1,307 @@
+"""One llama.cpp context: its KV cache, its injection and its reading of hidden states.
+
+Invariants:
+
+- Cells of the cache are computed under whatever injection is set at that moment. `Context` does
+  not remember which; whoever injects also removes (see `PlainPrefix`, `batch.py`).
+- `inject` talks to llama.cpp only when the vectors change, and never for a context that has
+  only ever seen None: such a context is the base model to the bit.
+- A prompt is read in steps of at most `n_batch` tokens, so Ctrl-C is answered between steps.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from alignez_edge.errors import BadInputError, PromptTooLongError, RuntimeFailure
+from alignez_edge.runtime.llama import clear_log, cpp, ggml, last_error
+from alignez_edge.runtime.types import FloatArray
+
+if TYPE_CHECKING:
+    from alignez_edge.runtime.model import Model
+
+DEFAULT_CONTEXT = 4096
+"""Tokens of context where nothing is asked for: a long chat, at a modest cache (128 MB in a
+1 B model); models trained on less get what they were trained on."""
+
+
+class Tap(Protocol):
+    """Reads tensors while the graph is computed."""
+
+    def wants(self, name: bytes) -> bool:
+        """Whether the tensor of this name is to be read. Called for every node of the graph."""
+        ...
+
+    def read(self, name: bytes, tensor: int) -> bool:
+        """Read a computed `ggml_tensor *`. False: nothing computed after it is needed."""
+        ...
+
+
+class Context:
+    """Owns one `llama_context`; a context manager, closed at the latest when it is collected.
+
+    `n_ctx` counts tokens: of the one sequence, or of all `n_seq` sequences together, which then
+    share the cells of one cache. At most `n_outputs` of the at most `n_batch` tokens of one
+    `decode` may ask for logits (default: all; fewer take less memory). Raises `BadInputError`
+    for a window beyond what the model was trained on, `RuntimeFailure` where llama.cpp refuses.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        n_ctx: int | None = None,
+        n_seq: int = 1,
+        n_batch: int = 512,
+        n_outputs: int | None = None,
+        capture: Tap | None = None,
+    ) -> None:
+        self.model = model
+        self.n_ctx = window(model, n_ctx) if n_seq == 1 or n_ctx is None else n_ctx
+        self.n_batch = max(min(n_batch, self.n_ctx), n_seq)
+        self.recurrent = bool(
+            cpp.llama_model_is_recurrent(model.handle) or cpp.llama_model_is_hybrid(model.handle)
+        )
+        self._injected: FloatArray | None = None
+        self._tap_error: BaseException | None = None
+
+        params = cpp.llama_context_default_params()
+        params.n_ctx = self.n_ctx
+        # One micro-batch per batch: a row of a captured tensor is then a token of the batch.
+        params.n_batch = params.n_ubatch = self.n_batch
+        # llama.cpp aborts where this is less than the number of sequences.
+        params.n_outputs_max = max(min(n_outputs or self.n_batch, self.n_batch), n_seq)
+        params.n_seq_max = n_seq
+        params.kv_unified = n_seq > 1
+        # Sliding-window models keep all cells, so that any suffix can be removed again.
+        params.swa_full = True
+        params.n_threads = params.n_threads_batch = model.threads
+        params.no_perf = True
+        if capture is not None:
+            params.cb_eval = self._callback = self._make_callback(capture)
+        clear_log()
+        handle = cpp.llama_init_from_model(model.handle, params)
+        if not handle:
+            raise RuntimeFailure(
+                f"llama.cpp could not make a context of {self.n_ctx} tokens: {last_error()}",
+                "try a smaller context (--ctx)",
+            )
+        self.handle = handle
+        self._memory = cpp.llama_get_memory(handle)
+        # The model is an argument so that it outlives the context.
+        self._free = weakref.finalize(self, _free, handle, model)
+
+        self._tokens = np.zeros(self.n_batch, np.int32)
+        self._positions = np.zeros(self.n_batch, np.int32)
+        self._sequences = np.zeros(self.n_batch, np.int32)
+        self._outputs = np.zeros(self.n_batch, np.int8)
+        self._n_sequences = np.ones(self.n_batch, np.int32)
+        self._sequence_of = self._sequences.ctypes.data + 4 * np.arange(self.n_batch, dtype=np.uint)
+        self._batch = cpp.llama_batch(
+            token=_pointer(self._tokens, ctypes.c_int32),
+            pos=_pointer(self._positions, ctypes.c_int32),
+            n_seq_id=_pointer(self._n_sequences, ctypes.c_int32),
+            seq_id=_pointer(self._sequence_of, ctypes.POINTER(ctypes.c_int32)),
+            logits=_pointer(self._outputs, ctypes.c_int8),
+        )
+
+    def decode(
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        sequences: Sequence[int],
+        want_logits: Sequence[bool],
+    ) -> None:
+        """Compute up to `n_batch` tokens under the present injection, adding them to the cache.
+
+        Raises `RuntimeFailure` where llama.cpp fails; the cache may then hold a part of them.
+        """
+        n = len(tokens)
+        if n > self.n_batch:
+            raise ValueError(f"{n} tokens in a batch of {self.n_batch}")
+        self._tokens[:n] = tokens
+        self._positions[:n] = positions
+        self._sequences[:n] = sequences
+        self._outputs[:n] = want_logits
+        self._batch.n_tokens = n
+        clear_log()
+        status = cpp.llama_decode(self.handle, self._batch)
+        if self._tap_error is not None:
+            error, self._tap_error = self._tap_error, None
+            raise error
+        if status:
+            reason = "no room in the KV cache" if status == 1 else last_error() or "no reason given"
+            raise RuntimeFailure(f"llama.cpp could not decode {n} tokens ({status}): {reason}")
+
+    def prefill(self, tokens: Sequence[int], start: int = 0, sequence: int = 0) -> None:
+        """Compute any number of tokens from position `start` on, without logits."""
+        for begin in range(0, len(tokens), self.n_batch):
+            step = tokens[begin : begin + self.n_batch]
+            first = start + begin
+            n = len(step)
+            self.decode(step, range(first, first + n), [sequence] * n, [False] * n)
+
+    def logits(self, index: int) -> FloatArray:
+        """The `(n_vocab,)` logits of batch entry `index`: a view, valid until the next decode."""
+        pointer = cpp.llama_get_logits_ith(self.handle, index)
+        if not pointer:
+            raise RuntimeFailure(f"llama.cpp has no logits for entry {index} of the batch")
+        return np.ctypeslib.as_array(pointer, (self.model.n_vocab,))
+
+    def inject(self, vectors: FloatArray | None) -> None:
+        """Add `vectors[l]` to `l_out-l` in every pass from now on; None or zeros: add nothing.
+
+        `vectors` is `(n_layer, n_embd)` with a zero row 0. Costs 0.1 ms and a graph reserve at the
+        next decode where something changes, nothing where not.
+        """
+        if vectors is not None and not vectors.any():
+            vectors = None
+        if vectors is None:
+            if self._injected is None:
+                return
+            status = cpp.llama_set_adapter_cvec(self.handle, None, 0, 0, 0, 0)
+        else:
+            n_layer, n_embd = self.model.n_layer, self.model.n_embd
+            if vectors.shape != (n_layer, n_embd):
+                raise ValueError(f"{vectors.shape} is not ({n_layer}, {n_embd})")
+            if self._injected is not None and np.array_equal(self._injected, vectors):
+                return
+            # All layers every time: a shorter buffer would leave old upper layers in place.
+            data = np.ascontiguousarray(vectors[1:], np.float32)
+            status = cpp.llama_set_adapter_cvec(
+                self.handle,
+                data.ctypes.data_as(ctypes.POINTER(ctypes.c_float)),
+                data.size,
+                n_embd,
+                1,
+                n_layer - 1,
+            )
+        if status:
+            raise RuntimeFailure(f"llama.cpp refused a control vector ({status}): {last_error()}")
+        self._injected = None if vectors is None else vectors.copy()
+
+    def remove(self, sequence: int, p0: int = 0, p1: int = -1) -> bool:
+        """Drop the cells of a sequence at positions `[p0, p1)`; -1 is the end.
+
+        False where the model keeps a running state that cannot be cut: clear it and start anew.
+        """
+        return bool(cpp.llama_memory_seq_rm(self._memory, sequence, p0, p1))
+
+    def share(self, source: int, target: int, p0: int, p1: int) -> None:
+        """Let `target` have the cells of `source` at `[p0, p1)` too, without copying them.
+
+        Not for recurrent models, whose one state cannot be shared in part.
+        """
+        cpp.llama_memory_seq_cp(self._memory, source, target, p0, p1)
+
+    def clear(self) -> None:
+        """Forget all sequences."""
+        cpp.llama_memory_clear(self._memory, False)
+
+    def close(self) -> None:
+        """Free the context; a second call does nothing."""
+        self._free()
+
+    def __enter__(self) -> Context:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _make_callback(self, tap: Tap) -> Any:
+        """The ctypes callback around `tap`; an exception in it ends the decode and is re-raised."""
+        # No reference cycle: a context that is dropped must be freed at once, not at some later
+        # collection.
+        context = weakref.ref(self)
+        get_name = ggml.get_name
+
+        @cpp.ggml_backend_sched_eval_callback
+        def callback(tensor: int, ask: bool, user_data: Any) -> bool:
+            try:
+                name = get_name(tensor)
+                return tap.wants(name) if ask else tap.read(name, tensor)
+            except BaseException as error:  # ctypes would print and swallow it, Ctrl-C included
+                owner = context()
+                if owner is not None:
+                    owner._tap_error = error
+                return False
+
+        return callback
+
+
+class PlainPrefix:
+    """Sequence 0 of a context as a prefix of plain states, reused from prompt to prompt.
+
+    `tokens` are those whose cells are known to be plain; whatever else the cache holds is removed
+    by the next `hold` (or at once by `cut`).
+    """
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.tokens: list[int] = []
+
+    def hold(self, tokens: Sequence[int]) -> None:
+        """Make the sequence exactly `tokens`, all plain, computing only what is not yet there."""
+        self.context.inject(None)
+        self.cut(common_prefix(self.tokens, tokens))
+        start = len(self.tokens)
+        for begin in range(start, len(tokens), self.context.n_batch):
+            step = tokens[begin : begin + self.context.n_batch]
+            self.context.prefill(step, begin)
+            self.tokens.extend(step)
+
+    def cut(self, length: int) -> None:
+        """Keep the first `length` tokens and drop all other cells, steered ones included."""
+        del self.tokens[length:]
+        if not self.context.remove(0, length):
+            self.context.clear()
+            self.tokens.clear()
+
+
+def window(model: Model, n_ctx: int | None) -> int:
+    """The tokens of one sequence: `n_ctx` checked against the model, or a sensible default."""
+    trained = model.n_ctx_train
+    if n_ctx is None:
+        return min(trained, DEFAULT_CONTEXT)
+    if n_ctx < 1:
+        raise BadInputError(f"a context of {n_ctx} tokens", "it must be at least 1")
+    if n_ctx > trained:
+        raise BadInputError(
+            f"a context of {n_ctx} tokens, but the model was trained with {trained}",
+            f"use at most {trained}",
+        )
+    return n_ctx
+
+
+def check_fits(n_tokens: int, n_ctx: int, what: str = "the prompt") -> None:
+    """Raise `PromptTooLongError` unless `n_tokens` and one more fit a window of `n_ctx`."""
+    if n_tokens + 1 > n_ctx:
+        raise PromptTooLongError(
+            f"{what} has {n_tokens} tokens, the context window only {n_ctx}",
+            "shorten it, or use a larger context (--ctx)",
+        )
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two texts share at their beginning."""
+    n = min(len(a), len(b))
+    return next((i for i in range(n) if a[i] != b[i]), n)
+
+
+def _pointer(array: Any, kind: Any) -> Any:
+    return ctypes.cast(array.ctypes.data, ctypes.POINTER(kind))
+
+
+def _free(handle: Any, model: Model) -> None:
+    cpp.llama_free(handle)
