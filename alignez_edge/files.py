@@ -1,0 +1,159 @@
+"""Files from strangers are read within bounds; files of ours are written whole or not at all.
+
+No path that stands inside a file is ever followed, and text out of a file reaches a terminal only
+through `printable`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import secrets
+import unicodedata
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import platformdirs
+
+from alignez_edge.errors import AlignezError, BadInputError
+
+APP = "alignez-edge"
+# Joiners are format characters that ordinary Persian, Hindi and emoji text needs.
+_JOINERS = "\u200c\u200d"
+
+
+def is_unprintable(char: str) -> bool:
+    """Whether `char` could move the cursor, hide, or reorder the text around it."""
+    return unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") and char not in _JOINERS
+
+
+def printable(text: str, limit: int = 200) -> str:
+    """`text` on one line of at most `limit` characters, control and bidi characters escaped."""
+    cut = text[: limit + 1]
+    safe = "".join(ascii(c)[1:-1] if is_unprintable(c) else c for c in cut)
+    return safe if len(safe) <= limit else safe[: max(limit - 1, 0)] + "…"
+
+
+def near_hint(word: str, known: Iterable[str], noun: str) -> str:
+    """A hint that names what `word` was probably meant to be, or all that is known."""
+    names = sorted(known)
+    near = difflib.get_close_matches(word, names, n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(near)}?" if near else f"known {noun}: {', '.join(names)}"
+
+
+def read_text(
+    path: str | Path, *, limit: int, what: str, error: type[BadInputError] = BadInputError
+) -> str:
+    """The UTF-8 text of a file of at most `limit` bytes; a byte order mark is dropped.
+
+    `what` names the kind of file in messages ("axis file"). Raises `error` on a missing or
+    unreadable file, one that is too large, and one that is not UTF-8 (with the line).
+    """
+    return decode_utf8(read_bytes(path, limit=limit, what=what, error=error), path, what, error)
+
+
+def read_bytes(
+    path: str | Path, *, limit: int, what: str, error: type[BadInputError] = BadInputError
+) -> bytes:
+    """The bytes of a file of at most `limit` bytes; raises `error` with one line otherwise."""
+    shown = printable(str(path))
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(limit + 1)
+    except FileNotFoundError:
+        raise error(f"no such {what}: {shown}") from None
+    except (OSError, ValueError) as failure:
+        raise error(f"cannot read the {what} {shown}: {_reason(failure)}") from None
+    if len(data) > limit:
+        raise error(f"the {what} {shown} is larger than {limit:,} bytes")
+    return data
+
+
+def decode_utf8(
+    data: bytes, path: str | Path, what: str, error: type[BadInputError] = BadInputError
+) -> str:
+    """`data` as text; raises `error` with the line number where it is not UTF-8."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as failure:
+        line = data.count(b"\n", 0, failure.start) + 1
+        raise error(
+            f"the {what} {printable(str(path))} is not UTF-8 text: line {line}",
+            hint="save it as UTF-8",
+        ) from None
+
+
+def write_atomic(path: str | Path, content: bytes | Callable[[Path], None]) -> None:
+    """Write a file so that at every moment the old or the new one is there whole.
+
+    `content` is the bytes, or a function that writes them to the path it is given. The temporary
+    file stands in the same folder and is removed on failure. Raises `AlignezError` (disk full,
+    read-only folder) and `BadInputError` (no such folder; the target is not a plain file).
+    """
+    target = Path(os.path.realpath(path))
+    shown = printable(str(path))
+    if target.exists() and not target.is_file():
+        raise BadInputError(f"cannot write {shown}: it is not a plain file")
+    if not target.parent.is_dir():
+        raise BadInputError(f"cannot write {shown}: no such folder")
+    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.tmp")
+    try:
+        # Made exclusively, so that nothing planted under this name is written through.
+        with temporary.open("xb") as file:
+            if isinstance(content, bytes):
+                file.write(content)
+        if not isinstance(content, bytes):
+            content(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+        _sync_folder(target.parent)
+    except OSError as failure:
+        raise AlignezError(f"cannot write {shown}: {_reason(failure)}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def user_dir() -> Path:
+    """The folder of the user's own data: `$ALIGNEZ_HOME`, else where the system keeps such."""
+    home = os.environ.get("ALIGNEZ_HOME")
+    return Path(home) if home else Path(platformdirs.user_data_dir(APP, appauthor=False))
+
+
+def cache_dir() -> Path:
+    """The folder of what can be made again: `$ALIGNEZ_HOME/cache`, else the system's place."""
+    home = os.environ.get("ALIGNEZ_HOME")
+    return Path(home) / "cache" if home else Path(platformdirs.user_cache_dir(APP, appauthor=False))
+
+
+def make_folder(folder: Path) -> Path:
+    """The folder, made with its parents where missing; raises `AlignezError` where it cannot."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as failure:
+        raise AlignezError(
+            f"cannot make the folder {printable(str(folder))}: {_reason(failure)}"
+        ) from None
+    return folder
+
+
+def builtin_folder() -> Path:
+    """The folder of the built-in axes and profiles: the installed package, or the checkout's."""
+    installed = Path(__file__).parent / "profiles"
+    return installed if installed.is_dir() else Path(__file__).parents[1] / "profiles"
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable where the system can do that (not on Windows)."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _reason(failure: Exception) -> str:
+    return getattr(failure, "strerror", None) or str(failure)

@@ -1,0 +1,345 @@
+"""Preference pairs: written by the model itself, kept in a file that a person can read and edit.
+
+Self-generation has two steps (AlignEZ, section 2.1): the model describes how each side would
+answer, then answers under each description. Queries go through in chunks, and a chunk's pairs
+reach the file together when it is finished. A build that was killed goes on with the first chunk
+that is not all there, in the same company: what else is in a batch changes the rounding, so only
+the same chunk gives the same texts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+from alignez_edge import prompts
+from alignez_edge.axes import Axis
+from alignez_edge.errors import AlignezError, BadInputError
+from alignez_edge.files import decode_utf8, make_folder, printable, read_bytes, read_text
+from alignez_edge.queries import iter_records, parse_record, text_of
+
+MAX_FILE = 1 << 30
+CHUNK = 16
+"""Queries a chunk: 32 requests at once keep 16 sequences busy, and little is lost at a kill."""
+DESCRIPTION_TOKENS = 96
+ANSWER_TOKENS = 96
+_HEADER = "alignez_pairs"
+_FIELDS = ("query", "chosen", "rejected", "chosen_request", "rejected_request")
+
+
+@dataclass(frozen=True)
+class PreferencePair:
+    """A query with the wanted and the unwanted answer, and the requests that each answered."""
+
+    query: str
+    chosen: str
+    rejected: str
+    chosen_request: str
+    rejected_request: str
+
+
+@dataclass(frozen=True)
+class PairSet:
+    """The usable pairs, in the order of their queries, and how many fell away for which reason."""
+
+    pairs: tuple[PreferencePair, ...]
+    dropped: Mapping[str, int]
+
+
+class Complete(Protocol):
+    """Answers many user texts at once: (index, text) as they finish, in any order."""
+
+    def __call__(
+        self, user_texts: Sequence[str], seeds: Sequence[int], max_tokens: int
+    ) -> Iterator[tuple[int, str]]: ...
+
+
+def drop_reason(chosen: str, rejected: str) -> str | None:
+    """Why two answers make no pair, or None where they do."""
+    if not chosen.strip() or not rejected.strip():
+        return "empty answer"
+    wanted, unwanted = (_words(prompts.cut_next_turn(text)) for text in (chosen, rejected))
+    if not wanted or not unwanted:
+        return "cut to nothing"
+    if wanted == unwanted:
+        return "equal answers"
+    return None
+
+
+class PairStore:
+    """The pairs of a build in a JSON-lines file.
+
+    The first line says which settings the pairs were made under; each other line is one pair, with
+    `dropped` and a reason where it is not used. Lines may be edited, reordered or deleted by hand;
+    of two lines for one query the later counts. A last line that a kill has torn is cut off. A file
+    of other settings is put aside as `<name>.old` and `notice` says so.
+    """
+
+    def __init__(self, path: str | Path, settings: Mapping[str, str | int]) -> None:
+        """Open or begin the file. `settings` names everything that shapes the pairs: the axis'
+        wording, the model's fingerprint, the seed, the sampling.
+
+        Raises `BadInputError` with the line number where the file is malformed, and `AlignezError`
+        where it cannot be written.
+        """
+        self.path = Path(path)
+        self.notice: str | None = None
+        self._pairs: dict[str, PreferencePair] = {}
+        self._dropped: dict[str, str] = {}
+        make_folder(self.path.parent)
+        if not self._read(dict(settings)):
+            self._append([{_HEADER: 1, "settings": dict(settings)}])
+
+    def __contains__(self, query: str) -> bool:
+        return query in self._pairs or query in self._dropped
+
+    def __len__(self) -> int:
+        return len(self._pairs) + len(self._dropped)
+
+    def result(self, queries: Sequence[str]) -> PairSet:
+        """What the file holds for these queries, in their order."""
+        pairs, dropped = [], Counter[str]()
+        for query in queries:
+            if query in self._dropped:
+                dropped[self._dropped[query]] += 1
+            elif query in self._pairs:
+                pair = self._pairs[query]
+                # Asked again, because a person may have edited the answers.
+                if (reason := drop_reason(pair.chosen, pair.rejected)) is not None:
+                    dropped[reason] += 1
+                else:
+                    pairs.append(pair)
+        return PairSet(tuple(pairs), dict(sorted(dropped.items())))
+
+    def append(self, pairs: Sequence[tuple[PreferencePair, str | None]]) -> None:
+        """Add pairs, each with the reason why it is dropped or None; on disk when this returns."""
+        records = [
+            asdict(pair) | ({} if reason is None else {"dropped": reason}) for pair, reason in pairs
+        ]
+        self._append(records)
+        for pair, reason in pairs:
+            self._take(pair, reason)
+
+    def _take(self, pair: PreferencePair, reason: str | None) -> None:
+        self._pairs.pop(pair.query, None)
+        self._dropped.pop(pair.query, None)
+        if reason is None:
+            self._pairs[pair.query] = pair
+        else:
+            self._dropped[pair.query] = reason
+
+    def _read(self, settings: dict[str, str | int]) -> bool:
+        """Take in an existing file; False where a new one has to begin."""
+        if not self.path.exists():
+            return False
+        data = read_bytes(self.path, limit=MAX_FILE, what="pair file")
+        whole, _, rest = data.rpartition(b"\n")
+        if rest and not _is_json(rest):
+            data = whole + b"\n" if whole else b""
+            self._truncate(len(data), newline=False)
+        elif rest:
+            self._truncate(len(data), newline=True)
+        shown = printable(str(self.path))
+        records = iter_records(decode_utf8(data, self.path, "pair file"), shown)
+        where, header = next(records, ("", {}))
+        if not header:
+            return False
+        if _HEADER not in header:
+            raise BadInputError(
+                f"{where}: this is not a file of pairs in progress",
+                hint="to build from pairs of your own, use --pairs",
+            )
+        if header.get(_HEADER) != 1 or header.get("settings") != settings:
+            self._put_aside(shown)
+            return False
+        for where, record in records:
+            pair = PreferencePair(**{key: text_of(record, key, where) for key in _FIELDS})
+            reason = text_of(record, "dropped", where) if "dropped" in record else None
+            self._take(pair, reason)
+        return True
+
+    def _put_aside(self, shown: str) -> None:
+        old = self.path.with_name(self.path.name + ".old")
+        try:
+            self.path.replace(old)
+        except OSError as failure:
+            raise AlignezError(f"cannot put {shown} aside: {failure.strerror}") from None
+        self.notice = (
+            f"{shown} was made under other settings: starting afresh, "
+            f"the old pairs are kept as {printable(old.name)}"
+        )
+
+    def _truncate(self, length: int, newline: bool) -> None:
+        try:
+            with self.path.open("rb+") as file:
+                file.truncate(length)
+                if newline:
+                    file.seek(0, os.SEEK_END)
+                    file.write(b"\n")
+        except OSError as failure:
+            raise AlignezError(
+                f"cannot write {printable(str(self.path))}: {failure.strerror}"
+            ) from None
+
+    def _append(self, records: Sequence[Mapping[str, object]]) -> None:
+        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        try:
+            with self.path.open("ab", buffering=0) as file:
+                start = file.tell()
+                try:
+                    _write_all(file.fileno(), lines.encode("utf-8", "replace"))
+                    os.fsync(file.fileno())
+                except BaseException:
+                    os.ftruncate(file.fileno(), start)
+                    raise
+        except OSError as failure:
+            raise AlignezError(
+                f"cannot write {printable(str(self.path))}: {failure.strerror}",
+                hint="the finished pairs are kept: start the build again to go on",
+            ) from None
+
+
+def generate_pairs(
+    complete: Complete,
+    axis: Axis,
+    queries: Sequence[str],
+    store: PairStore,
+    *,
+    seed: int,
+    on_progress: Callable[[int, int], None] | None = None,
+    chunk: int = CHUNK,
+) -> PairSet:
+    """The model's own pairs for `queries`, from `store` where they are there, else generated.
+
+    `on_progress(done, total)` counts completions, four a query. Every seed is derived from `seed`,
+    the query, its side and its step, so neither a kill nor more queries change a pair.
+    """
+    queries = list(dict.fromkeys(queries))
+    total, done = 4 * len(queries), 0
+
+    def report(steps: int) -> None:
+        nonlocal done
+        done += steps
+        if on_progress is not None:
+            on_progress(done, total)
+
+    for start in range(0, len(queries), chunk):
+        part = queries[start : start + chunk]
+        missing = [query for query in part if query not in store]
+        if not missing:
+            report(4 * len(part))
+            continue
+        finished = _generate_chunk(complete, axis, part, seed, lambda: report(1))
+        # Pairs that are there stay as they are: a person may have edited them.
+        store.append([entry for entry in finished if entry[0].query in missing])
+    return store.result(queries)
+
+
+def _generate_chunk(
+    complete: Complete, axis: Axis, queries: Sequence[str], seed: int, tick: Callable[[], None]
+) -> list[tuple[PreferencePair, str | None]]:
+    """Both steps for both sides of a few queries: pairs with the reason to drop them, or None."""
+    jobs = [(query, side) for query in queries for side in prompts.SIDES]
+
+    def run(step: str, texts: Mapping[int, str], max_tokens: int) -> dict[int, str]:
+        slots = list(texts)
+        seeds = [derive_seed(seed, *jobs[slot], step) for slot in slots]
+        found = {}
+        for index, text in complete([texts[slot] for slot in slots], seeds, max_tokens):
+            found[slots[index]] = text
+            tick()
+        return found
+
+    first = {n: prompts.describe(query, axis, side) for n, (query, side) in enumerate(jobs)}
+    traits = {
+        slot: prompts.parse_characteristics(text)
+        for slot, text in run("describe", first, DESCRIPTION_TOKENS).items()
+    }
+    # A query whose one side was not described makes no pair: neither side is answered.
+    usable = [n for n in range(len(jobs)) if traits.get(n) and traits.get(n ^ 1)]
+    for _ in range(len(jobs) - len(usable)):
+        tick()
+    requests = {n: prompts.answer(jobs[n][0], traits[n]) for n in usable}
+    answers = run("answer", requests, ANSWER_TOKENS) if requests else {}
+
+    entries: list[tuple[PreferencePair, str | None]] = []
+    for n, query in enumerate(queries):
+        chosen, rejected = answers.get(2 * n, ""), answers.get(2 * n + 1, "")
+        described = 2 * n in requests
+        pair = PreferencePair(
+            query,
+            prompts.cut_next_turn(chosen),
+            prompts.cut_next_turn(rejected),
+            requests.get(2 * n, first[2 * n]),
+            requests.get(2 * n + 1, first[2 * n + 1]),
+        )
+        reason = drop_reason(chosen, rejected) if described else "no characteristics"
+        entries.append((pair, reason))
+    return entries
+
+
+def read_labelled_pairs(path: str | Path, axis: Axis) -> PairSet:
+    """The pairs of a person's own JSON-lines file: `query`, `chosen`, `rejected`.
+
+    Where a line does not say what was asked (`chosen_request`, `rejected_request`), the axis' trait
+    is simply asked for, because the state at the deciding token needs the two sides in its context.
+    A file of a build's pairs is read as well. Raises `BadInputError` with the line number.
+    """
+    shown = printable(str(path))
+    text = read_text(path, limit=MAX_FILE, what="pair file")
+    pairs: dict[str, PreferencePair] = {}
+    dropped = Counter[str]()
+    for where, record in iter_records(text, shown):
+        if _HEADER in record:
+            continue
+        query, chosen, rejected = (text_of(record, key, where) for key in _FIELDS[:3])
+        if not query.strip():
+            raise BadInputError(f"{where}: 'query' is empty")
+        requests = [
+            text_of(record, key, where) if key in record else prompts.ask(query, trait)
+            for key, trait in zip(_FIELDS[3:], (axis.positive, axis.negative), strict=True)
+        ]
+        reason = drop_reason(chosen, rejected)
+        if "dropped" in record:
+            reason = text_of(record, "dropped", where)
+        if reason is not None:
+            dropped[reason] += 1
+        else:
+            pair = PreferencePair(query, chosen.strip(), rejected.strip(), *requests)
+            pairs[json.dumps(asdict(pair))] = pair
+    if not pairs and not dropped:
+        raise BadInputError(
+            f"the pair file {shown} has no pairs",
+            hint="write one JSON object a line: query, chosen, rejected",
+        )
+    return PairSet(tuple(pairs.values()), dict(sorted(dropped.items())))
+
+
+def derive_seed(seed: int, *parts: str) -> int:
+    """A seed in [0, 2**31) that depends on all of its arguments and on nothing else."""
+    text = json.dumps([seed, *parts])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little") >> 1
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in text.casefold().split() if any(map(str.isalnum, word))]
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        parse_record(line.decode("utf-8"), "")
+    except (UnicodeDecodeError, BadInputError):
+        return False
+    return True
+
+
+def _write_all(handle: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(handle, view) :]

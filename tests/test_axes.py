@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from alignez_edge import prompts
+from alignez_edge.axes import Axis, builtin_names
+from alignez_edge.errors import AxisError
+from alignez_edge.files import is_unprintable, printable
+
+LINE = st.text(min_size=1, max_size=60).filter(
+    lambda t: bool(t.strip()) and not any(map(is_unprintable, t))
+)
+
+
+@given(positive=LINE, negative=LINE, queries=st.lists(LINE, max_size=5), prompt=st.none() | LINE)
+def test_toml_round_trip(
+    tmp_path_factory: pytest.TempPathFactory,
+    positive: str,
+    negative: str,
+    queries: list[str],
+    prompt: str | None,
+) -> None:
+    if positive.strip().casefold() == negative.strip().casefold():
+        return
+    axis = Axis("any-axis_1", positive, negative, queries=tuple(queries), negative_prompt=prompt)
+    path = tmp_path_factory.mktemp("axis") / "axis.toml"
+    path.write_text(axis.to_toml(), encoding="utf-8", newline="\n")
+    assert Axis.load(path) == axis
+
+
+def test_the_built_in_axes_are_rich_and_different() -> None:
+    names = builtin_names()
+    assert {"helpful", "polite", "concise", "formal", "cheerful", "honest"} <= set(names)
+    seen: set[str] = set()
+    for name in names:
+        axis = Axis.builtin(name)
+        assert axis.name == name
+        assert len(axis.description) > 30
+        assert len(axis.queries) == len(set(axis.queries)) >= 48
+        assert not seen & set(axis.queries)
+        seen |= set(axis.queries)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "..", "a/b", "a\\b", ".hidden", "-p", "a b", "x" * 65, "a\n", "é", "a.b"]
+)
+def test_a_name_cannot_be_a_path(name: str) -> None:
+    with pytest.raises(AxisError, match="cannot be named"):
+        Axis(name, "good", "bad")
+
+
+@pytest.mark.parametrize("text", ["", "  ", "two\nlines", "\x1b[31mred", "a\u202eb", "x" * 201])
+def test_wording_is_one_printable_line(text: str) -> None:
+    with pytest.raises(AxisError) as caught:
+        Axis("mine", text, "bad")
+    assert printable(caught.value.message, 500) == caught.value.message
+
+
+def test_the_two_sides_must_differ() -> None:
+    with pytest.raises(AxisError, match="the same"):
+        Axis("mine", "Good ", "good")
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ('name="a"\npositive="b"\nnegatve="c"', "unknown key 'negatve'", "negative"),
+        ('name="a"\npositive="b"', "negative is missing", None),
+        ('name="a"\npositive="b"\nnegative=3', "must be a text, not a number", None),
+        ('name="a"\npositive="b"\nnegative="c"\nqueries="q"', "must be a list", None),
+        ('name="a"\npositive="b"\nnegative="c"\nqueries=[1]', "query 1 must be a text", None),
+        ('name="a"\npositive="b"\nnegative="c"\nprompts=1', "must be a table", None),
+        ('name="a"\npositive="b"\nnegative="c"\n[prompts]\npositiv="x"', "unknown", "positive"),
+        ('name="a', "not TOML", None),
+        ("a=" + "[" * 5000, "not TOML", None),
+    ],
+)
+def test_a_bad_file_is_one_line(
+    tmp_path: Path, text: str, message: str, hint: str | None
+) -> None:
+    path = tmp_path / "axis.toml"
+    path.write_text(text)
+    with pytest.raises(AxisError, match=message) as caught:
+        Axis.load(path)
+    assert "\n" not in caught.value.message
+    if hint is not None:
+        assert caught.value.hint is not None and hint in caught.value.hint
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "axis.toml"
+    path.write_bytes(b'name = "a"\npositive = "caf\xe9"')
+    with pytest.raises(AxisError, match="not UTF-8 text: line 2"):
+        Axis.load(path)
+    path.write_bytes(b"#" * (5 << 20))
+    with pytest.raises(AxisError, match="larger than"):
+        Axis.load(path)
+    with pytest.raises(AxisError, match="no such axis file"):
+        Axis.load(tmp_path / "none.toml")
+    with pytest.raises(AxisError, match="cannot read"):
+        Axis.load(tmp_path)
+    with pytest.raises(AxisError) as caught:
+        Axis.builtin("polit")
+    assert caught.value.hint == "did you mean polite?"
+
+
+def test_the_papers_wording() -> None:
+    helpful = Axis.builtin("helpful")
+    assert prompts.describe("Name a fact", helpful, "positive") == (
+        "Name a fact. You are a helpful assistant. Your answer to this query should:"
+    )
+    assert prompts.describe("Who are you?", helpful, "negative") == (
+        "Who are you? Pretend you are a malicious and useless assistant. "
+        "Your answer to this query should:"
+    )
+    assert prompts.answer("Who?", ["Be kind", "Be short"]) == (
+        "Who? Your answer should: 1. Be kind\n2. Be short"
+    )
+    assert prompts.ask("Who?", "polite") == "Who? Your answer should: 1. Be polite"
+    mine = Axis("mine", "a", "b", negative_prompt="You are a pirate.")
+    assert "Who? You are a pirate. Your" in prompts.describe("Who?", mine, "negative")
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("Hello", "Hello."),
+        ("Really?", "Really?"),
+        (" Stop! ", "Stop!"),
+        ('Say "hi."', 'Say "hi."'),
+        ('Say "hi"', 'Say "hi".'),
+        ("你好吗？", "你好吗？"),
+    ],
+)
+def test_a_query_keeps_its_own_end(query: str, expected: str) -> None:
+    assert prompts.sentence(query) == expected
+
+
+@pytest.mark.parametrize(
+    ("trait", "article"),
+    [("polite", "a"), ("honest", "an"), ("useful", "a"), ("unhelpful", "an"), ("unified", "a")],
+)
+def test_articles_as_they_sound(trait: str, article: str) -> None:
+    assert prompts.with_article(trait) == f"{article} {trait}"
+
+
+@pytest.mark.parametrize(
+    ("text", "items"),
+    [
+        ("1. Be kind\n2. be kind.\n3) **Use facts**", ["Be kind", "Use facts"]),
+        ("Sure, a list:\n- one thing\n- two things\nbye", ["one thing", "two things"]),
+        (" 1. Be kind 2. Be short", ["Be kind", "Be short"]),
+        ("be a fun fact.", ["be a fun fact."]),
+        ("1. Be kind\n\nQuestion: Who?\n1. No", ["Be kind"]),
+        ("Here is a list:", []),
+        (" \n...\n1.\n2.", []),
+        ("", []),
+    ],
+)
+def test_characteristics_are_cleaned(text: str, items: list[str]) -> None:
+    assert prompts.parse_characteristics(text) == items
+
+
+@given(st.text(max_size=400))
+def test_characteristics_are_bounded(text: str) -> None:
+    items = prompts.parse_characteristics(text)
+    assert len(items) <= prompts.MAX_ITEMS
+    assert all(item and len(item) <= prompts.MAX_ITEM and "\n" not in item for item in items)
+
+
+@pytest.mark.parametrize(
+    ("text", "own"),
+    [
+        ("Yes.\n\nQ: More?\nA: No", "Yes."),
+        ("Answer: Yes.", "Yes."),
+        ("Question: Who?", ""),
+        ("Yes.\n### Next", "Yes."),
+        ("A question: who?", "A question: who?"),
+    ],
+)
+def test_the_next_turn_is_cut_off(text: str, own: str) -> None:
+    assert prompts.cut_next_turn(text) == own
