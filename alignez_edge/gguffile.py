@@ -15,6 +15,7 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, overload
 
@@ -189,9 +190,7 @@ class _Reader:
         """Step over `length` bytes and return where they began."""
         start = self._at
         if length > self._size - start:
-            raise self._fail(
-                f"the file ends inside {what} (it has {self._size} bytes)", _DOWNLOAD
-            )
+            raise self._fail(f"the file ends inside {what} (it has {self._size} bytes)", _DOWNLOAD)
         self._at = start + length
         return start
 
@@ -326,7 +325,7 @@ class _Reader:
                 )
             tensors[name] = TensorInfo(name, shape, type_name, base + offset, nbytes)
         in_order = sorted(tensors.values(), key=lambda t: t.offset)
-        for left, right in zip(in_order, in_order[1:], strict=False):
+        for left, right in pairwise(in_order):
             if left.offset + left.nbytes > right.offset:
                 names = f"'{printable(left.name)}' and '{printable(right.name)}'"
                 raise self._fail(f"the tensors {names} overlap")

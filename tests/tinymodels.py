@@ -179,9 +179,7 @@ def _shapes(
         yield "output.weight", (n_vocab, n_embd)
 
 
-def _values(
-    rng: np.random.Generator, name: str, shape: tuple[int, ...], arch: str
-) -> np.ndarray:
+def _values(rng: np.random.Generator, name: str, shape: tuple[int, ...], arch: str) -> np.ndarray:
     noise = rng.standard_normal(shape, dtype=np.float32)
     if name.endswith("norm.weight"):
         return 1 + 0.1 * noise

@@ -9,17 +9,19 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from alignez_edge.errors import BadInputError, ModelFileError, RuntimeFailure
 from alignez_edge.gguffile import GGUFFile, printable, read_gguf
 from alignez_edge.runtime import llama
-from alignez_edge.runtime.check import STEERABLE_NOT, check_loaded, check_model
+from alignez_edge.runtime.check import UNSTEERABLE, check_loaded, check_model
 from alignez_edge.runtime.llama import cpp
 from alignez_edge.runtime.template import (
     QUESTION_STOPS,
@@ -152,9 +154,10 @@ class Model:
         keys = self.gguf.metadata
         architecture = str(keys["general.architecture"])
 
+        pre = keys.get("tokenizer.ggml.pre", "")
+
         def number(key: str) -> int:
-            value = keys.get(f"{architecture}.{key}", 0)
-            return int(value if isinstance(value, int) else max(value, default=0))
+            return int(np.max(keys.get(f"{architecture}.{key}", 0)))
 
         return ModelFacts(
             name=printable(str(keys.get("general.name") or self.path.stem)),
@@ -168,14 +171,11 @@ class Model:
             quantization=_quantization(self.gguf),
             parameters=cpp.llama_model_n_params(self.handle),
             size_bytes=self.gguf.size,
-            tokenizer=printable(
-                " ".join(
-                    str(keys[k]) for k in ("tokenizer.ggml.model", "tokenizer.ggml.pre") if k in keys
-                )
-            ),
+            tokenizer=printable(f"{keys['tokenizer.ggml.model']} {pre}".strip()),
             template="chat template" if self.template else "question/answer",
             experts=number("expert_count"),
-            can_steer=architecture not in STEERABLE_NOT,
+            # A control vector cannot edit layer 0, so one layer is not enough.
+            can_steer=architecture not in UNSTEERABLE and self.n_layer > 1,
         )
 
     @cached_property
@@ -240,6 +240,7 @@ class Model:
         from alignez_edge.runtime.batch import generate_batch
         from alignez_edge.runtime.types import Request
 
+        sampling = replace(sampling, stop=(*sampling.stop, *self.stops))
         requests = [
             Request(
                 self.prompt([{"role": "user", "content": text}]).tokens,
@@ -269,11 +270,10 @@ def _quantization(gguf: GGUFFile) -> str:
     """llama.cpp's name for the file's type, else the commonest format by size."""
     from gguf import LlamaFileType
 
-    try:
-        name = LlamaFileType(gguf.metadata.get("general.file_type")).name
-        return name.removeprefix("MOSTLY_").removeprefix("ALL_")
-    except ValueError:
-        sizes: Counter[str] = Counter()
-        for tensor in gguf.tensors.values():
-            sizes[tensor.type] += tensor.nbytes
-        return sizes.most_common(1)[0][0] if sizes else "none"
+    number = gguf.metadata.get("general.file_type")
+    if isinstance(number, int) and number in {int(t) for t in LlamaFileType}:
+        return LlamaFileType(number).name.removeprefix("MOSTLY_").removeprefix("ALL_")
+    sizes: Counter[str] = Counter()
+    for tensor in gguf.tensors.values():
+        sizes[tensor.type] += tensor.nbytes
+    return sizes.most_common(1)[0][0]

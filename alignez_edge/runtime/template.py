@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any, cast
 
 from alignez_edge.errors import AlignezError, BadInputError, ModelFileError
 from alignez_edge.gguffile import printable
@@ -56,11 +57,14 @@ def check_messages(messages: Sequence[Message]) -> None:
 def question_answer(messages: Sequence[Message]) -> str:
     """The form for models without a template: `Question: …` and `Answer:`, a blank line between."""
     forms = {"system": "{}", "user": "Question: {}", "assistant": "Answer: {}"}
-    return "\n\n".join(
-        # The cue to answer stands right below the last question, as an answer does.
-        "\n".join(forms[m["role"]].format(m["content"].strip()) for m in turn)
-        for turn in _turns(messages)
-    ) + "\nAnswer:"
+    return (
+        "\n\n".join(
+            # The cue to answer stands right below the last question, as an answer does.
+            "\n".join(forms[m["role"]].format(m["content"].strip()) for m in turn)
+            for turn in _turns(messages)
+        )
+        + "\nAnswer:"
+    )
 
 
 def _turns(messages: Sequence[Message]) -> Iterator[list[Message]]:
@@ -142,7 +146,8 @@ class ChatTemplate:
     def _render(self, messages: Sequence[Message]) -> str:
         try:
             # Models that can think aloud first are asked not to: an answer is what is steered.
-            return str(self._formatter(messages=list(messages), enable_thinking=False).prompt)
+            rendered = self._formatter(messages=cast(Any, list(messages)), enable_thinking=False)
+            return str(rendered.prompt)
         except ValueError as error:  # what a template's own raise_exception(...) raises
             raise BadInputError(
                 f"the model's chat template refuses this conversation: {printable(str(error), 120)}"

@@ -126,9 +126,7 @@ class Vocabulary:
         room = 8 * len(tokens) + 64
         for _ in range(2):
             buffer = ctypes.create_string_buffer(room)
-            n = cpp.llama_detokenize(
-                self._handle, given, len(tokens), buffer, room, False, False
-            )
+            n = cpp.llama_detokenize(self._handle, given, len(tokens), buffer, room, False, False)
             if n >= 0:
                 return buffer.raw[:n].decode("utf-8", "replace")
             room = -n
