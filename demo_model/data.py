@@ -12,6 +12,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -64,7 +65,7 @@ class Encoder:
     def __init__(self, tokenizer: Tokenizer, settings: Settings) -> None:
         self.tokenizer = tokenizer
         self.opening = settings.opening_tokens
-        self.special = {name: tokenizer.token_to_id(name) for name in SPECIALS}
+        self.special = {name: bpe.special_id(tokenizer, name) for name in SPECIALS}
         texts = [tokenizer.decode([i]) for i in range(tokenizer.get_vocab_size())]
         self.ends = np.array([t.rstrip("\"')").endswith((".", "!", "?")) for t in texts])
         self.breaks = np.array([t[:1].isspace() for t in texts])
@@ -169,7 +170,8 @@ def build(settings: Settings, work: Path, processes: int = 3) -> None:
     mark, note = fingerprint(settings), work / "corpus.json"
     if note.exists() and json.loads(note.read_text())["fingerprint"] != mark:
         raise StaleWorkError(f"{work} was made from another corpus: remove it to start again")
-    note.exists() or note.write_text(json.dumps({"fingerprint": mark}))
+    if not note.exists():
+        note.write_text(json.dumps({"fingerprint": mark}))
 
     if not bpe.path_in(work).exists():
         sample = islice(documents(settings.seed * 1000), settings.tokenizer_documents)
@@ -185,12 +187,18 @@ def build(settings: Settings, work: Path, processes: int = 3) -> None:
     missing = [job for job in jobs if not job[0].exists()]
     started = time.monotonic()
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=spawn) as pool:
+    # Ctrl-C is for the parent: the files in progress are finished, the others left.
+    quiet = (signal.SIGINT, signal.SIG_IGN)
+    with ProcessPoolExecutor(processes, spawn, signal.signal, quiet) as pool:
         futures = [pool.submit(_write, settings, work, *job) for job in missing]
-        for done, future in enumerate(as_completed(futures), 1):
-            future.result()
-            left = (time.monotonic() - started) / done * (len(missing) - done)
-            print(f"corpus: {done} of {len(missing)} files, about {left:.0f} s left", flush=True)
+        try:
+            for done, future in enumerate(as_completed(futures), 1):
+                future.result()
+                left = (time.monotonic() - started) / done * (len(missing) - done)
+                print(f"corpus: {done} of {len(missing)} files, about {left:.0f} s left")
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            raise
 
     digest = hashlib.sha256()
     for path, _, _ in jobs:

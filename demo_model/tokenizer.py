@@ -45,6 +45,11 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=False).ids
 
 
+def special_id(tokenizer: Tokenizer, name: str) -> int:
+    """Id of a special token; KeyError when the tokenizer lacks it."""
+    return tokenizer.get_vocab()[name]
+
+
 def vocabulary(tokenizer: Tokenizer) -> list[str]:
     """The tokens by id, ordinary ones in GPT-2's printable form of bytes."""
     by_id = {number: token for token, number in tokenizer.get_vocab().items()}

@@ -7,7 +7,6 @@ of weights, optimizer and step is all that a resumed run needs.
 from __future__ import annotations
 
 import csv
-import os
 import signal
 import time
 from collections.abc import Callable
@@ -45,7 +44,7 @@ def save(content: object, path: Path) -> None:
     """Write a file that is either whole or not there."""
     partial = path.with_suffix(".partial")
     torch.save(content, partial)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def weighted_loss(model: Callable[[Tensor], Tensor], tokens: Tensor, weight: Tensor) -> Tensor:

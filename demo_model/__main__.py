@@ -1,0 +1,82 @@
+"""`python -m demo_model [corpus|train|export|parity|report|all]`: the steps, in their order."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from demo_model import data, export, parity, train
+from demo_model.settings import DEFAULT, WORK
+
+STEPS = ("corpus", "train", "export", "parity", "report")
+
+
+def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m demo_model", description=__doc__)
+    parser.add_argument("step", nargs="?", choices=(*STEPS, "all"), default="all")
+    parser.add_argument("--work", type=Path, default=WORK, help="folder for the files made")
+    parser.add_argument("--threads", type=int, default=3)
+    parser.add_argument("--no-compile", action="store_true", help="train without torch.compile")
+    parser.add_argument(
+        "--percent", type=int, choices=train.SNAPSHOTS, default=100,
+        help="export and compare the weights of this part of the run",
+    )  # fmt: skip
+    return parser.parse_args(arguments)
+
+
+def perform(step: str, options: argparse.Namespace) -> int:
+    """Do one step; the exit code."""
+    work: Path = options.work
+    if step == "corpus":
+        data.build(DEFAULT, work, options.threads)
+    elif step == "train":
+        done = train.run(DEFAULT, work, options.threads, compiled=not options.no_compile)
+        if not done:
+            print("interrupted; the same command goes on from here", file=sys.stderr)
+            return 130
+    elif step == "export":
+        export.run(DEFAULT, work, options.percent)
+    elif step == "parity":
+        return 0 if parity.run(DEFAULT, work, options.percent).passed else 1
+    else:
+        from demo_model import report
+
+        report.main()
+    return 0
+
+
+def is_finished(step: str, work: Path) -> bool:
+    """Whether `all` may skip a step; the checks are always made anew."""
+    if step == "corpus":
+        return data.finished(work)
+    if step == "train":
+        return train.finished(work)
+    last = export.gguf_path(work, export.QUANTIZATIONS[-1])
+    weights = train.weights_path(work)
+    return step == "export" and last.exists() and last.stat().st_mtime > weights.stat().st_mtime
+
+
+def main() -> int:
+    """Run what the command line asks for."""
+    options = parsed()
+    steps = STEPS if options.step == "all" else (options.step,)
+    try:
+        for step in steps:
+            if options.step == "all" and is_finished(step, options.work):
+                print(f"{step}: already done", flush=True)
+                continue
+            code = perform(step, options)
+            if code:
+                return code
+    except data.StaleWorkError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
