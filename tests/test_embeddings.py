@@ -1,0 +1,51 @@
+"""States come back as they were put in, and a torn record is dropped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from alignez_edge.embeddings import HiddenStates
+
+SHAPE = (3, 5)
+
+
+def records(n: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(n, 2, 2, *SHAPE)).astype(np.float32)
+
+
+def fill(states: HiddenStates, data: np.ndarray) -> None:
+    for record in data:
+        states.append(deciding=record[:, 0], answer=record[:, 1])
+
+
+def test_round_trip_by_layer_and_rows(tmp_path: Path) -> None:
+    data = records(4)
+    with HiddenStates(tmp_path / "s", SHAPE) as states:
+        fill(states, data)
+        found = states.layer(2, "answer")
+        np.testing.assert_array_equal(found.chosen, data[:, 0, 1, 2])
+        np.testing.assert_array_equal(found.rejected, data[:, 1, 1, 2])
+        some = states.layer(1, "deciding", [3, 1])
+        np.testing.assert_array_equal(some.chosen, data[[3, 1], 0, 0, 1])
+
+
+def test_goes_on_after_the_last_whole_record(tmp_path: Path) -> None:
+    data = records(3)
+    path = tmp_path / "s"
+    with HiddenStates(path, SHAPE) as states:
+        fill(states, data[:2])
+    path.write_bytes(path.read_bytes()[:-7])
+    with HiddenStates(path, SHAPE) as states:
+        assert len(states) == 1
+        fill(states, data[1:])
+        np.testing.assert_array_equal(states.layer(0, "deciding").chosen, data[:, 0, 0, 0])
+
+
+def test_a_record_of_another_shape_is_refused(tmp_path: Path) -> None:
+    with HiddenStates(tmp_path / "s", SHAPE) as states:
+        with pytest.raises(ValueError, match="does not fit"):
+            states.append([np.zeros((3, 4))] * 2, [np.zeros((3, 4))] * 2)
+        assert len(states) == 0
