@@ -107,7 +107,7 @@ def write_atomic(path: str | Path, content: bytes | Callable[[Path], None]) -> N
             content(temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, target)
+        temporary.replace(target)
         _sync_folder(target.parent)
     except OSError as failure:
         raise AlignezError(f"cannot write {shown}: {_reason(failure)}") from None

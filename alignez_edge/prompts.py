@@ -85,7 +85,7 @@ def parse_characteristics(text: str) -> list[str]:
         lines = [line for line in lines if _MARKER.match(line)]
     items: dict[str, str] = {}
     for line in lines:
-        item = _shorten(" ".join(_MARKER.sub("", line, count=1).split()).strip("*_`\"“” "))
+        item = _shorten(" ".join(_MARKER.sub("", line, count=1).split()).strip('*_`"“” '))
         if sum(map(str.isalpha, item)) >= 3 and not item.endswith(":"):
             items.setdefault(item.casefold().rstrip("."), item)
     return list(items.values())[:MAX_ITEMS]
@@ -93,7 +93,9 @@ def parse_characteristics(text: str) -> list[str]:
 
 def cut_next_turn(text: str) -> str:
     """The model's own answer: `text` up to where it starts to write the next question."""
-    own = _OWN_TURN.sub("", text.strip(), count=1) if _OWN_TURN.match(text.strip()) else text.strip()
+    own = text.strip()
+    if (label := _OWN_TURN.match(own)) is not None:
+        own = own[label.end() :]
     found = _NEXT_TURN.search(f"\n{own}")
     return own if found is None else own[: max(found.start() - 1, 0)].rstrip()
 

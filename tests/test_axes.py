@@ -79,9 +79,7 @@ def test_the_two_sides_must_differ() -> None:
         ("a=" + "[" * 5000, "not TOML", None),
     ],
 )
-def test_a_bad_file_is_one_line(
-    tmp_path: Path, text: str, message: str, hint: str | None
-) -> None:
+def test_a_bad_file_is_one_line(tmp_path: Path, text: str, message: str, hint: str | None) -> None:
     path = tmp_path / "axis.toml"
     path.write_text(text)
     with pytest.raises(AxisError, match=message) as caught:

@@ -271,7 +271,7 @@ def test_labelled_pairs(tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
     records = [
         {"query": "Who?", "chosen": " Me, please. ", "rejected": "Not you."},
-        {"query": "Who?", "chosen": "I am.", "rejected": "Nobody.", "chosen_request": "Who? Nicely!"},
+        {"query": "Who?", "chosen": "I am.", "rejected": "No.", "chosen_request": "Who? Nicely!"},
         {"query": "What?", "chosen": "same", "rejected": "same"},
     ]
     path.write_text("\n".join(map(json.dumps, records)))

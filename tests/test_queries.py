@@ -22,7 +22,7 @@ def test_text_without_blanks_and_duplicates(tmp_path: Path) -> None:
 
 
 def test_json_lines_with_any_of_the_keys(tmp_path: Path) -> None:
-    records = [{"query": "a"}, {"instruction": "b", "output": 1}, {"prompt": "c\nd"}, {"query": "a"}]
+    records = [{"query": "a"}, {"instruction": "b", "n": 1}, {"prompt": "c\nd"}, {"query": "a"}]
     text = "\n".join(map(json.dumps, records))
     for name in ("q.jsonl", "q.txt"):
         assert read_queries(write(tmp_path, name, text)) == ["a", "b", "c\nd"]
@@ -46,9 +46,7 @@ def test_json_lines_with_any_of_the_keys(tmp_path: Path) -> None:
         ("q.jsonl", '{"n": ' + "9" * 5000 + "}", "line 1: (not JSON|none of the keys)"),
     ],
 )
-def test_bad_files_are_one_line(
-    tmp_path: Path, name: str, text: str | bytes, message: str
-) -> None:
+def test_bad_files_are_one_line(tmp_path: Path, name: str, text: str | bytes, message: str) -> None:
     with pytest.raises(BadInputError, match=message) as caught:
         read_queries(write(tmp_path, name, text))
     assert "\n" not in caught.value.message

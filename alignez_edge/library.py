@@ -1,0 +1,117 @@
+"""The user's profiles by name, and the built-in ones for the demo model."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from alignez_edge.errors import BadInputError, ProfileFileError
+from alignez_edge.files import builtin_folder, make_folder, near_hint, printable, user_dir
+
+if TYPE_CHECKING:
+    from alignez_edge.profile import Profile
+
+SUFFIX = ".gguf"
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9_-])?")
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class LibraryEntry:
+    """A profile that can be named: the user's own, or one that ships with the package."""
+
+    name: str
+    path: Path
+    origin: Literal["user", "built-in"]
+
+
+class ProfileLibrary:
+    """A folder of profiles, `<name>.gguf`; by default `profiles` in the user's data folder.
+
+    A name of the user's own hides a built-in one. The folder is made when something is saved.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self.folder = Path(folder) if folder is not None else user_dir() / "profiles"
+
+    def list(self) -> list[LibraryEntry]:
+        """Every profile that `find` knows by name, in order of names."""
+        found: dict[str, LibraryEntry] = {}
+        for folder, origin in ((builtin_folder(), "built-in"), (self.folder, "user")):
+            if folder.is_dir():
+                for path in folder.glob(f"*{SUFFIX}"):
+                    if _NAME.fullmatch(path.stem) and path.is_file():
+                        found[path.stem] = LibraryEntry(path.stem, path, origin)
+        return [found[name] for name in sorted(found)]
+
+    def path(self, name: str) -> Path:
+        """Where the user's profile `name` lies or would lie; raises on a name that is none."""
+        if not _NAME.fullmatch(name):
+            raise BadInputError(
+                f"{printable(name, 80)!r} cannot be the name of a profile",
+                hint="use up to 64 letters, digits, hyphens, underscores and dots",
+            )
+        return self.folder / f"{name}{SUFFIX}"
+
+    def find(self, name_or_file: str) -> Path:
+        """The file of a name (the user's own first, then built-in), else of a path.
+
+        Raises `ProfileFileError` with near matches where there is neither.
+        """
+        if _NAME.fullmatch(name_or_file):
+            for folder in (self.folder, builtin_folder()):
+                path = folder / f"{name_or_file}{SUFFIX}"
+                if path.is_file():
+                    return path
+        path = Path(name_or_file)
+        # A NUL character in a path makes `is_file` raise on some versions of Python.
+        if name_or_file and "\0" not in name_or_file and path.exists():
+            return path
+        raise ProfileFileError(
+            f"no profile called {printable(name_or_file, 120)!r}, and no such file",
+            self._hint(path),
+        )
+
+    def save(self, name: str, profile: Profile) -> Path:
+        """Write the profile under `name` and return where; an older one of that name goes."""
+        path = self.path(name)
+        make_folder(self.folder)
+        profile.save(path)
+        return path
+
+    def _hint(self, path: Path) -> str:
+        names = [entry.name for entry in self.list()]
+        if not names:
+            return "build one with: alignez build AXIS"
+        return near_hint(path.name.removesuffix(SUFFIX), names, "profiles")
+
+
+def parse_profile_option(text: str) -> tuple[str, float]:
+    """`NAME_OR_FILE[:STRENGTH]` as (name or file, strength); the default strength is 1.0.
+
+    A file whose name has colons, and a Windows drive, are left whole. Raises `BadInputError` where
+    the strength is not a finite number.
+    """
+    head, colon, tail = text.rpartition(":")
+    if not colon:
+        return _named(text, text), 1.0
+    if "\0" not in text and Path(text).is_file():
+        return text, 1.0
+    if _NUMBER.fullmatch(tail) and math.isfinite(float(tail)):
+        return _named(head, text), float(tail)
+    drive = len(head) == 1 and head.isalpha() and tail[:1] in ("\\", "/")
+    if drive or (tail.endswith(SUFFIX) and head):
+        return text, 1.0
+    raise BadInputError(
+        f"the strength in {printable(text, 120)!r} is not a finite number",
+        hint="write it like polite:0.8",
+    )
+
+
+def _named(name: str, text: str) -> str:
+    if not name.strip():
+        raise BadInputError(f"no profile is named in {printable(text, 120)!r}")
+    return name

@@ -1,0 +1,148 @@
+"""A steering is a value: a sum of profiles, each with a strength.
+
+`polite * 0.8 + terse * -0.3` does the same in whatever order it is written: terms of one profile
+are joined, and the sum is taken in a canonical order.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypedDict
+
+import numpy as np
+
+from alignez_edge.errors import BadInputError, ProfileFileError
+from alignez_edge.files import printable
+from alignez_edge.fingerprint import Fit, compare
+
+if TYPE_CHECKING:
+    from alignez_edge.profile import Profile
+    from alignez_edge.runtime.model import Model
+    from alignez_edge.runtime.types import Injection
+
+
+class Term(TypedDict):
+    """One profile of a steering, as JSON says it."""
+
+    profile: str
+    strength: float
+
+
+@dataclass(frozen=True, eq=False)
+class Steering:
+    """Profiles with strengths. No terms, or strengths of 0, are the base model.
+
+    Raises `BadInputError` where a strength is not a finite number.
+    """
+
+    terms: tuple[tuple[Profile, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        terms = tuple((profile, _finite(strength)) for profile, strength in self.terms)
+        object.__setattr__(self, "terms", terms)
+
+    def __add__(self, other: Steering | Profile) -> Steering:
+        return Steering(self.terms + _steering(other).terms)
+
+    def __radd__(self, other: Profile) -> Steering:
+        return _steering(other) + self
+
+    def __sub__(self, other: Steering | Profile) -> Steering:
+        return self + -_steering(other)
+
+    def __neg__(self) -> Steering:
+        return self * -1.0
+
+    def __mul__(self, factor: float) -> Steering:
+        factor = _finite(factor)
+        return Steering(tuple((profile, strength * factor) for profile, strength in self.terms))
+
+    __rmul__ = __mul__
+
+    def joined(self) -> tuple[tuple[Profile, float], ...]:
+        """The terms in canonical order, one per profile, without those of strength 0."""
+        parts: dict[tuple[str, str], tuple[Profile, list[float]]] = {}
+        for profile, strength in self.terms:
+            parts.setdefault(profile.order, (profile, []))[1].append(strength)
+        sums = [(parts[key][0], math.fsum(parts[key][1])) for key in sorted(parts)]
+        return tuple((profile, strength) for profile, strength in sums if strength)
+
+    def injection(self, model: Model) -> Injection | None:
+        """What is injected into `model`: the sum of `strength * unit * vector`; None for nothing.
+
+        Raises `ProfileFileError` where a profile was made for another model, naming what differs,
+        and `BadInputError` where a strength is so large that the sum overflows.
+        """
+        from alignez_edge.runtime.types import Injection
+
+        terms = self.joined()
+        if not terms:
+            return None
+        self.notices(model)
+        shape = (model.n_layer, model.n_embd)
+        deciding, answer = np.zeros(shape, np.float64), np.zeros(shape, np.float64)
+        for profile, strength in terms:
+            deciding += strength * profile.unit * profile.vector.deciding.astype(np.float64)
+            answer += strength * profile.unit * profile.vector.answer.astype(np.float64)
+        with np.errstate(over="ignore"):
+            rows = deciding.astype(np.float32), answer.astype(np.float32)
+        if not all(np.isfinite(row).all() for row in rows):
+            raise BadInputError("the strength is so large that the steering overflows")
+        injection = Injection(*rows)
+        return None if injection.is_zero() else injection
+
+    def notices(self, model: Model) -> list[str]:
+        """What a user should know about how the profiles fit `model`, one line each.
+
+        Raises `ProfileFileError` where one does not fit.
+        """
+        found = []
+        for profile, _ in self.joined():
+            notice = check_fit(profile, model)
+            if notice is not None:
+                found.append(notice)
+        return found
+
+    def describe(self) -> list[Term]:
+        """The terms as plain data: `profile` (the axis' name) and `strength`."""
+        return [{"profile": profile.name, "strength": strength} for profile, strength in self.terms]
+
+
+def _steering(value: Steering | Profile) -> Steering:
+    return value if isinstance(value, Steering) else value * 1.0
+
+
+def _finite(strength: float) -> float:
+    try:
+        number = float(strength)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise BadInputError(
+            f"a strength must be a finite number, not {printable(str(strength), 40)}"
+        )
+    return number
+
+
+def check_fit(profile: Profile, model: Model) -> str | None:
+    """One line about a profile made for a sibling of `model`; None where it is the same model.
+
+    Raises `ProfileFileError`, naming what differs, where the profile does not fit.
+    """
+    name = printable(profile.name)
+    found = compare(profile.fingerprint, model.fingerprint)
+    differing = ", ".join(found.differing)
+    if found.fit is Fit.DIFFERENT:
+        raise ProfileFileError(
+            f"the profile {name} was made for another model: {differing} differ",
+            hint="build it for this model: alignez build",
+        )
+    if profile.vector.deciding.shape != (model.n_layer, model.n_embd):
+        raise ProfileFileError(
+            f"the profile {name} is for {profile.vector.n_layer} layers of "
+            f"{profile.vector.n_embd}, the model has {model.n_layer} of {model.n_embd}"
+        )
+    if found.fit is Fit.SAME_SHAPE:
+        return f"the profile {name} was made for a model of the same shape with other {differing}"
+    return None

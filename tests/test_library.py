@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from alignez_edge.errors import BadInputError, ProfileFileError
+from alignez_edge.files import cache_dir, user_dir
+from alignez_edge.library import ProfileLibrary, parse_profile_option
+from alignez_edge.profile import Profile
+from alignez_edge.runtime.model import Model
+from tests.profiles import random_profile
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    home = tmp_path / "home"
+    monkeypatch.setenv("ALIGNEZ_HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    return home
+
+
+def names(library: ProfileLibrary) -> list[str]:
+    return [entry.name for entry in library.list() if entry.origin == "user"]
+
+
+def test_where_things_live(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert user_dir() == home and cache_dir() == home / "cache"
+    monkeypatch.delenv("ALIGNEZ_HOME")
+    assert user_dir().is_absolute() and cache_dir() != user_dir()
+
+
+def test_save_list_find(llama_model: Model, home: Path) -> None:
+    library = ProfileLibrary()
+    assert names(library) == [] and not home.exists()
+    path = library.save("my-axis_7.b", random_profile(llama_model))
+    assert path == home / "profiles" / "my-axis_7.b.gguf"
+    (home / "profiles" / ".x.gguf.abc.tmp").touch()
+    (home / "profiles" / "folder.gguf").mkdir()
+    assert names(library) == ["my-axis_7.b"]
+    assert library.find("my-axis_7.b") == path
+    assert Profile.load(library.find(str(path))).name == "polite"
+
+
+def test_a_name_comes_before_a_file_beside_us(llama_model: Model, tmp_path: Path) -> None:
+    library = ProfileLibrary(tmp_path / "lib")
+    saved = library.save("mine", random_profile(llama_model))
+    (tmp_path / "mine").touch()
+    assert library.find("mine") == saved
+    assert library.find("./mine") == Path("mine")
+
+
+def test_near_matches(llama_model: Model) -> None:
+    library = ProfileLibrary()
+    library.save("cheerfully", random_profile(llama_model))
+    for wanted in ("cheerfuly", "some/where/cheerfuly.gguf"):
+        with pytest.raises(ProfileFileError, match="no profile called") as caught:
+            library.find(wanted)
+        assert caught.value.hint is not None and "cheerfully" in caught.value.hint
+    for odd in ("", "a\0b", "\x1b[2J"):
+        with pytest.raises(ProfileFileError) as caught:
+            library.find(odd)
+        assert caught.value.message.isprintable()
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../x", "a/b", "a\\b", "C:x", "a.", ".a", "x" * 65]
+)
+def test_names_cannot_leave_the_folder(llama_model: Model, name: str) -> None:
+    with pytest.raises(BadInputError, match="cannot be the name"):
+        ProfileLibrary().save(name, random_profile(llama_model))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("polite", ("polite", 1.0)),
+        ("polite:0.8", ("polite", 0.8)),
+        ("polite:-1", ("polite", -1.0)),
+        ("polite:+.5e1", ("polite", 5.0)),
+        ("./a:b.gguf:2", ("./a:b.gguf", 2.0)),
+        ("./a:b.gguf", ("./a:b.gguf", 1.0)),
+        ("C:\\x.gguf", ("C:\\x.gguf", 1.0)),
+        ("C:\\x.gguf:0.5", ("C:\\x.gguf", 0.5)),
+        ("C:/x", ("C:/x", 1.0)),
+        ("there:2", ("there:2", 1.0)),
+        ("there:2:3", ("there:2", 3.0)),
+    ],
+)
+def test_profile_options(tmp_path: Path, text: str, expected: tuple[str, float]) -> None:
+    (tmp_path / "there:2").touch()
+    assert parse_profile_option(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["polite:", "polite:nan", "polite:inf", "polite:1e999", "polite:much", "polite:1_0", ":1", "",
+     " ", "polite:٣", "a:\x1b[2J"],
+)  # fmt: skip
+def test_bad_profile_options(text: str) -> None:
+    with pytest.raises(BadInputError) as caught:
+        parse_profile_option(text)
+    assert caught.value.message.isprintable()
