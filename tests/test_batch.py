@@ -1,0 +1,238 @@
+"""Many prompts at once: as if each ran alone, in any company."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from alignez_edge.errors import BadInputError, PromptTooLongError
+from alignez_edge.runtime.batch import _Batch, generate_batch
+from alignez_edge.runtime.context import Context
+from alignez_edge.runtime.model import Model
+from alignez_edge.runtime.score import Scorer
+from alignez_edge.runtime.session import Session
+from alignez_edge.runtime.types import Completion, Injection, Request, Sampling
+from tests.test_session import injection_for
+
+PREAMBLE = "Answer the question below politely and in few words. "
+
+
+def requests_for(model: Model, n: int, **options: object) -> list[Request]:
+    """Prompts of different lengths behind one preamble, answers of different lengths."""
+    found = []
+    for i in range(n):
+        text = PREAMBLE + f"Question {i}: " + "why and " * (i % 5) + "how?"
+        settings = {"temperature": 0.0, "max_tokens": 4 + i % 9, "min_tokens": 4 + i % 9}
+        sampling = Sampling(**{**settings, **options}, seed=i)  # type: ignore[arg-type]
+        found.append(Request(model.tokenize(text, begin=True), sampling, i))
+    return found
+
+
+def by_index(completions: Iterator[Completion]) -> list[Completion]:
+    return sorted(completions, key=lambda completion: completion.index)
+
+
+def assert_same_answers(
+    model: Model,
+    requests: list[Request],
+    a: list[Completion],
+    b: list[Completion],
+    injection: Injection | None,
+) -> None:
+    """The same greedy answers, or at the first other token a choice within rounding."""
+    assert [c.index for c in a] == [c.index for c in b] == [r.index for r in requests]
+    with Scorer(model) as scorer:
+        for request, one, other in zip(requests, a, b, strict=True):
+            pairs = list(zip(one.tokens, other.tokens, strict=True))
+            split = next((i for i, (x, y) in enumerate(pairs) if x != y), None)
+            if split is not None:
+                answer = one.tokens[: split + 1]
+                (rows,) = scorer.log_probs(request.tokens, answer, [injection])
+                x, y = pairs[split]
+                assert abs(rows[split, x] - rows[split, y]) < 1e-2
+
+
+@pytest.mark.parametrize("steered", [False, True])
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "qwen2moe"])
+def test_a_batch_gives_what_a_session_gives(
+    tiny_model: Callable[..., Path], architecture: str, steered: bool
+) -> None:
+    with Model.load(tiny_model(architecture, n_layer=6), threads=2) as model:
+        injection = injection_for(model) if steered else None
+        requests = requests_for(model, 12)
+        batch = by_index(generate_batch(model, requests, injection=injection, width=5))
+        alone = []
+        with Session(model) as session:
+            for request in requests:
+                list(session.stream(request.tokens, request.sampling, injection))
+                assert session.completion is not None
+                alone.append(Completion(**{**session.completion.__dict__, "index": request.index}))
+        assert_same_answers(model, requests, batch, alone, injection)
+        assert [c.prompt_tokens for c in batch] == [len(r.tokens) for r in requests]
+
+
+@pytest.mark.parametrize("steered", [False, True])
+def test_order_and_width_do_not_matter(llama_model: Model, steered: bool) -> None:
+    injection = injection_for(llama_model) if steered else None
+    requests = requests_for(llama_model, 11)
+    expected = by_index(generate_batch(llama_model, requests, injection=injection, width=4))
+    for order, width in ((requests[::-1], 4), (requests, 1), (requests[::2] + requests[1::2], 16)):
+        found = by_index(generate_batch(llama_model, order, injection=injection, width=width))
+        assert_same_answers(llama_model, requests, expected, found, injection)
+
+
+def test_the_same_batch_gives_the_same_answers(llama_model: Model) -> None:
+    requests = requests_for(llama_model, 10, temperature=1.0)
+    runs = [by_index(generate_batch(llama_model, requests, width=4)) for _ in range(2)]
+    assert [c.tokens for c in runs[0]] == [c.tokens for c in runs[1]]
+
+
+def test_each_request_has_its_own_seed(llama_model: Model) -> None:
+    tokens = llama_model.tokenize(PREAMBLE, begin=True)
+    hot = Sampling(temperature=2, max_tokens=12, min_tokens=12)
+    requests = [Request(tokens, hot.with_seed(i % 3), i) for i in range(6)]
+    answers = [c.tokens for c in by_index(generate_batch(llama_model, requests, width=6))]
+    assert len(set(answers)) == 3
+    assert answers[:3] == answers[3:]
+
+
+def test_a_preamble_is_computed_once(llama_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed = 0
+    real = Context.decode
+
+    def decode(self: Context, tokens: list[int], *rest: object) -> None:
+        nonlocal computed
+        computed += len(tokens)
+        real(self, tokens, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Context, "decode", decode)
+    requests = requests_for(llama_model, 20)
+    shared = len(llama_model.tokenize(PREAMBLE, begin=True))
+    for injection in (None, injection_for(llama_model)):
+        computed = 0
+        done = list(generate_batch(llama_model, requests, injection=injection, width=4))
+        # Every prompt token once, every answer token but the last of each once.
+        everything = sum(len(r.tokens) for r in requests) + sum(len(c.tokens) - 1 for c in done)
+        assert computed <= everything - 19 * shared
+
+
+def test_requests_are_drawn_lazily_and_places_refilled(llama_model: Model) -> None:
+    drawn = 0
+
+    def stream() -> Iterator[Request]:
+        nonlocal drawn
+        for request in requests_for(llama_model, 30):
+            drawn += 1
+            yield request
+
+    finished = 0
+    for _ in generate_batch(llama_model, stream(), width=4):
+        finished += 1
+        # The first round may look at the prompts of one more round.
+        assert drawn <= finished + 8
+    assert finished == drawn == 30
+
+
+def test_progress_counts_answers_and_tokens(llama_model: Model) -> None:
+    seen: list[tuple[int, int]] = []
+    requests = requests_for(llama_model, 7)
+    done = list(
+        generate_batch(llama_model, requests, width=3, on_progress=lambda *at: seen.append(at))
+    )
+    assert seen == sorted(seen)
+    assert seen[-1] == (7, sum(len(c.tokens) for c in done))
+
+
+@pytest.mark.parametrize("steered", [False, True])
+def test_few_cells_only_mean_fewer_at_a_time(
+    llama_model: Model, steered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alignez_edge.runtime import batch as module
+
+    monkeypatch.setattr(module, "_MOST_CELLS", 1)
+    injection = injection_for(llama_model) if steered else None
+    requests = requests_for(llama_model, 16, max_tokens=150, min_tokens=120)
+    most = 0
+    real = _Batch._advance
+
+    def advance(self: _Batch, *args: object) -> Iterator[Completion]:
+        nonlocal most
+        most = max(most, len(self._running))
+        return real(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(_Batch, "_advance", advance)
+    done = by_index(generate_batch(llama_model, requests, injection=injection, width=8))
+    assert [c.index for c in done] == list(range(16))
+    assert 1 <= most <= 3
+
+
+def test_the_room_of_a_sequence_does_not_depend_on_others(llama_model: Model) -> None:
+    requests = requests_for(llama_model, 6, max_tokens=400, min_tokens=400)
+    longest = max(len(r.tokens) for r in requests)
+    done = by_index(generate_batch(llama_model, requests, width=6, n_ctx_per_sequence=longest + 5))
+    assert {c.finish_reason for c in done} == {"context"}
+    assert [c.prompt_tokens + len(c.tokens) for c in done] == [longest + 5] * 6
+
+
+def test_a_prompt_that_never_fits_comes_after_the_running_answers(llama_model: Model) -> None:
+    requests = requests_for(llama_model, 5)
+    requests[3] = Request([1] * 600, Sampling(), 3)
+    done = []
+    with pytest.raises(PromptTooLongError, match="prompt 3 has 600 tokens"):
+        for completion in generate_batch(llama_model, requests, width=2):
+            done.append(completion.index)
+    assert sorted(done) == [0, 1, 2]
+
+
+def test_a_failing_iterator_comes_after_the_running_answers(llama_model: Model) -> None:
+    def stream() -> Iterator[Request]:
+        yield from requests_for(llama_model, 6)
+        raise OSError("the file broke off")
+
+    done = []
+    with pytest.raises(OSError, match="broke off"):
+        for completion in generate_batch(llama_model, stream(), width=4):
+            done.append(completion.index)
+    assert sorted(done) == list(range(6))
+
+
+def test_edges(llama_model: Model) -> None:
+    assert list(generate_batch(llama_model, [])) == []
+    with pytest.raises(BadInputError, match="width 0"):
+        generate_batch(llama_model, [], width=0)
+    with pytest.raises(BadInputError, match="prompt 7 is empty"):
+        list(generate_batch(llama_model, [Request([], Sampling(), 7)]))
+    (short,) = generate_batch(llama_model, [Request([1], Sampling(max_tokens=0))])
+    assert (short.tokens, short.finish_reason) == ((), "length")
+    one_token = Sampling(temperature=0, max_tokens=3, min_tokens=3)
+    requests = [Request([i + 1], one_token, i) for i in range(3)]
+    done = by_index(generate_batch(llama_model, requests, injection=injection_for(llama_model)))
+    assert [len(c.tokens) for c in done] == [3, 3, 3]
+
+
+def test_no_control_vector_is_set_without_an_injection(
+    llama_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alignez_edge.runtime import context as module
+
+    def refuse(*args: object) -> None:
+        raise AssertionError("a control vector was set")
+
+    monkeypatch.setattr(module.cpp, "llama_set_adapter_cvec", refuse)
+    zeros = np.zeros((llama_model.n_layer, llama_model.n_embd), np.float32)
+    requests = requests_for(llama_model, 5)
+    plain = by_index(generate_batch(llama_model, requests, width=2))
+    zero = by_index(
+        generate_batch(llama_model, requests, width=2, injection=Injection(zeros, zeros))
+    )
+    assert [c.tokens for c in plain] == [c.tokens for c in zero]
+
+
+def test_closing_early_frees_the_context(llama_model: Model) -> None:
+    batch = generate_batch(llama_model, requests_for(llama_model, 12), width=3)
+    next(batch)
+    batch.close()  # type: ignore[attr-defined]
+    assert list(batch) == []
