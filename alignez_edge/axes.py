@@ -18,7 +18,7 @@ from alignez_edge.files import builtin_folder, is_unprintable, near_hint, printa
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib
+    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 MAX_TRAIT = 200

@@ -84,6 +84,14 @@ def decode_utf8(
         ) from None
 
 
+def is_there(path: str | Path) -> bool:
+    """Whether there is such a file or folder; False for what can be no path at all."""
+    try:
+        return bool(str(path)) and Path(path).exists()
+    except (OSError, ValueError):  # too long a name; a NUL character
+        return False
+
+
 def write_atomic(path: str | Path, content: bytes | Callable[[Path], None]) -> None:
     """Write a file so that at every moment the old or the new one is there whole.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from alignez_edge.errors import BadInputError, ProfileFileError
-from alignez_edge.files import builtin_folder, make_folder, near_hint, printable, user_dir
+from alignez_edge.files import builtin_folder, is_there, make_folder, near_hint, printable, user_dir
 
 if TYPE_CHECKING:
     from alignez_edge.profile import Profile
@@ -19,13 +19,16 @@ _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9_-])?")
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 
 
+Origin = Literal["user", "built-in"]
+
+
 @dataclass(frozen=True)
 class LibraryEntry:
     """A profile that can be named: the user's own, or one that ships with the package."""
 
     name: str
     path: Path
-    origin: Literal["user", "built-in"]
+    origin: Origin
 
 
 class ProfileLibrary:
@@ -40,7 +43,11 @@ class ProfileLibrary:
     def list(self) -> list[LibraryEntry]:
         """Every profile that `find` knows by name, in order of names."""
         found: dict[str, LibraryEntry] = {}
-        for folder, origin in ((builtin_folder(), "built-in"), (self.folder, "user")):
+        places: tuple[tuple[Path, Origin], ...] = (
+            (builtin_folder(), "built-in"),
+            (self.folder, "user"),
+        )
+        for folder, origin in places:
             if folder.is_dir():
                 for path in folder.glob(f"*{SUFFIX}"):
                     if _NAME.fullmatch(path.stem) and path.is_file():
@@ -67,8 +74,7 @@ class ProfileLibrary:
                 if path.is_file():
                     return path
         path = Path(name_or_file)
-        # A NUL character in a path makes `is_file` raise on some versions of Python.
-        if name_or_file and "\0" not in name_or_file and path.exists():
+        if name_or_file and is_there(path):
             return path
         raise ProfileFileError(
             f"no profile called {printable(name_or_file, 120)!r}, and no such file",
@@ -98,7 +104,7 @@ def parse_profile_option(text: str) -> tuple[str, float]:
     head, colon, tail = text.rpartition(":")
     if not colon:
         return _named(text, text), 1.0
-    if "\0" not in text and Path(text).is_file():
+    if is_there(text):
         return text, 1.0
     if _NUMBER.fullmatch(tail) and math.isfinite(float(tail)):
         return _named(head, text), float(tail)

@@ -82,6 +82,7 @@ class Profile:
             raise ValueError(
                 f"the vector edits layers {self.vector.layers}, the profile names {self.layers}"
             )
+        object.__setattr__(self, "unit", float(self.unit))
         if not math.isfinite(self.unit) or self.unit <= 0:
             raise ValueError(f"the calibrated scale must be a positive number, not {self.unit}")
         for name in ("method", "author", "licence", "created_at", "model"):

@@ -114,10 +114,9 @@ def _profile_of(file: GGUFFile) -> Profile:
         raise ValueError(f"impossible sizes: {n_layer} layers of {n_embd}")
     layers = tuple(check_layers(keys.integers("profile.layers"), n_layer))
     axis = Axis(
-        **{
-            key: keys.text(f"profile.axis.{key}", needed=True)
-            for key in ("name", "positive", "negative")
-        },
+        name=keys.text("profile.axis.name", needed=True),
+        positive=keys.text("profile.axis.positive", needed=True),
+        negative=keys.text("profile.axis.negative", needed=True),
         description=keys.text("profile.axis.description"),
         positive_prompt=keys.text("profile.axis.positive_prompt") or None,
         negative_prompt=keys.text("profile.axis.negative_prompt") or None,

@@ -57,7 +57,7 @@ def test_near_matches(llama_model: Model) -> None:
         with pytest.raises(ProfileFileError, match="no profile called") as caught:
             library.find(wanted)
         assert caught.value.hint is not None and "cheerfully" in caught.value.hint
-    for odd in ("", "a\0b", "\x1b[2J"):
+    for odd in ("", "a\0b", "\x1b[2J", "x" * 5000):
         with pytest.raises(ProfileFileError) as caught:
             library.find(odd)
         assert caught.value.message.isprintable()
@@ -95,7 +95,8 @@ def test_profile_options(tmp_path: Path, text: str, expected: tuple[str, float])
 @pytest.mark.parametrize(
     "text",
     ["polite:", "polite:nan", "polite:inf", "polite:1e999", "polite:much", "polite:1_0", ":1", "",
-     " ", "polite:٣", "a:\x1b[2J"],
+     " ", "polite:٣", "a:\x1b[2J",
+     "x" * 5000 + ":x"],
 )  # fmt: skip
 def test_bad_profile_options(text: str) -> None:
     with pytest.raises(BadInputError) as caught:

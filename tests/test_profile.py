@@ -129,7 +129,11 @@ def key(name: str, value: Any, *types: gguf.GGUFValueType) -> Edit:
 
 
 def without(name: str) -> Edit:
-    return lambda keys, tensors: [table.pop(name, None) for table in (keys, tensors)] and None
+    def edit(keys: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+        keys.pop(name, None)
+        tensors.pop(name, None)
+
+    return edit
 
 
 def tensor(name: str, data: np.ndarray) -> Edit:
