@@ -137,9 +137,11 @@ class GGUFFile:
         taken = np.array(data if rows is None else data[rows])
         if info.type in ("F32", "F16", "F64"):
             plain = {"F32": np.float32, "F16": np.float16, "F64": np.float64}[info.type]
-            return taken.view(plain).astype(np.float32)
+            with np.errstate(all="ignore"):
+                return taken.view(plain).astype(np.float32)
         try:
-            return np.asarray(gguf.quants.dequantize(taken, kind), dtype=np.float32)
+            with np.errstate(all="ignore"):  # a stranger's scales may be infinite
+                return np.asarray(gguf.quants.dequantize(taken, kind), dtype=np.float32)
         except (NotImplementedError, ValueError) as error:
             raise BadInputError(
                 f"tensor {printable(name)} is {info.type}, which cannot be decoded here"
@@ -198,9 +200,9 @@ class _Reader:
         start = self._take(struct.calcsize("<" + code), what)
         return struct.unpack_from("<" + code, self._data, start)[0]
 
-    def _bytes(self, limit: int, what: str) -> bytes:
+    def _bytes(self, limit: int | None, what: str) -> bytes:
         length = self._scalar("Q", what)
-        if length > limit:
+        if limit is not None and length > limit:
             raise self._fail(f"{what} has {length} bytes; at most {limit} are allowed")
         start = self._take(length, what)
         return self._data[start : start + length]
@@ -253,7 +255,7 @@ class _Reader:
     def _value(self, what: str) -> Any:
         kind = self._scalar("I", what)
         if kind == _STRING:
-            return self._bytes(self._size, what).decode("utf-8", "backslashreplace")
+            return self._bytes(None, what).decode("utf-8", "backslashreplace")
         if kind == _ARRAY:
             return self._array(what)
         if kind not in _SCALARS:

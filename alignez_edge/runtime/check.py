@@ -18,9 +18,14 @@ from alignez_edge.errors import ModelFileError
 from alignez_edge.gguffile import GGUFFile, StringArray, printable
 from alignez_edge.runtime.llama import cpp
 
-_ENCODERS = frozenset(
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_ENCODERS = _names(
     "bert modern-bert nomic-bert nomic-bert-moe neo-bert jina-bert-v2 jina-bert-v3 eurobert "
-    "gemma-embedding llama-embed t5encoder".split()
+    "gemma-embedding llama-embed t5encoder"
 )
 _OTHERS = {
     "clip": "the vision part of a model",
@@ -39,6 +44,21 @@ _OTHERS = {
 UNSTEERABLE = frozenset({"plamo2", "hy_v4"})
 """Generating architectures whose graph takes no control vector (source of the bound llama.cpp)."""
 
+_EQUAL_HEADS = _names(
+    "afmoe bailingmoe2 bitnet bloom chatglm cohere2 command-r glm4 glm4moe gpt2 gptneox "
+    "granitehybrid jais laguna minimax-01 minimax-m2 minimax-m3 mpt muse-glimmer nanbeige nemotron "
+    "nemotron_h nemotron_h_moe openelm phi2 phi3 phimoe qwen qwen35 qwen35moe qwen3next qwen4exp "
+    "refact spark2_5 stablelm starcoder"
+)
+"""Their graphs assert that keys and values have heads of one width (source of llama.cpp)."""
+_ROTATED_HEADS = _names(
+    "apertus arcee arctic baichuan chameleon codeshell cogvlm cohere2moe dbrx deci deepseek dots1 "
+    "ernie4_5 ernie4_5-moe exaone falcon granite granite_swa granitemoe graniteswitch grok "
+    "hunyuan-dense hunyuan-moe hunyuan_vl hy_v3 internlm2 jais2 llama llama4 maincoder mellum "
+    "minicpm mistral3 olmo olmo2 olmoe orion paddleocr pangu-embedded plamo qwen2 qwen2moe qwen2vl "
+    "qwen3 qwen3moe qwen3vl qwen3vlmoe seed_oss smallthinker smollm3 starcoder2 xverse"
+)
+"""Theirs assert as well that a head is rotated as a whole."""
 _MAX_LAYERS, _MAX_EXPERTS, _MAX_WIDTH = 512, 1024, 1 << 20
 _MIN_TOKENS = 32
 _ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
@@ -145,14 +165,20 @@ class _Check:
         for n_head, n_key in zip(heads, key_heads, strict=True):
             if n_key and n_head % n_key:
                 raise self._fail(f"{n_head} attention heads cannot share {n_key} key heads")
-        width = self._whole("attention.key_length", 1, _MAX_WIDTH, default=0)
-        self._whole("attention.value_length", 1, _MAX_WIDTH, default=0)
-        if not width and heads[0]:
-            if n_embd % heads[0]:
-                raise self._fail(f"{n_embd} dimensions do not divide into {heads[0]} heads")
-            width = n_embd // heads[0]
-        rotated = self._whole("rope.dimension_count", 0, _MAX_WIDTH, default=0)
-        if rotated % 2 or (width and rotated > width):
+        if not heads[0]:
+            return
+        given = self._value("attention.key_length") is not None
+        if not given and n_embd % heads[0]:
+            raise self._fail(f"{n_embd} dimensions do not divide into {heads[0]} heads")
+        usual = n_embd // heads[0]
+        width = self._whole("attention.key_length", 1, _MAX_WIDTH, default=usual)
+        values = self._whole("attention.value_length", 1, _MAX_WIDTH, default=usual)
+        rotated = self._whole("rope.dimension_count", 0, _MAX_WIDTH, default=width)
+        architecture = self._architecture
+        if width != values and architecture in _EQUAL_HEADS | _ROTATED_HEADS:
+            raise self._fail(f"keys of {width} and values of {values} in one attention head")
+        partly = rotated != width and architecture in _ROTATED_HEADS
+        if rotated % 2 or rotated > width or partly:
             raise self._fail(f"rope.dimension_count is {rotated} for heads of {width}")
 
     def _experts(self, n_layer: int) -> None:
