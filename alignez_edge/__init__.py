@@ -1,0 +1,58 @@
+"""Steer quantized local language models without labels and without training.
+
+    from alignez_edge import Axis, Model, build_profile
+
+    model = Model.load("model.gguf")
+    polite = build_profile(model, Axis("polite", positive="polite", negative="rude"), queries=[...])
+    model.generate(["How do I bake bread?"], steering=polite * 0.8)
+
+Names are imported when they are first used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from alignez_edge.axes import Axis
+    from alignez_edge.build import build_profile
+    from alignez_edge.errors import AlignezError
+    from alignez_edge.profile import Profile
+    from alignez_edge.runtime.model import Model
+    from alignez_edge.runtime.types import Sampling
+    from alignez_edge.steering import Steering
+
+__version__ = "0.1.0"
+__all__ = [
+    "AlignezError",
+    "Axis",
+    "Model",
+    "Profile",
+    "Sampling",
+    "Steering",
+    "__version__",
+    "build_profile",
+]
+
+_HOMES = {
+    "AlignezError": "errors",
+    "Axis": "axes",
+    "Model": "runtime.model",
+    "Profile": "profile",
+    "Sampling": "runtime.types",
+    "Steering": "steering",
+    "build_profile": "build",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,7 @@
+"""`python -m alignez_edge.cli`."""
+
+import sys
+
+from .main import main
+
+sys.exit(main())

@@ -1,0 +1,228 @@
+"""`alignez build`: from an axis to a profile."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from alignez_edge.errors import BadInputError
+
+from .options import DEFAULT_WIDTH, ModelOptions, ParallelOption, check_width, grouped
+from .output import Output, duration
+
+if TYPE_CHECKING:
+    from alignez_edge.axes import Axis
+    from alignez_edge.profile import Profile
+
+
+@grouped
+def build(
+    axis: Annotated[
+        str,
+        typer.Argument(
+            help="A built-in axis, a TOML file, or a new name with --positive and --negative."
+        ),
+    ],
+    *,
+    positive: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What the wanted side is like.")
+    ] = None,
+    negative: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What the other side is like.")
+    ] = None,
+    queries: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Queries, one a line or JSON lines; else the axis' own."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", help="Use the first N queries only.")
+    ] = None,
+    pairs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Pairs of your own (JSON lines: query, chosen, rejected); nothing is generated.",
+        ),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(metavar="NAME", help="How directions are found.")
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST", help="Layers to edit, like 3-8,10.", show_default="found by measuring"
+        ),
+    ] = None,
+    neighbors: Annotated[
+        int | None,
+        typer.Option(metavar="K", help="Pairs nearest to a query, for methods that look at it."),
+    ] = None,
+    parallel: ParallelOption = DEFAULT_WIDTH,
+    output: Annotated[
+        str | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Where the profile goes; else the library."),
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of all chance.")] = 0,
+    loading: ModelOptions,
+    out: Output,
+) -> None:
+    """Build a profile: pairs, embeddings, directions, layers, calibration.
+
+    Interrupted and started again with the same options, it goes on where it was.
+    """
+    check_width(parallel)
+    if limit is not None and limit < 1:
+        raise BadInputError(f"--limit is {limit}; it must be at least 1")
+    if seed < 0:
+        raise BadInputError(f"--seed is {seed}; it must be at least 0")
+    chosen = _method(method, neighbors)
+    wanted = parse_layers(layers) if layers is not None else None
+    what = find_axis(axis, positive, negative)
+    asked = _queries(queries, loading, pairs, out)
+    target = _target(what, output)
+
+    from alignez_edge.build import build_profile
+
+    with loading.load(out) as model:
+        try:
+            with out.progress() as progress:
+                profile = build_profile(
+                    model,
+                    what,
+                    queries=asked,
+                    pairs=pairs,
+                    method=chosen,
+                    layers=wanted,
+                    limit=limit,
+                    seed=seed,
+                    width=parallel,
+                    on_progress=progress,
+                )
+        except KeyboardInterrupt:
+            out.notice("interrupted: start the same build again and it goes on where it was")
+            raise
+    profile.save(target)
+    out.record(_record(profile, target))
+    out.result(_summary(profile, target, output))
+
+
+def find_axis(name: str, positive: str | None, negative: str | None) -> Axis:
+    """The axis that is meant: a new one, a TOML file, or a built-in one."""
+    from alignez_edge.axes import Axis
+
+    if (positive is None) != (negative is None):
+        missing = "--negative" if negative is None else "--positive"
+        raise BadInputError(f"{missing} is missing", "an axis needs both of its sides")
+    if positive is not None and negative is not None:
+        return Axis(name, positive=positive, negative=negative)
+    if name.endswith(".toml") or Path(name).is_file():
+        return Axis.load(name)
+    return Axis.builtin(name)
+
+
+def parse_layers(text: str) -> list[int]:
+    """`3-8,10` as the layers 3 to 8 and 10; raises `BadInputError` on anything else."""
+    found: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = (piece.strip() for piece in part.partition("-"))
+        bounds = (first, last) if dash else (first, first)
+        if not all(b.isascii() and b.isdecimal() and len(b) < 6 for b in bounds):
+            raise BadInputError(f"--layers cannot be {text!r}", "write it like 3-8,10")
+        low, high = map(int, bounds)
+        if low > high:
+            raise BadInputError(f"--layers: {part.strip()} runs backwards", "write it like 3-8,10")
+        found.update(range(low, high + 1))
+    return sorted(found)
+
+
+def demo_queries(name: str) -> list[dict[str, str]]:
+    """The demo model's `build` or `unseen` queries: `query` and `topic`."""
+    from importlib import resources
+
+    text = resources.files("alignez_edge.demo").joinpath(f"{name}.jsonl").read_text("utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def _method(name: str | None, neighbors: int | None) -> str:
+    from alignez_edge.files import near_hint
+    from alignez_edge.methods import DEFAULT_METHOD, METHODS
+
+    chosen = name if name is not None else DEFAULT_METHOD
+    if chosen not in METHODS:
+        raise BadInputError(
+            f"no method is called {chosen!r}", near_hint(chosen, METHODS, "methods")
+        )
+    if neighbors is not None:
+        raise BadInputError(f"the method {chosen} does not use --neighbors", "leave it out")
+    return chosen
+
+
+def _queries(
+    file: str | None, loading: ModelOptions, pairs: str | None, out: Output
+) -> list[str] | None:
+    from alignez_edge.queries import read_queries
+
+    if file is not None:
+        if pairs is not None:
+            raise BadInputError("--pairs and --queries exclude each other", "use one of them")
+        return read_queries(file)
+    if pairs is None and loading.is_demo:
+        out.notice("using the demo model's own queries (choose others: --queries FILE)")
+        return [entry["query"] for entry in demo_queries("build")]
+    return None
+
+
+def _target(axis: Axis, output: str | None) -> Path:
+    """Where the profile goes, checked before the work begins."""
+    from alignez_edge.files import make_folder
+    from alignez_edge.library import ProfileLibrary
+
+    if output is None:
+        target = ProfileLibrary().path(axis.name)
+        make_folder(target.parent)
+        return target
+    target = Path(output)
+    if target.is_dir() or not target.absolute().parent.is_dir():
+        reason = "it is a folder" if target.is_dir() else "its folder does not exist"
+        raise BadInputError(f"cannot write {output}: {reason}")
+    return target
+
+
+def _record(profile: Profile, path: Path) -> dict[str, object]:
+    return {
+        "profile": str(path),
+        "axis": profile.name,
+        "method": profile.method,
+        "layers": list(profile.layers),
+        "pairs": profile.pairs,
+        "pairs_dropped": sum(profile.dropped.values()),
+        "strength": profile.unit,
+        "seconds": dict(profile.report.get("seconds", {})),
+        "calibration": dict(profile.calibration),
+    }
+
+
+def _summary(profile: Profile, path: Path, output: str | None) -> str:
+    from .profile import calibration_table
+
+    dropped = sum(profile.dropped.values())
+    seconds = sum(profile.report.get("seconds", {}).values())
+    layers = ", ".join(map(str, profile.layers))
+    reasons = ", ".join(f"{n} {reason}" for reason, n in profile.dropped.items())
+    lines = [
+        f"{profile.name}: {profile.axis.positive} / {profile.axis.negative}",
+        f"  profile     {path}",
+        f"  pairs       {profile.pairs}" + (f" ({dropped} dropped: {reasons})" if dropped else ""),
+        f"  layers      {layers}",
+        f"  strength 1  {profile.unit:.3g} x the natural displacement",
+    ]
+    if seconds:
+        lines.append(f"  time        {duration(seconds)}")
+    if curves := calibration_table(profile, indent="  "):
+        lines += ["", curves]
+    name = output or profile.name
+    lines += ["", f"try: alignez run -p {name} \"Tell me about bread.\"  (or -p {name}:-1)"]
+    return "\n".join(lines)

@@ -1,0 +1,67 @@
+"""`alignez chat`: a conversation at a terminal, or line by line from a pipe."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+from alignez_edge.errors import AlignezError
+
+from .conversation import Conversation
+from .options import ModelOptions, SamplingOptions, SteeringOptions, grouped
+from .output import Output, complain
+from .run import stdin_lines
+
+PROMPT = "> "
+
+
+@grouped
+def chat(
+    *,
+    loading: ModelOptions,
+    steered: SteeringOptions,
+    drawing: SamplingOptions,
+    out: Output,
+) -> None:
+    """Talk with a model; /help lists what can be changed on the way.
+
+    Ctrl-C ends an answer, at the prompt it ends the chat. Turn number i is drawn with the seed
+    --seed + i, counted from 0.
+    """
+    from alignez_edge.runtime.session import Session
+
+    with loading.load(out) as model, Session(model, n_ctx=loading.ctx) as session:
+        steering = steered.load(model, out)
+        conversation = Conversation(model, session, drawing.sampling(model), steering, out)
+        terminal = sys.stdin.isatty() and sys.stdout.isatty()
+        if terminal:
+            out.notice(f"{model.facts.name}, {conversation.steered_by()}; /help lists commands")
+        for line in _typed() if terminal else _piped():
+            try:
+                if not conversation.take(line):
+                    break
+            except AlignezError as failure:
+                complain(failure.message, failure.hint)
+
+
+def _typed() -> Iterator[str]:
+    """Lines from the keyboard, with a history where the system has readline."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  (importing it is what gives `input` its history)
+    while True:
+        try:
+            line = input(PROMPT).strip()
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        if line:
+            yield line
+
+
+def _piped() -> Iterator[str]:
+    for number, line in stdin_lines():
+        if line is None:
+            complain(f"line {number}: it is not UTF-8 text")
+        else:
+            yield line

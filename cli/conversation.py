@@ -1,0 +1,231 @@
+"""The turns and the commands of a chat, without the terminal's line editing.
+
+The model's window holds the newest turns: before each answer the oldest are dropped until the
+prompt leaves room for one. What was said stays in the transcript.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alignez_edge.errors import BadInputError
+
+from .layout import side_by_side, stacked, terminal_width
+from .options import load_term
+from .output import Output, shown
+from .run import answer_record, unindented
+
+if TYPE_CHECKING:
+    from alignez_edge.runtime.model import Model
+    from alignez_edge.runtime.session import Session
+    from alignez_edge.runtime.types import Message, Sampling
+    from alignez_edge.steering import Steering
+
+WIDE = 72  # columns from which two answers stand side by side
+
+HELP = """\
+/profile NAME[:STRENGTH] ...  steer with these profiles; without a name, say which are on
+/strength S                   set the strength of the profile that is on
+/plain                        switch the steering off, and on again
+/compare [TEXT]               plain and steered side by side, for TEXT or the last question
+/reset                        forget the conversation
+/save FILE                    write the transcript to a file
+/help                         this list
+/quit                         leave"""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question with its answer, and what steered it."""
+
+    question: str
+    answer: str
+    steered_by: str
+
+
+class Conversation:
+    """One chat: what was said, what steers it now, and the commands that change that."""
+
+    def __init__(
+        self, model: Model, session: Session, sampling: Sampling, steering: Steering, out: Output
+    ) -> None:
+        self._model = model
+        self._session = session
+        self._sampling = sampling
+        self._steering = steering
+        self._out = out
+        self._is_plain = False
+        self._turns: list[Turn] = []
+        self._first_kept = 0
+        self._n_asked = 0
+        self._last: tuple[list[Message], Sampling] | None = None
+        self._written: set[Path] = set()
+
+    def take(self, line: str) -> bool:
+        """Answer a question or follow a command; False where the chat is over.
+
+        Raises `AlignezError` where that cannot be done; the conversation stays as it was.
+        """
+        if not line.startswith("/"):
+            self._ask(line)
+            return True
+        name, _, rest = line[1:].partition(" ")
+        if name in ("quit", "exit"):
+            return False
+        commands: dict[str, Callable[[str], None]] = {
+            "profile": self._profile,
+            "strength": self._strength,
+            "plain": self._plain,
+            "compare": self._compare,
+            "reset": self._reset,
+            "save": self._save,
+            "help": lambda rest: self._out.notice(HELP),
+        }
+        if name not in commands:
+            raise BadInputError(f"there is no command /{name}", "/help lists them")
+        commands[name](rest.strip())
+        return True
+
+    def steered_by(self) -> str:
+        """What steers the answers now, in words."""
+        return "plain" if self._is_plain else _words(self._steering)
+
+    def _ask(self, question: str) -> None:
+        sampling = self._sampling.with_seed(self._sampling.seed + self._n_asked)
+        messages = self._fitting(question)
+        answer = self._answer(messages, sampling)
+        self._last = messages, sampling
+        self._n_asked += 1
+        if answer:
+            self._turns.append(Turn(question, answer, self.steered_by()))
+
+    def _answer(self, messages: list[Message], sampling: Sampling) -> str:
+        """Stream the answer and return it, or what was said of it before Ctrl-C."""
+        steering = self._now()
+        said: list[str] = []
+        pieces = self._session.answer(messages, steering=steering, sampling=sampling)
+        try:
+            for piece in unindented(pieces):
+                said.append(piece)
+                if not self._out.json:
+                    print(shown(piece), end="", flush=True)
+        except KeyboardInterrupt:
+            self._out.notice("\n(interrupted)")
+        else:
+            self._out.result()
+            answer = self._session.completion
+            assert answer is not None
+            asked, text = messages[-1]["content"], self._model.prompt(messages).text
+            self._out.record(
+                answer_record(self._model, steering, asked, text, sampling.seed, answer)
+            )
+        return "".join(said).strip()
+
+    def _now(self) -> Steering:
+        from alignez_edge.steering import Steering
+
+        return Steering() if self._is_plain else self._steering
+
+    def _fitting(self, question: str) -> list[Message]:
+        """The conversation so far with `question`, the oldest turns dropped where it is long."""
+        window = self._session.n_ctx
+        room = window - min(self._sampling.max_tokens, window // 2)
+        first = self._first_kept
+        while True:
+            messages: list[Message] = []
+            for turn in self._turns[first:]:
+                messages.append({"role": "user", "content": turn.question})
+                messages.append({"role": "assistant", "content": turn.answer})
+            messages.append({"role": "user", "content": question})
+            if first == len(self._turns) or len(self._model.prompt(messages).tokens) <= room:
+                break
+            first += 1
+        if first > self._first_kept and first <= len(self._turns):
+            n = first - self._first_kept
+            turns = "the oldest turn does" if n == 1 else f"the {n} oldest turns do"
+            self._out.notice(f"({turns} not fit into the context any more and will be forgotten)")
+            self._first_kept = first
+        return messages
+
+    def _profile(self, rest: str) -> None:
+        from alignez_edge.steering import Steering
+
+        if rest:
+            try:
+                names = shlex.split(rest)
+            except ValueError:
+                raise BadInputError("a quotation mark is not closed") from None
+            steering = Steering(tuple(load_term(name) for name in names))
+            for notice in Steering(tuple((p, 1.0) for p, _ in steering.terms)).notices(self._model):
+                self._out.notice(notice)
+            self._steering, self._is_plain = steering, False
+        self._out.notice(f"({self.steered_by()})")
+
+    def _strength(self, rest: str) -> None:
+        from alignez_edge.steering import Steering
+
+        terms = self._steering.terms
+        if len(terms) != 1:
+            what = "no profile is on" if not terms else "several profiles are on"
+            raise BadInputError(what, "say /profile NAME:STRENGTH for each")
+        # A text that is no number is refused there, as nan is.
+        self._steering = Steering(((terms[0][0], rest),))  # type: ignore[arg-type]
+        self._is_plain = False
+        self._out.notice(f"({self.steered_by()})")
+
+    def _plain(self, rest: str) -> None:
+        self._is_plain = not self._is_plain
+        self._out.notice(f"({self.steered_by()})")
+
+    def _compare(self, rest: str) -> None:
+        from alignez_edge.steering import Steering
+
+        if not self._steering.terms:
+            raise BadInputError("there is nothing to compare with", "say /profile NAME first")
+        if rest:
+            messages, sampling = self._fitting(rest), self._sampling
+        elif self._last is not None:
+            messages, sampling = self._last
+        else:
+            raise BadInputError("nothing was asked yet", "say /compare TEXT")
+        sides = [("plain", Steering()), (_words(self._steering), self._steering)]
+        texts = []
+        try:
+            for _, steering in sides:
+                pieces = self._session.answer(messages, steering=steering, sampling=sampling)
+                texts.append("".join(pieces).strip())
+        except KeyboardInterrupt:
+            self._out.notice("(interrupted)")
+            return
+        width = terminal_width()
+        arrange = side_by_side if width >= WIDE else stacked
+        self._out.result(arrange([title for title, _ in sides], texts, width))
+        for (_, steering), text in zip(sides, texts, strict=True):
+            self._out.record({"compare": steering.describe(), "text": text})
+
+    def _reset(self, rest: str) -> None:
+        self._first_kept = len(self._turns)
+        self._last = None
+        self._out.notice("(the conversation is forgotten)")
+
+    def _save(self, rest: str) -> None:
+        from alignez_edge.files import write_atomic
+
+        if not rest:
+            raise BadInputError("/save needs the name of a file")
+        path = Path(rest).absolute()
+        if path.exists() and path not in self._written:
+            raise BadInputError(f"{rest} exists already", "choose another name")
+        blocks = [f"> {t.question}\n\n[{t.steered_by}]\n{t.answer}\n" for t in self._turns]
+        write_atomic(path, "\n".join(blocks).encode())
+        self._written.add(path)
+        self._out.notice(f"(saved to {rest})")
+
+
+def _words(steering: Steering) -> str:
+    terms = [f"{term['profile']} {term['strength']:+g}" for term in steering.describe()]
+    return "steered by " + ", ".join(terms) if terms else "plain"

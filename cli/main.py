@@ -1,0 +1,121 @@
+"""The entry point of `alignez`: the commands, and the one place where errors become words.
+
+Nothing heavy is imported before a command needs it: `alignez --help` must answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from alignez_edge import __version__
+from alignez_edge.errors import AlignezError
+
+from . import build, chat, demo, model, profile, run
+from .output import complain
+
+INTERRUPTED = 130
+# Typer brings its own copy of click from some version on; its parameter error leads to either's.
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+app = typer.Typer(
+    name="alignez",
+    help="Steer quantized local language models without labels and without training.",
+    epilog="Start with: alignez demo",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"alignez {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _app(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command()(demo.demo)
+app.command()(build.build)
+app.command()(run.run)
+app.command()(chat.chat)
+app.add_typer(profile.app, name="profile")
+app.add_typer(model.app, name="model")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code: 0 done, 1 failed, 2 wrong use, 130 Ctrl-C."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that is not UTF-8 shows escapes where it lacks a character.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    code = _run(given)
+    try:
+        sys.stdout.flush()
+    except OSError as failure:
+        code = code or _failed(failure)
+        # What is still in the buffer cannot be written: let the interpreter not try once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        returned = app(args=arguments, prog_name="alignez", standalone_mode=False)
+        return returned if isinstance(returned, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except SystemExit as leaving:  # what click makes of a reader that closed the pipe
+        return leaving.code if isinstance(leaving.code, int) else 1
+    except UsageError as failure:
+        return _misused(failure)
+    except Exception as failure:
+        if "--debug" in arguments:
+            import traceback
+
+            traceback.print_exc()
+        return _failed(failure)
+
+
+def _misused(failure: Exception) -> int:
+    context = getattr(failure, "ctx", None)
+    path = getattr(context, "command_path", "alignez")
+    message = " ".join(failure.format_message().split())  # type: ignore[attr-defined]
+    if not message:  # a bare `alignez` or `alignez profile`: its help has been printed
+        return 2
+    complain(message[0].lower() + message[1:].rstrip("."), f"see: {path} --help")
+    return 2
+
+
+def _failed(failure: Exception) -> int:
+    if isinstance(failure, BrokenPipeError):
+        return 1
+    if isinstance(failure, AlignezError):
+        complain(failure.message, failure.hint)
+        return failure.exit_code
+    if isinstance(failure, OSError) and failure.strerror:
+        place = f": {failure.filename}" if failure.filename else ""
+        complain(f"{failure.strerror.lower()}{place}")
+        return 1
+    words = " ".join(f"{type(failure).__name__}: {failure}".split())
+    complain(f"unexpected {words}", "run it again with --debug for the details")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""`alignez model`: what a GGUF is, and short names for the models that one uses."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .options import MODEL_VARIABLE, ModelOptions, grouped
+from .output import Output
+
+if TYPE_CHECKING:
+    from alignez_edge.runtime.model import ModelFacts
+
+app = typer.Typer(
+    help="What a GGUF is, and short names for the models that one uses.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+@app.command()
+@grouped
+def show(*, loading: ModelOptions, out: Output) -> None:
+    """Show what a model is."""
+    with loading.load(out) as model:
+        facts, path = model.facts, model.path
+    out.record({"path": str(path), **asdict(facts)})
+    out.result(_card(facts, path))
+
+
+@app.command("list")
+@grouped
+def list_(*, out: Output) -> None:
+    """List the models that have a short name."""
+    from alignez_edge.config import DEMO, ModelNames
+    from alignez_edge.files import printable
+
+    from .layout import table
+
+    names = ModelNames()
+    known = names.all()
+    rows = [(DEMO, "the bundled demo model")]
+    out.record({"name": DEMO, "path": None, "exists": True})
+    for name, path in known.items():
+        found = path.is_file()
+        size = _size(path.stat().st_size) if found else "missing"
+        rows.append((name, f"{printable(str(path))}  ({size})"))
+        out.record({"name": name, "path": str(path), "exists": found})
+    if chosen := os.environ.get(MODEL_VARIABLE):
+        rows.append((f"${MODEL_VARIABLE}", printable(chosen)))
+    out.result(table(rows))
+    out.notice(f"(names are kept in {names.path}; add one with: alignez model add NAME FILE)")
+
+
+@app.command()
+@grouped
+def add(
+    name: Annotated[str, typer.Argument(help="The short name.")],
+    path: Annotated[str, typer.Argument(help="A GGUF file.", metavar="FILE")],
+    *,
+    out: Output,
+) -> None:
+    """Give a model a short name; the file stays where it is."""
+    from alignez_edge.config import ModelNames
+    from alignez_edge.gguffile import read_gguf
+    from alignez_edge.runtime.check import check_model
+
+    check_model(read_gguf(path))
+    replaced = ModelNames().add(name, path)
+    absolute = Path(path).absolute()
+    out.record({"name": name, "path": str(absolute), "replaced": replaced})
+    out.result(f"{name} {'now means' if replaced else 'means'} {absolute}")
+    out.result(f"try: alignez run -m {name} \"Tell me about bread.\"")
+
+
+def _card(facts: ModelFacts, path: Path) -> str:
+    from alignez_edge.files import printable
+
+    from .layout import table
+
+    rows = [
+        ("file", printable(str(path))),
+        ("size", _size(facts.size_bytes)),
+        ("architecture", facts.architecture),
+        ("parameters", _count(facts.parameters)),
+        ("quantization", facts.quantization),
+        ("layers", f"{facts.n_layer} of {facts.n_embd} dimensions, {facts.n_head} heads"),
+        ("feed-forward", f"{facts.n_ff}"),
+        ("experts", f"{facts.experts}"),
+        ("vocabulary", f"{facts.n_vocab} tokens ({facts.tokenizer})"),
+        ("context", f"{facts.n_ctx_train} tokens in training"),
+        ("prompt form", facts.template),
+        ("steering", "control vectors" if facts.can_steer else "not possible"),
+    ]
+    kept = [row for row in rows if row != ("experts", "0")]
+    return f"{facts.name}\n{table(kept, indent='  ')}"
+
+
+def _size(n_bytes: int) -> str:
+    if n_bytes < 1_000_000:
+        return f"{n_bytes / 1e3:.0f} kB"
+    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.1f} MB"
+
+
+def _count(number: int) -> str:
+    for unit, word in ((1e9, "billion"), (1e6, "million")):
+        if number >= unit:
+            return f"{number / unit:.1f} {word}"
+    return f"{number:,}"

@@ -1,0 +1,222 @@
+"""The options that commands share, in groups: a group is a dataclass with an option a field."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+from collections.abc import Callable
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from alignez_edge.errors import BadInputError
+
+from .output import Output
+
+if TYPE_CHECKING:
+    from alignez_edge.profile import Profile
+    from alignez_edge.runtime.model import Model
+    from alignez_edge.runtime.types import Sampling
+    from alignez_edge.steering import Steering
+
+MODEL_VARIABLE = "ALIGNEZ_MODEL"
+DEFAULT_WIDTH = 16
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command take groups: each parameter that is a dataclass becomes its fields' options."""
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {
+        name: hint for name, hint in hints.items() if name != "return" and is_dataclass(hint)
+    }
+    parameters: list[inspect.Parameter] = []
+    for name, given in inspect.signature(command).parameters.items():
+        if name not in groups:
+            parameters.append(_parameter(name, hints[name], given.default))
+            continue
+        inner = get_type_hints(groups[name], include_extras=True)
+        parameters += [_parameter(f.name, inner[f.name], _default(f)) for f in fields(groups[name])]
+
+    def call(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{f.name: values.pop(f.name) for f in fields(group)})
+        command(**values)
+
+    call.__name__, call.__doc__ = command.__name__, command.__doc__
+    call.__annotations__ = {p.name: p.annotation for p in parameters}
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return call
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=default, annotation=annotation)
+
+
+def _default(option: Field[Any]) -> Any:
+    return option.default if option.default_factory is MISSING else option.default_factory()
+
+
+def _at_least(name: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
+        raise BadInputError(f"{name} is {value}; it must be at least {least}")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model, and how it runs."""
+
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "-m",
+            "--model",
+            metavar="FILE|NAME",
+            help=f"A GGUF file or a short name; else ${MODEL_VARIABLE}, else the demo model.",
+        ),
+    ] = None
+    threads: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="CPU threads.", show_default="the physical cores"),
+    ] = None
+    ctx: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Tokens of context.",
+            show_default="4096, or what the model was trained with if less",
+        ),
+    ] = None
+    gpu_layers: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Layers on the GPU, -1 for all.", show_default="all, if there is one"
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        _at_least("--threads", self.threads, 1)
+        _at_least("--ctx", self.ctx, 1)
+        _at_least("--gpu-layers", self.gpu_layers, -1)
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether the demo model is meant."""
+        from alignez_edge.config import DEMO
+
+        return self._named() in (None, DEMO)
+
+    def load(self, out: Output) -> Model:
+        """The model, loaded; a model that nobody asked for is said in one notice."""
+        from alignez_edge.config import ModelNames
+        from alignez_edge.runtime.model import Model
+
+        name = self._named()
+        if name is None:
+            out.notice(f"using the bundled demo model (choose another: -m FILE or ${MODEL_VARIABLE})")
+        if name is None or self.is_demo:
+            return Model.demo(threads=self.threads, gpu_layers=self.gpu_layers)
+        path = ModelNames().find(name)
+        return Model.load(path, threads=self.threads, gpu_layers=self.gpu_layers)
+
+    def _named(self) -> str | None:
+        return self.model if self.model is not None else os.environ.get(MODEL_VARIABLE) or None
+
+
+@dataclass(frozen=True)
+class SteeringOptions:
+    """Which profiles steer, how strongly, and how they get into the model."""
+
+    profile: Annotated[
+        list[str],
+        typer.Option(
+            "-p",
+            "--profile",
+            metavar="NAME|FILE[:STRENGTH]",
+            help="Steer with this profile; may be repeated. Strength 1 is 'as calibrated'.",
+            show_default=False,
+        ),
+    ] = field(default_factory=list)
+    inject: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|control-vector", help="How the steering gets into the model."
+        ),
+    ] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.inject == "exact":
+            raise BadInputError(
+                "--inject exact is not available for now", "use auto or control-vector"
+            )
+        if self.inject not in ("auto", "control-vector"):
+            raise BadInputError(
+                f"--inject cannot be {self.inject!r}", "use auto or control-vector"
+            )
+
+    def load(self, model: Model, out: Output) -> Steering:
+        """The sum of the profiles, checked against the model; no profiles are the base model."""
+        from alignez_edge.steering import Steering
+
+        steering = Steering(tuple(load_term(text) for text in self.profile))
+        # A profile of strength 0 must fit the model as well.
+        for notice in Steering(tuple((p, 1.0) for p, _ in steering.terms)).notices(model):
+            out.notice(notice)
+        return steering
+
+
+def load_term(text: str) -> tuple[Profile, float]:
+    """The profile and the strength that `NAME_OR_FILE[:STRENGTH]` names."""
+    from alignez_edge.library import ProfileLibrary, parse_profile_option
+    from alignez_edge.profile import Profile
+
+    name, strength = parse_profile_option(text)
+    return Profile.load(ProfileLibrary().find(name)), strength
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How answers are drawn. The defaults are those of `Sampling`."""
+
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of all chance.")] = 0
+    temperature: Annotated[
+        float, typer.Option(metavar="T", help="0 takes the likeliest token always.")
+    ] = 0.8
+    top_p: Annotated[
+        float, typer.Option(metavar="P", help="Draw from the likeliest tokens of this share.")
+    ] = 0.95
+    max_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens of an answer at most.")] = 256
+
+    def __post_init__(self) -> None:
+        _at_least("--seed", self.seed, 0)
+        _at_least("--max-tokens", self.max_tokens, 1)
+        if not math.isfinite(self.temperature) or self.temperature < 0:
+            raise BadInputError(
+                f"--temperature is {self.temperature}; it must be a number from 0 up"
+            )
+        if not 0 < self.top_p <= 1:
+            raise BadInputError(f"--top-p is {self.top_p}; it must be above 0 and at most 1")
+
+    def sampling(self, model: Model) -> Sampling:
+        """The settings for `model`, with the stop strings of its prompt form."""
+        from alignez_edge.runtime.types import Sampling
+
+        return Sampling(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            seed=self.seed,
+            max_tokens=self.max_tokens,
+            stop=model.stops,
+        )
+
+
+def check_width(parallel: int) -> None:
+    """Raise `BadInputError` unless `--parallel` can be used."""
+    _at_least("--parallel", parallel, 1)
+
+
+ParallelOption = Annotated[
+    int, typer.Option(metavar="N", help="Prompts that are worked on at the same time.")
+]
