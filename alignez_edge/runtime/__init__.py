@@ -1,0 +1,1 @@
+"""The ground floor: the only place that knows ctypes, llama.cpp symbols, callbacks and lifetimes."""

@@ -1,0 +1,109 @@
+"""The plain values that go into the runtime and come out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from alignez_edge.runtime.model import Model
+
+FloatArray = npt.NDArray[np.float32]
+FinishReason = Literal["stop", "length", "context", "interrupted"]
+Message = dict[str, str]
+"""One turn of a conversation: `{"role": "system" | "user" | "assistant", "content": str}`."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn.
+
+    `temperature` 0 is greedy. `top_p` in (0, 1]; 1 switches it off. `top_k` 0 switches it off.
+    Generation ends at an end-of-generation token (not before `min_tokens`), before the first of
+    the `stop` strings (which is not part of the text), or after `max_tokens`.
+    """
+
+    temperature: float = 0.8
+    top_p: float = 0.95
+    top_k: int = 0
+    seed: int = 0
+    max_tokens: int = 256
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+
+    def with_seed(self, seed: int) -> Sampling:
+        """The same settings with another seed."""
+        return replace(self, seed=seed)
+
+
+@dataclass(frozen=True)
+class Injection:
+    """What is added to the residual stream, as llama.cpp control vectors.
+
+    Both arrays have shape `(n_layer, n_embd)`, float32; row `l` is added to `l_out-l`, and row 0
+    must be zero (llama.cpp cannot edit layer 0 with a control vector). `deciding` acts in the
+    forward pass of the last prompt token, which yields the first answer token; `answer` in the
+    passes of all tokens after it. Raises `ValueError` on other shapes or non-finite values.
+    """
+
+    deciding: FloatArray
+    answer: FloatArray
+
+    def __post_init__(self) -> None:
+        if self.deciding.shape != self.answer.shape or self.deciding.ndim != 2:
+            raise ValueError(f"shapes differ: {self.deciding.shape} and {self.answer.shape}")
+        for array in (self.deciding, self.answer):
+            if not np.isfinite(array).all():
+                raise ValueError("an injection must be finite")
+            if array[0].any():
+                raise ValueError("layer 0 cannot be edited by a control vector")
+
+    def is_zero(self) -> bool:
+        """Whether it changes nothing."""
+        return not (self.deciding.any() or self.answer.any())
+
+
+class Steers(Protocol):
+    """Anything that can say what to inject into a given model: a profile, a sum of profiles."""
+
+    def injection(self, model: Model) -> Injection | None:
+        """The injection for `model`; None for none. Raises where it does not fit the model."""
+        ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt of a batch. `tokens` is the whole prompt, the begin-of-text token included."""
+
+    tokens: Sequence[int]
+    sampling: Sampling = field(default_factory=Sampling)
+    index: int = 0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One finished answer. `tokens` are the answer's, without the end token or a stop string."""
+
+    index: int
+    text: str
+    tokens: tuple[int, ...]
+    prompt_tokens: int
+    finish_reason: FinishReason
+    seconds: float
+
+
+@dataclass(frozen=True)
+class States:
+    """Pooled hidden states of one (prompt, answer) text at one tensor (`l_out` or `ffn_out`).
+
+    `deciding` is the state at the last prompt token, `answer` the mean over the answer's tokens;
+    both `(n_layer, n_embd)` float32. `n_answer` counts the tokens of the mean.
+    """
+
+    deciding: FloatArray
+    answer: FloatArray
+    n_answer: int
