@@ -60,7 +60,7 @@ def assert_same_answers(
 def test_a_batch_gives_what_a_session_gives(
     tiny_model: Callable[..., Path], architecture: str, steered: bool
 ) -> None:
-    with Model.load(tiny_model(architecture, n_layer=6), threads=2) as model:
+    with Model.load(tiny_model(architecture, n_layer=6), threads=1) as model:
         injection = injection_for(model) if steered else None
         requests = requests_for(model, 12)
         batch = by_index(generate_batch(model, requests, injection=injection, width=5))
@@ -154,7 +154,8 @@ def test_few_cells_only_mean_fewer_at_a_time(
 
     monkeypatch.setattr(module, "_MOST_CELLS", 1)
     injection = injection_for(llama_model) if steered else None
-    requests = requests_for(llama_model, 16, max_tokens=150, min_tokens=120)
+    requests = requests_for(llama_model, 8, max_tokens=12, min_tokens=12)
+    room = max(len(r.tokens) for r in requests) + 12
     most = 0
     real = _Batch._advance
 
@@ -164,8 +165,12 @@ def test_few_cells_only_mean_fewer_at_a_time(
         return real(self, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(_Batch, "_advance", advance)
-    done = by_index(generate_batch(llama_model, requests, injection=injection, width=8))
-    assert [c.index for c in done] == list(range(16))
+    done = by_index(
+        generate_batch(
+            llama_model, requests, injection=injection, width=8, n_ctx_per_sequence=2 * room
+        )
+    )
+    assert [c.index for c in done] == list(range(8))
     assert 1 <= most <= 3
 
 

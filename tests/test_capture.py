@@ -71,7 +71,7 @@ def assert_close(found: list[States], expected: list[States], atol: float) -> No
 def test_capture_reads_what_is_there(
     tiny_model: Callable[..., Path], architecture: str, tensor: module.TensorName
 ) -> None:
-    with Model.load(tiny_model(architecture, n_layer=3), threads=2) as model:
+    with Model.load(tiny_model(architecture, n_layer=3), threads=1) as model:
         items = items_for(model)
         found = list(capture(model, items, tensor=tensor))
         assert_close(found, list(one_by_one(model, items, tensor)), atol=2e-2)
@@ -81,7 +81,7 @@ def test_capture_reads_what_is_there(
     ("architecture", "name"), [("llama", "ffn_moe_out"), ("qwen2moe", "ffn_out")]
 )
 def test_experts(tiny_model: Callable[..., Path], architecture: str, name: str) -> None:
-    with Model.load(tiny_model(architecture, n_layer=3, experts=4), threads=2) as model:
+    with Model.load(tiny_model(architecture, n_layer=3, experts=4), threads=1) as model:
         items = items_for(model)[:3]
         found = list(capture(model, items, tensor="ffn_out", width=1))
         assert_close(found, list(one_by_one(model, items, name)), atol=1e-2)
@@ -132,7 +132,7 @@ def test_items_are_drawn_lazily_and_come_in_order(llama_model: Model) -> None:
 
 
 def test_long_texts_grow_the_cache(tiny_model: Callable[..., Path]) -> None:
-    with Model.load(tiny_model(n_layer=2, n_ctx=2048), threads=2) as model:
+    with Model.load(tiny_model(n_layer=2, n_ctx=2048), threads=1) as model:
         rng = np.random.default_rng(0)
         long = rng.integers(0, 200, 1500).tolist()
         items = [(long[:3], long[3:6]), (long[:900], long[900:]), (long[:4], [])]

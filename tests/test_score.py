@@ -90,7 +90,7 @@ def test_an_abandoned_iterator_leaves_nothing_behind(
 
 def test_limits(llama_model: Model) -> None:
     with Scorer(llama_model, n_ctx=16) as scorer:
-        assert len(list(scorer.log_probs([1] * 8, [2] * 8))[0]) == 8
+        assert len(next(scorer.log_probs([1] * 8, [2] * 8))) == 8
         with pytest.raises(PromptTooLongError, match="17 tokens"):
             scorer.log_probs([1] * 8, [2] * 9)
         for prompt, answer in (([], [1]), ([1], [])):

@@ -1,0 +1,1 @@
+"""Figures of this machine: scripts, run as `python -m benchmarks.<name>` from the repository."""

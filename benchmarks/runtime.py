@@ -1,0 +1,321 @@
+"""What steering, batching and reading hidden states cost: `python -m benchmarks.runtime`.
+
+Every figure is a ratio of two things measured in one run, alternating, after a warm-up; the table
+shows the median ratio over the repetitions, and what is wanted. Without `--model` a random
+1 B-shaped Q4_K_M llama (hidden 2048, 16 layers, feed-forward 8192) is made in `.cache/`. Times
+need a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+from alignez_edge.runtime.batch import generate_batch
+from alignez_edge.runtime.capture import capture
+from alignez_edge.runtime.context import Context
+from alignez_edge.runtime.model import Model
+from alignez_edge.runtime.sampler import Sampler
+from alignez_edge.runtime.score import rows_that_fit
+from alignez_edge.runtime.session import Session
+from alignez_edge.runtime.types import Injection, Request, Sampling
+from tests.tinymodels import byte_characters, quantize
+
+CACHE = Path(__file__).parent.parent / ".cache"
+WIDTH = 16
+WANTED = {
+    "steered decode / plain decode": (">=", 0.98),
+    "batch of 16 / one by one through Llama": (">=", 3.0),
+    "batch of 16 / bare llama_decode loop": (">=", 0.9),
+    "prefill with capture / prefill (time)": ("<=", 1.05),
+    "resident memory above llama.cpp's own (MB)": ("<=", 120.0),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--model", type=Path, help="a GGUF file (default: a random 1 B llama)")
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--tokens", type=int, default=48, help="tokens per answer")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
+    parser.add_argument("--memory", choices=("ours", "bare"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    path = options.model or random_model(CACHE)
+    with Model.load(path, threads=options.threads) as model:
+        if options.memory:
+            print(peak_memory(model, options.memory, options.tokens))
+            return
+        rates, ratios = measure(model, options.tokens, options.repeat)
+        threads, name = model.threads, model.path.name
+    ratios["resident memory above llama.cpp's own (MB)"] = memory_above(path, threads)
+    result = {"model": name, "threads": threads, "repeat": options.repeat, **rates, **ratios}
+    if options.json:
+        print(json.dumps(result))
+        return
+    print(f"{name}, {threads} threads, median of {options.repeat}")
+    for what, rate in rates.items():
+        print(f"  {what:<46} {rate:8.1f}")
+    for what, ratio in ratios.items():
+        relation, limit = WANTED[what]
+        met = ratio >= limit if relation == ">=" else ratio <= limit
+        print(f"  {what:<46} {ratio:8.3f}  wanted {relation} {limit:g}: {'yes' if met else 'NO'}")
+
+
+def measure(model: Model, n_tokens: int, repeat: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Rates in tokens per second, and the ratios that are wanted."""
+    prompts = random_prompts(model, WIDTH, 48)
+    steering = random_injection(model)
+    sampling = Sampling(temperature=0.8, max_tokens=n_tokens, min_tokens=n_tokens)
+    texts = [(p[:16], p[16:]) for p in random_prompts(model, WIDTH, 96)]
+    n_read = sum(len(a) + len(b) for a, b in texts)
+
+    with Session(model, n_ctx=1024 if model.n_ctx_train >= 1024 else None) as session:
+
+        def answer(injection: Injection | None) -> None:
+            for _ in session.stream(prompts[0], sampling, injection):
+                pass
+
+        plain, steered = alternate(repeat + 2, lambda: answer(None), lambda: answer(steering))
+
+    requests = [Request(p, sampling.with_seed(i), i) for i, p in enumerate(prompts)]
+    few = max(2, WIDTH // 8)
+    batch, bare, single = alternate(
+        repeat,
+        lambda: list(generate_batch(model, requests, width=WIDTH)),
+        lambda: bare_loop(model, prompts, sampling),
+        lambda: through_llama(model, prompts[:few], sampling),
+    )
+    read, prefill = alternate(
+        repeat, lambda: list(capture(model, texts)), lambda: bare_prefill(model, texts)
+    )
+
+    def ratio(a: list[float], b: list[float]) -> float:
+        return statistics.median(x / y for x, y in zip(a, b, strict=True))
+
+    rates = {
+        "plain decode (tokens/s)": n_tokens / statistics.median(plain),
+        "one by one through Llama (tokens/s)": few * n_tokens / statistics.median(single),
+        "batch of 16 (tokens/s)": WIDTH * n_tokens / statistics.median(batch),
+        "prefill (tokens/s)": n_read / statistics.median(prefill),
+    }
+    ratios = {
+        "steered decode / plain decode": ratio(plain, steered),
+        "batch of 16 / one by one through Llama": ratio(single, batch) * WIDTH / few,
+        "batch of 16 / bare llama_decode loop": ratio(bare, batch),
+        "prefill with capture / prefill (time)": ratio(read, prefill),
+    }
+    return rates, ratios
+
+
+def alternate(repeat: int, *jobs: Callable[[], object]) -> list[list[float]]:
+    """Seconds of each job, run in turn `repeat` times after one turn that does not count.
+
+    A job may return the seconds that count as a float; else its whole time does.
+    """
+    seconds: list[list[float]] = [[] for _ in jobs]
+    for turn in range(repeat + 1):
+        for job, found in zip(jobs, seconds, strict=True):
+            begin = time.perf_counter()
+            own = job()
+            if turn:
+                found.append(own if isinstance(own, float) else time.perf_counter() - begin)
+    return seconds
+
+
+def bare_loop(model: Model, prompts: list[list[int]], sampling: Sampling) -> None:
+    """What `generate_batch` is measured against: all prompts, then all answers in step."""
+    n_cells = sum(len(p) for p in prompts) + len(prompts) * sampling.max_tokens
+    n = len(prompts)
+    with Context(model, n_ctx=n_cells, n_seq=n, n_batch=512, n_outputs=n) as context:
+        samplers = [Sampler(model, sampling.with_seed(i)) for i in range(n)]
+        entries = [(t, i, s) for s, p in enumerate(prompts) for i, t in enumerate(p[:-1])]
+        for begin in range(0, len(entries), 512):
+            tokens, positions, sequences = zip(*entries[begin : begin + 512], strict=True)
+            context.decode(tokens, positions, sequences, [False] * len(tokens))
+        last, at = [p[-1] for p in prompts], [len(p) - 1 for p in prompts]
+        for _ in range(sampling.max_tokens):
+            context.decode(last, at, range(n), [True] * n)
+            last = [sampler.draw(context, i) for i, sampler in enumerate(samplers)]
+            at = [position + 1 for position in at]
+
+
+def through_llama(model: Model, prompts: list[list[int]], sampling: Sampling) -> float:
+    """Seconds for the answers one by one with the binding's own class, its loading apart."""
+    from llama_cpp import Llama
+
+    llama = Llama(
+        str(model.path),
+        n_ctx=min(1024, model.n_ctx_train),
+        n_threads=model.threads,
+        n_threads_batch=model.threads,
+        verbose=False,
+    )
+    begin = time.perf_counter()
+    for prompt in prompts:
+        tokens = llama.generate(
+            prompt, temp=sampling.temperature, top_p=sampling.top_p, top_k=0, min_p=0.0,
+            repeat_penalty=1.0,
+        )  # fmt: skip
+        for _ in range(sampling.max_tokens):
+            next(tokens)
+    seconds = time.perf_counter() - begin
+    llama.close()
+    return seconds
+
+
+def bare_prefill(model: Model, texts: list[tuple[list[int], list[int]]]) -> None:
+    """The prefill that `capture` rides on, in the same groups, without reading anything."""
+    n_batch = rows_that_fit(model.n_vocab)
+    groups: list[list[list[int]]] = [[]]
+    for prompt, answer in texts:
+        tokens = [*prompt, *answer]
+        if len(groups[-1]) == 8 or sum(map(len, groups[-1])) + len(tokens) > n_batch:
+            groups.append([])
+        groups[-1].append(tokens)
+    with Context(model, n_ctx=n_batch, n_seq=8, n_batch=n_batch, n_outputs=8) as context:
+        for group in groups:
+            context.clear()
+            flat = [(t, i, s) for s, text in enumerate(group) for i, t in enumerate(text)]
+            tokens, positions, sequences = zip(*flat, strict=True)
+            context.decode(tokens, positions, sequences, [False] * (len(flat) - 1) + [True])
+
+
+def memory_above(path: Path, threads: int) -> float:
+    """Peak resident MB of this runtime's work above a bare context's, each in its own process."""
+    found = []
+    for kind in ("ours", "bare"):
+        command = [sys.executable, "-m", "benchmarks.runtime", "--model", str(path)]
+        command += ["--threads", str(threads), "--tokens", "8", "--memory", kind]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        found.append(float(done.stdout.split()[-1]))
+    return found[0] - found[1]
+
+
+def peak_memory(model: Model, kind: str, n_tokens: int) -> float:
+    """Peak resident MB after a batch ("bare": the loop over llama_decode alone) and a capture."""
+    prompts = random_prompts(model, WIDTH, 48)
+    sampling = Sampling(max_tokens=n_tokens, min_tokens=n_tokens)
+    if kind == "bare":
+        bare_loop(model, prompts, sampling)
+    else:
+        steering = random_injection(model)
+        requests = [Request(p, sampling, i) for i, p in enumerate(prompts)]
+        list(generate_batch(model, requests, injection=steering, width=WIDTH))
+        list(capture(model, [(p[:16], p[16:]) for p in prompts]))
+    return _peak_rss()
+
+
+def _peak_rss() -> float:
+    """Peak resident MB of this process."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would count the parent's peak too: Linux keeps it across exec
+        (line,) = (x for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
+        return int(line.split()[1]) / 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
+
+
+def random_prompts(model: Model, n: int, length: int) -> list[list[int]]:
+    """Prompts that share nothing, so that sharing prefixes cannot help."""
+    rng = np.random.default_rng(0)
+    usable = [t for t in range(min(model.n_vocab, 2000)) if not model.is_end(t)]
+    return [rng.choice(usable, length).tolist() for _ in range(n)]
+
+
+def random_injection(model: Model) -> Injection:
+    vectors = np.random.default_rng(0).standard_normal((model.n_layer, model.n_embd))
+    vectors = (0.01 * vectors).astype(np.float32)
+    vectors[0] = 0
+    return Injection(vectors, -vectors)
+
+
+def random_model(
+    folder: Path, n_embd: int = 2048, n_layer: int = 16, n_ff: int = 8192, n_vocab: int = 32000
+) -> Path:
+    """A random Q4_K_M llama; two layers are made and quantized, then repeated: speed and size
+    are those of a real model."""
+    path = folder / f"random-llama-{n_layer}x{n_embd}-Q4_K_M.gguf"
+    if path.exists():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    pid = os.getpid()
+    source, two = folder / f"source-{pid}.gguf", folder / f"two-{pid}.gguf"
+    rng = np.random.default_rng(0)
+    n_kv = n_embd // 4
+    shapes = {
+        "attn_q": (n_embd, n_embd), "attn_k": (n_kv, n_embd), "attn_v": (n_kv, n_embd),
+        "attn_output": (n_embd, n_embd), "ffn_gate": (n_ff, n_embd), "ffn_up": (n_ff, n_embd),
+        "ffn_down": (n_embd, n_ff),
+    }  # fmt: skip
+    writer = _writer(source, 2, n_embd, n_ff, n_vocab)
+    embedding = rng.standard_normal((n_vocab, n_embd), np.float32) / np.sqrt(n_embd)
+    writer.add_tensor("token_embd.weight", embedding.astype(np.float16))
+    writer.add_tensor("output_norm.weight", np.ones(n_embd, np.float32))
+    for layer in range(2):
+        for name in ("attn_norm", "ffn_norm"):
+            writer.add_tensor(f"blk.{layer}.{name}.weight", np.ones(n_embd, np.float32))
+        for name, shape in shapes.items():
+            values = 0.3 * rng.standard_normal(shape, np.float32) / np.sqrt(shape[1])
+            writer.add_tensor(f"blk.{layer}.{name}.weight", values.astype(np.float16))
+    _write(writer)
+    quantize(source, two, "Q4_K_M")
+    writer = _writer(path.with_suffix(".part"), n_layer, n_embd, n_ff, n_vocab)
+    tensors = {t.name: t for t in gguf.GGUFReader(two).tensors}
+    for name, tensor in tensors.items():
+        if not name.startswith("blk."):
+            writer.add_tensor(name, tensor.data, raw_dtype=tensor.tensor_type)
+    for layer in range(n_layer):
+        for name, tensor in tensors.items():
+            if name.startswith(f"blk.{layer % 2}."):
+                own = f"blk.{layer}." + name.split(".", 2)[2]
+                writer.add_tensor(own, tensor.data, raw_dtype=tensor.tensor_type)
+    _write(writer)
+    path.with_suffix(".part").replace(path)
+    for file in (source, two):
+        file.unlink()
+    return path
+
+
+def _writer(path: Path, n_layer: int, n_embd: int, n_ff: int, n_vocab: int) -> gguf.GGUFWriter:
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(n_layer)
+    writer.add_context_length(4096)
+    writer.add_embedding_length(n_embd)
+    writer.add_feed_forward_length(n_ff)
+    writer.add_head_count(n_embd // 64)
+    writer.add_head_count_kv(n_embd // 256)
+    writer.add_rope_dimension_count(64)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_file_type(15)
+    tokens = byte_characters()
+    tokens += [f"word{i}" for i in range(n_vocab - len(tokens) - 1)] + ["<|end|>"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([1] * (n_vocab - 1) + [3])
+    writer.add_token_merges(["a b"])
+    writer.add_eos_token_id(n_vocab - 1)
+    return writer
+
+
+def _write(writer: gguf.GGUFWriter) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+if __name__ == "__main__":
+    main()
