@@ -72,6 +72,12 @@ class StringArray(Sequence[str]):
         (length,) = struct.unpack_from("<Q", self.raw, start - 8)
         return self.raw[start : start + length]
 
+    def all_encoded(self) -> list[bytes]:
+        """The bytes of all strings, much faster than one by one."""
+        starts = self._starts.tolist()
+        ends = [*(start - 8 for start in starts[1:]), len(self.raw)]
+        return [self.raw[a:b] for a, b in zip(starts, ends, strict=False)]
+
     @overload
     def __getitem__(self, index: int) -> str: ...
     @overload

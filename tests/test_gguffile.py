@@ -83,6 +83,7 @@ def test_a_good_file_is_read(written: Write) -> None:
     assert found.metadata["a.real"] == 0.5
     assert list(found.metadata["words"]) == ["a", "", "ü"]
     assert found.metadata["words"].encoded(2) == "ü".encode()
+    assert found.metadata["words"].all_encoded() == [b"a", b"", "ü".encode()]
     assert found.metadata["sizes"].tolist() == [1, 2]
     assert found.tensors["x"].shape == (4, 2)
     assert found.tensors["x"].elements == 8

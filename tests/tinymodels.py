@@ -8,6 +8,7 @@ other names are real vocabularies, fetched once (`vocabs.py`).
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma", "gemma2", "phi3", "gpt2", "qwen2moe")
+_STRING, _ARRAY = 8, 9
 TIED = ("gemma", "gemma2", "gpt2")
 """Those whose token embeddings are also the output matrix (gemma scales them on the way in)."""
 FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "Q4_K_M": 15}
@@ -66,7 +68,7 @@ def tiny_model(
     source = path if file_type in ("F32", "F16") else folder / f"{name}-source.gguf"
     n_vocab = len(words["tokenizer.ggml.tokens"])
     rng = np.random.default_rng(seed)
-    writer = gguf.GGUFWriter(source, architecture)
+    writer = _Writer(source, architecture)
     for key, value in keys.items():
         if value is not None:
             _add(writer, key, value)
@@ -214,11 +216,19 @@ def _tiny_vocab() -> dict[str, Any]:
 
 def _real_vocab(name: str) -> dict[str, Any]:
     metadata = read_gguf(real_vocab(name)).metadata
-    return {
-        key: list(value) if isinstance(value, StringArray) else value
-        for key, value in metadata.items()
-        if key.startswith("tokenizer.ggml.")
-    }
+    return {key: value for key, value in metadata.items() if key.startswith("tokenizer.ggml.")}
+
+
+class _Writer(gguf.GGUFWriter):
+    """A writer that copies arrays as they are, where the base class packs value by value."""
+
+    def _pack_val(self, val: Any, vtype: gguf.GGUFValueType, *args: Any, **kwargs: Any) -> bytes:
+        kinds = {"<f4": 6, "<i4": 5, "<u4": 4, "|u1": 0}
+        if isinstance(val, StringArray):
+            return struct.pack("<IIQ", _ARRAY, _STRING, len(val)) + val.raw
+        if isinstance(val, np.ndarray):
+            return struct.pack("<IIQ", _ARRAY, kinds[val.dtype.str], len(val)) + val.tobytes()
+        return super()._pack_val(val, vtype, *args, **kwargs)
 
 
 def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
@@ -231,4 +241,4 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
     elif isinstance(value, str):
         writer.add_string(key, value)
     else:
-        writer.add_array(key, value.tolist() if isinstance(value, np.ndarray) else value)
+        writer.add_key_value(key, value, gguf.GGUFValueType.ARRAY)

@@ -203,7 +203,7 @@ class _Check:
             positive = key.endswith(("_epsilon", "rope.freq_base"))
             if not math.isfinite(value) or (positive and value < low):
                 raise self._fail(f"{printable(key)} is {value}")
-        scaling = str(self._value("rope.scaling.type") or "linear")
+        scaling = str(self._keys.get(f"{self._architecture}.rope.scaling.type", "linear"))
         if scaling not in _ROPE_SCALINGS:
             raise self._fail(f"the rope scaling '{printable(scaling)}' is unknown")
 
@@ -223,7 +223,8 @@ class _Check:
                 raise self._fail(f"tokenizer.ggml.{key} does not have one for each token")
         # llama.cpp reads a token up to its first zero byte and gives empty ones a name.
         words = {
-            tokens.encoded(i).split(b"\0", 1)[0] or b"[EMPTY_%d]" % i for i in range(len(tokens))
+            word.partition(b"\0")[0] or b"[EMPTY_%d]" % i
+            for i, word in enumerate(tokens.all_encoded())
         }
         if len(words) < len(tokens):
             raise self._fail(f"{len(tokens) - len(words)} of its tokens are there twice")

@@ -79,6 +79,7 @@ class Model:
         self.path = gguf.path
         self.handle = handle
         self.threads = threads
+        check_loaded(handle, gguf)
         self.vocab: int = cpp.llama_model_get_vocab(handle)
         self.n_layer: int = cpp.llama_model_n_layer(handle)
         self.n_embd: int = cpp.llama_model_n_embd(handle)
@@ -114,12 +115,8 @@ class Model:
             said = printable(llama.last_error(), 160) or "no reason given"
             kind = RuntimeFailure if "alloc" in said else ModelFileError
             raise kind(f"llama.cpp cannot load {printable(str(path), 200)}: {said}")
-        try:
-            check_loaded(handle, gguf)
-            return cls(gguf, handle, threads or llama.usable_cores())
-        except BaseException:
-            cpp.llama_model_free(handle)
-            raise
+        # From here on the object owns the weights, and frees them if it cannot be finished.
+        return cls(gguf, handle, threads or llama.usable_cores())
 
     @classmethod
     def demo(cls, *, threads: int | None = None, gpu_layers: int | None = None) -> Model:

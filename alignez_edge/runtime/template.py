@@ -11,7 +11,7 @@ token's text is removed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, cast
@@ -93,13 +93,15 @@ def fold_system(messages: Sequence[Message]) -> list[Message]:
 class ChatTemplate:
     """A model's chat template. Raises `ModelFileError` where it is not valid Jinja.
 
-    `controls` are the texts of all control tokens, needed only where marks are lost.
+    `controls` gives the texts of all control tokens; it is asked only where marks are lost.
     """
 
-    def __init__(self, source: str, bos: str, eos: str, controls: Sequence[str]) -> None:
+    def __init__(
+        self, source: str, bos: str, eos: str, controls: Callable[[], Sequence[str]]
+    ) -> None:
         if len(source) > _MAX_TEMPLATE:
             raise ModelFileError(f"the model's chat template has {len(source)} characters")
-        self._controls = sorted((c for c in controls if c), key=len, reverse=True)
+        self._controls = controls
         try:
             self._formatter = Jinja2ChatFormatter(source, eos_token=eos, bos_token=bos)
         except Exception as error:  # whatever a stranger's program provokes in Jinja
@@ -137,9 +139,9 @@ class ChatTemplate:
 
     def _cleaned(self, message: Message) -> Message:
         content, before = message["content"], None
-        while content != before:
+        while content != before:  # taking one out may join the parts of another
             before = content
-            for control in self._controls:
+            for control in self._controls():
                 content = content.replace(control, "")
         return {**message, "content": content}
 

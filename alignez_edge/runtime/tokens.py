@@ -48,7 +48,6 @@ class Vocabulary:
                 found[text] = (token, attributes)
         return found
 
-    @property
     def controls(self) -> list[str]:
         """The texts of all control tokens."""
         return list(self._controls)
