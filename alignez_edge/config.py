@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from difflib import get_close_matches
 from pathlib import Path
 
 from alignez_edge.errors import BadInputError, ModelFileError
-from alignez_edge.files import (
-    make_folder,
-    near_hint,
-    printable,
-    read_text,
-    user_dir,
-    write_atomic,
-)
+from alignez_edge.files import make_folder, printable, read_text, user_dir, write_atomic
 
 DEMO = "demo"
 """The short name that always means the bundled demo model."""
@@ -68,7 +62,10 @@ class ModelNames:
         path = Path(name_or_path)
         if name_or_path and "\0" not in name_or_path and path.exists():
             return path
+        near = get_close_matches(name_or_path, [*names, DEMO], n=3)
         raise ModelFileError(
             f"no model called {printable(name_or_path, 120)!r}, and no such file",
-            hint=near_hint(name_or_path, [*names, DEMO], "models"),
+            hint=f"did you mean {' or '.join(near)}?"
+            if near
+            else "name a GGUF file, or give one a short name: alignez model add NAME FILE",
         )

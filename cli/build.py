@@ -23,7 +23,8 @@ def build(
     axis: Annotated[
         str,
         typer.Argument(
-            help="A built-in axis, a TOML file, or a new name with --positive and --negative."
+            metavar="AXIS",
+            help="A built-in axis, a TOML file, or a new name with --positive and --negative.",
         ),
     ],
     *,
@@ -52,9 +53,7 @@ def build(
     ] = None,
     layers: Annotated[
         str | None,
-        typer.Option(
-            metavar="LIST", help="Layers to edit, like 3-8,10.", show_default="found by measuring"
-        ),
+        typer.Option(metavar="LIST", help="Layers to edit, like 3-8,10; else the best are found."),
     ] = None,
     neighbors: Annotated[
         int | None,
@@ -63,15 +62,19 @@ def build(
     parallel: ParallelOption = DEFAULT_WIDTH,
     output: Annotated[
         str | None,
-        typer.Option("-o", "--output", metavar="FILE", help="Where the profile goes; else the library."),
+        typer.Option(
+            "-o", "--output", metavar="FILE", help="Where the profile goes; else the library."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of all chance.")] = 0,
     loading: ModelOptions,
     out: Output,
 ) -> None:
-    """Build a profile: pairs, embeddings, directions, layers, calibration.
+    """Build a profile that steers a model along an axis.
 
-    Interrupted and started again with the same options, it goes on where it was.
+    The model writes pairs of answers itself; from what differs inside it between the two sides
+    come the directions, the layers and the calibrated strength. Interrupted and started again
+    with the same options, it goes on where it was.
     """
     check_width(parallel)
     if limit is not None and limit < 1:
@@ -224,5 +227,5 @@ def _summary(profile: Profile, path: Path, output: str | None) -> str:
     if curves := calibration_table(profile, indent="  "):
         lines += ["", curves]
     name = output or profile.name
-    lines += ["", f"try: alignez run -p {name} \"Tell me about bread.\"  (or -p {name}:-1)"]
+    lines += ["", f'try: alignez run -p {name} "Tell me about bread."  (or -p {name}:-1)']
     return "\n".join(lines)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from alignez_edge.errors import AlignezError
 
 from .conversation import Conversation
-from .options import ModelOptions, SamplingOptions, SteeringOptions, grouped
+from .options import ContextOption, ModelOptions, SamplingOptions, SteeringOptions, grouped
 from .output import Output, complain
 from .run import stdin_lines
 
@@ -22,6 +22,7 @@ def chat(
     loading: ModelOptions,
     steered: SteeringOptions,
     drawing: SamplingOptions,
+    ctx: ContextOption = None,
     out: Output,
 ) -> None:
     """Talk with a model; /help lists what can be changed on the way.
@@ -31,7 +32,7 @@ def chat(
     """
     from alignez_edge.runtime.session import Session
 
-    with loading.load(out) as model, Session(model, n_ctx=loading.ctx) as session:
+    with loading.load(out) as model, Session(model, n_ctx=ctx) as session:
         steering = steered.load(model, out)
         conversation = Conversation(model, session, drawing.sampling(model), steering, out)
         terminal = sys.stdin.isatty() and sys.stdout.isatty()

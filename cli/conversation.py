@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 WIDE = 72  # columns from which two answers stand side by side
 
 HELP = """\
-/profile NAME[:STRENGTH] ...  steer with these profiles; without a name, say which are on
-/strength S                   set the strength of the profile that is on
-/plain                        switch the steering off, and on again
-/compare [TEXT]               plain and steered side by side, for TEXT or the last question
-/reset                        forget the conversation
-/save FILE                    write the transcript to a file
-/help                         this list
-/quit                         leave"""
+/profile NAME[:S] ...  steer with these profiles; without a name: which are on
+/strength S            set the strength of the profile that is on
+/plain                 switch the steering off, and on again
+/compare [TEXT]        plain and steered answers to TEXT or the last question
+/reset                 forget the conversation
+/save FILE             write the transcript to a file
+/help                  this list
+/quit                  leave"""
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,7 @@ def demo(
         bool, typer.Option("--fresh", help="Build the profile anew even if it is there.")
     ] = False,
     threads: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="CPU threads.", show_default="the physical cores"),
+        int | None, typer.Option(metavar="N", help="CPU threads; else the physical cores.")
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of all chance.")] = 0,
     out: Output,
@@ -93,7 +92,7 @@ def _profile(model: Model, axis: Axis, fresh: bool, seed: int, out: Output) -> P
         except AlignezError:
             out.notice("the profile of an earlier demo does not fit any more: building it anew")
         else:
-            out.result(f"Steering with the profile of an earlier demo (--fresh rebuilds it).\n")
+            out.result("Steering with the profile of an earlier demo (--fresh rebuilds it).\n")
             return profile
     width = terminal_width()
     _say(
@@ -122,9 +121,7 @@ def _profile(model: Model, axis: Axis, fresh: bool, seed: int, out: Output) -> P
     return profile
 
 
-def _answers(
-    model: Model, prompts: Sequence[str], steering: Steers | None, seed: int
-) -> list[str]:
+def _answers(model: Model, prompts: Sequence[str], steering: Steers | None, seed: int) -> list[str]:
     from alignez_edge.runtime.types import Sampling
 
     sampling = Sampling(seed=seed, max_tokens=MAX_TOKENS, stop=model.stops)
@@ -136,13 +133,18 @@ def _answers(
 def _show_answers(
     model: Model, profile: Profile, queries: Sequence[str], seed: int, out: Output
 ) -> None:
-    sides = {f"{NAME}:-1": profile * -1.0, "plain": None, f"{NAME}:1": profile * 1.0}
+    sides = {
+        f"-p {NAME}:-1": profile * -1.0,
+        "plain": None,
+        f"-p {NAME}:1": profile * 1.0,
+    }
     columns = [_answers(model, queries, steering, seed) for steering in sides.values()]
     for query, texts in zip(queries, zip(*columns, strict=True), strict=True):
         out.result(f"> {query}\n")
         out.result(side_by_side(list(sides), texts, terminal_width()))
         out.result()
-        out.record({"query": query, **dict(zip(("negative", "plain", "positive"), texts, strict=True))})
+        negative, plain, positive = texts
+        out.record({"query": query, "negative": negative, "plain": plain, "positive": positive})
 
 
 def _show_scores(
@@ -183,8 +185,7 @@ def _show_scores(
         f"How {axis.positive} is that? A rule judge that knows nothing of the model scores the "
         f"answers to {len(queries)} questions that the profile has never seen:",
     )
-    title = max(map(len, scores))
-    half = 16
+    title, half = max(map(len, scores)), 16
     scale = f"{'-1 ' + axis.negative:<{half}}0{axis.positive + ' +1':>{half}}"
     out.result(f"  {'':<{title}}         {scale}")
     for name, score in scores.items():

@@ -7,6 +7,8 @@ import textwrap
 import unicodedata
 from collections.abc import Sequence
 
+from .output import shown
+
 GAP = 3
 
 
@@ -29,7 +31,8 @@ def pad(text: str, width: int) -> str:
 def wrap(text: str, width: int) -> list[str]:
     """`text` in lines of at most `width` columns, its own line breaks kept."""
     lines: list[str] = []
-    for line in text.strip().splitlines() or [""]:
+    # Escaped before it is measured: an escape takes more columns than its character.
+    for line in shown(text).strip().splitlines() or [""]:
         # Wide characters take two columns each: wrap such a line as if all of it were wide.
         room = width // 2 if cells(line) > len(line) else width
         lines += textwrap.wrap(line, room) or [""]

@@ -94,10 +94,11 @@ def _run(arguments: list[str]) -> int:
 
 def _misused(failure: Exception) -> int:
     context = getattr(failure, "ctx", None)
+    if type(failure).__name__ == "NoArgsIsHelpError" and context is not None:
+        print(context.get_help())
+        return 0
     path = getattr(context, "command_path", "alignez")
     message = " ".join(failure.format_message().split())  # type: ignore[attr-defined]
-    if not message:  # a bare `alignez` or `alignez profile`: its help has been printed
-        return 2
     complain(message[0].lower() + message[1:].rstrip("."), f"see: {path} --help")
     return 2
 

@@ -59,7 +59,7 @@ def list_(*, out: Output) -> None:
 @app.command()
 @grouped
 def add(
-    name: Annotated[str, typer.Argument(help="The short name.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The short name.")],
     path: Annotated[str, typer.Argument(help="A GGUF file.", metavar="FILE")],
     *,
     out: Output,
@@ -74,7 +74,7 @@ def add(
     absolute = Path(path).absolute()
     out.record({"name": name, "path": str(absolute), "replaced": replaced})
     out.result(f"{name} {'now means' if replaced else 'means'} {absolute}")
-    out.result(f"try: alignez run -m {name} \"Tell me about bread.\"")
+    out.result(f'try: alignez run -m {name} "Tell me about bread."')
 
 
 def _card(facts: ModelFacts, path: Path) -> str:

@@ -78,27 +78,15 @@ class ModelOptions:
         ),
     ] = None
     threads: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="CPU threads.", show_default="the physical cores"),
-    ] = None
-    ctx: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Tokens of context.",
-            show_default="4096, or what the model was trained with if less",
-        ),
+        int | None, typer.Option(metavar="N", help="CPU threads; else the physical cores.")
     ] = None
     gpu_layers: Annotated[
         int | None,
-        typer.Option(
-            metavar="N", help="Layers on the GPU, -1 for all.", show_default="all, if there is one"
-        ),
+        typer.Option(metavar="N", help="Layers on the GPU, -1 for all; else all, if there is one."),
     ] = None
 
     def __post_init__(self) -> None:
         _at_least("--threads", self.threads, 1)
-        _at_least("--ctx", self.ctx, 1)
         _at_least("--gpu-layers", self.gpu_layers, -1)
 
     @property
@@ -115,7 +103,9 @@ class ModelOptions:
 
         name = self._named()
         if name is None:
-            out.notice(f"using the bundled demo model (choose another: -m FILE or ${MODEL_VARIABLE})")
+            out.notice(
+                f"using the bundled demo model (choose another: -m FILE or ${MODEL_VARIABLE})"
+            )
         if name is None or self.is_demo:
             return Model.demo(threads=self.threads, gpu_layers=self.gpu_layers)
         path = ModelNames().find(name)
@@ -134,16 +124,15 @@ class SteeringOptions:
         typer.Option(
             "-p",
             "--profile",
-            metavar="NAME|FILE[:STRENGTH]",
-            help="Steer with this profile; may be repeated. Strength 1 is 'as calibrated'.",
+            metavar="NAME[:S]",
+            help="Steer with this profile (a name or a file) at strength S; may be repeated."
+            " Strength 1 is 'as calibrated'.",
             show_default=False,
         ),
     ] = field(default_factory=list)
     inject: Annotated[
         str,
-        typer.Option(
-            metavar="auto|control-vector", help="How the steering gets into the model."
-        ),
+        typer.Option(metavar="WAY", help="How steering gets in: auto or control-vector."),
     ] = "auto"
 
     def __post_init__(self) -> None:
@@ -152,9 +141,7 @@ class SteeringOptions:
                 "--inject exact is not available for now", "use auto or control-vector"
             )
         if self.inject not in ("auto", "control-vector"):
-            raise BadInputError(
-                f"--inject cannot be {self.inject!r}", "use auto or control-vector"
-            )
+            raise BadInputError(f"--inject cannot be {self.inject!r}", "use auto or control-vector")
 
     def load(self, model: Model, out: Output) -> Steering:
         """The sum of the profiles, checked against the model; no profiles are the base model."""
@@ -217,6 +204,10 @@ def check_width(parallel: int) -> None:
     _at_least("--parallel", parallel, 1)
 
 
+ContextOption = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Tokens of context; else 4096, or as in training if less."),
+]
 ParallelOption = Annotated[
     int, typer.Option(metavar="N", help="Prompts that are worked on at the same time.")
 ]

@@ -26,9 +26,7 @@ class Output:
     quiet: Annotated[
         bool, typer.Option("--quiet", help="No notices and no progress on standard error.")
     ] = False
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error.")
-    ] = False
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False
 
     def result(self, text: str = "") -> None:
         """One result for a person; nothing with `--json`."""
@@ -66,9 +64,7 @@ def shown(text: str) -> str:
         return text
     from alignez_edge.files import is_unprintable
 
-    return "".join(
-        ascii(c)[1:-1] if is_unprintable(c) and c not in "\n\t" else c for c in text
-    )
+    return "".join(ascii(c)[1:-1] if is_unprintable(c) and c not in "\n\t" else c for c in text)
 
 
 def duration(seconds: float) -> str:
@@ -79,7 +75,9 @@ def duration(seconds: float) -> str:
     if whole < 100:
         return f"{whole} s"
     minutes, rest = divmod(whole, 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60} min"
 
 
 class Progress:

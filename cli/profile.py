@@ -15,9 +15,7 @@ from .output import Output
 if TYPE_CHECKING:
     from alignez_edge.profile import Profile
 
-app = typer.Typer(
-    help="The library of profiles.", no_args_is_help=True, rich_markup_mode=None
-)
+app = typer.Typer(help="The library of profiles.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.command("list")
@@ -67,7 +65,7 @@ def show(
 @grouped
 def path(
     name: Annotated[
-        str | None, typer.Argument(help="A profile; without it, the folder.", show_default=False)
+        str | None, typer.Argument(metavar="NAME", help="A profile; without it, the folder.")
     ] = None,
     *,
     out: Output,

@@ -13,6 +13,7 @@ from alignez_edge.errors import BadInputError
 
 from .options import (
     DEFAULT_WIDTH,
+    ContextOption,
     ModelOptions,
     ParallelOption,
     SamplingOptions,
@@ -33,14 +34,15 @@ def run(
     prompt: Annotated[
         str | None,
         typer.Argument(
+            metavar="PROMPT",
             help="What to ask; without it, each line of standard input is a prompt.",
-            show_default=False,
         ),
     ] = None,
     *,
     loading: ModelOptions,
     steered: SteeringOptions,
     drawing: SamplingOptions,
+    ctx: ContextOption = None,
     parallel: ParallelOption = DEFAULT_WIDTH,
     out: Output,
 ) -> None:
@@ -59,9 +61,9 @@ def run(
         steering = steered.load(model, out)
         sampling = drawing.sampling(model)
         if prompt is not None:
-            _answer_one(model, steering, sampling, prompt, loading.ctx, out)
+            _answer_one(model, steering, sampling, prompt, ctx, out)
             return
-        lines = _Lines(model, sampling, loading.ctx)
+        lines = _Lines(model, sampling, ctx)
         _answer_lines(lines, steering, parallel, out)
     if lines.n_refused:
         raise typer.Exit(2)
