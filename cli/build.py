@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from alignez_edge.errors import BadInputError
+from alignez_edge.methods import DEFAULT_METHOD, METHODS
 
 from .options import DEFAULT_WIDTH, ModelOptions, ParallelOption, check_width, grouped
 from .output import Output, duration
@@ -49,8 +50,9 @@ def build(
         ),
     ] = None,
     method: Annotated[
-        str | None, typer.Option(metavar="NAME", help="How directions are found.")
-    ] = None,
+        str,
+        typer.Option(metavar="NAME", help=f"How directions are found: {', '.join(METHODS)}."),
+    ] = DEFAULT_METHOD,
     layers: Annotated[
         str | None,
         typer.Option(metavar="LIST", help="Layers to edit, like 3-8,10; else the best are found."),
@@ -81,7 +83,7 @@ def build(
         raise BadInputError(f"--limit is {limit}; it must be at least 1")
     if seed < 0:
         raise BadInputError(f"--seed is {seed}; it must be at least 0")
-    chosen = _method(method, neighbors)
+    _check_method(method, neighbors)
     wanted = parse_layers(layers) if layers is not None else None
     what = find_axis(axis, positive, negative)
     asked = _queries(queries, loading, pairs, out)
@@ -97,7 +99,7 @@ def build(
                     what,
                     queries=asked,
                     pairs=pairs,
-                    method=chosen,
+                    method=method,
                     layers=wanted,
                     limit=limit,
                     seed=seed,
@@ -108,8 +110,9 @@ def build(
             out.notice("interrupted: start the same build again and it goes on where it was")
             raise
     profile.save(target)
-    out.record(_record(profile, target))
-    out.result(_summary(profile, target, output))
+    seconds = {step: round(spent, 2) for step, spent in progress.seconds.items()}
+    out.record(_record(profile, target, seconds))
+    out.result(_summary(profile, target, output, sum(seconds.values())))
 
 
 def find_axis(name: str, positive: str | None, negative: str | None) -> Axis:
@@ -149,18 +152,13 @@ def demo_queries(name: str) -> list[dict[str, str]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def _method(name: str | None, neighbors: int | None) -> str:
+def _check_method(name: str, neighbors: int | None) -> None:
     from alignez_edge.files import near_hint
-    from alignez_edge.methods import DEFAULT_METHOD, METHODS
 
-    chosen = name if name is not None else DEFAULT_METHOD
-    if chosen not in METHODS:
-        raise BadInputError(
-            f"no method is called {chosen!r}", near_hint(chosen, METHODS, "methods")
-        )
+    if name not in METHODS:
+        raise BadInputError(f"no method is called {name!r}", near_hint(name, METHODS, "methods"))
     if neighbors is not None:
-        raise BadInputError(f"the method {chosen} does not use --neighbors", "leave it out")
-    return chosen
+        raise BadInputError(f"the method {name} does not use --neighbors", "leave it out")
 
 
 def _queries(
@@ -194,7 +192,7 @@ def _target(axis: Axis, output: str | None) -> Path:
     return target
 
 
-def _record(profile: Profile, path: Path) -> dict[str, object]:
+def _record(profile: Profile, path: Path, seconds: dict[str, float]) -> dict[str, object]:
     return {
         "profile": str(path),
         "axis": profile.name,
@@ -203,16 +201,15 @@ def _record(profile: Profile, path: Path) -> dict[str, object]:
         "pairs": profile.pairs,
         "pairs_dropped": sum(profile.dropped.values()),
         "strength": profile.unit,
-        "seconds": dict(profile.report.get("seconds", {})),
+        "seconds": seconds,
         "calibration": dict(profile.calibration),
     }
 
 
-def _summary(profile: Profile, path: Path, output: str | None) -> str:
+def _summary(profile: Profile, path: Path, output: str | None, seconds: float) -> str:
     from .profile import calibration_table
 
     dropped = sum(profile.dropped.values())
-    seconds = sum(profile.report.get("seconds", {}).values())
     layers = ", ".join(map(str, profile.layers))
     reasons = ", ".join(f"{n} {reason}" for reason, n in profile.dropped.items())
     lines = [
@@ -221,9 +218,8 @@ def _summary(profile: Profile, path: Path, output: str | None) -> str:
         f"  pairs       {profile.pairs}" + (f" ({dropped} dropped: {reasons})" if dropped else ""),
         f"  layers      {layers}",
         f"  strength 1  {profile.unit:.3g} x the natural displacement",
+        f"  time        {duration(seconds)}",
     ]
-    if seconds:
-        lines.append(f"  time        {duration(seconds)}")
     if curves := calibration_table(profile, indent="  "):
         lines += ["", curves]
     name = output or profile.name

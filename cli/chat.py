@@ -44,6 +44,10 @@ def chat(
                     break
             except AlignezError as failure:
                 complain(failure.message, failure.hint)
+            except KeyboardInterrupt:
+                if not terminal:
+                    raise
+                out.notice("(interrupted)")
 
 
 def _typed() -> Iterator[str]:

@@ -97,33 +97,36 @@ class Conversation:
     def _ask(self, question: str) -> None:
         sampling = self._sampling.with_seed(self._sampling.seed + self._n_asked)
         messages = self._fitting(question)
-        answer = self._answer(messages, sampling)
-        self._last = messages, sampling
-        self._n_asked += 1
-        if answer:
-            self._turns.append(Turn(question, answer, self.steered_by()))
-
-    def _answer(self, messages: list[Message], sampling: Sampling) -> str:
-        """Stream the answer and return it, or what was said of it before Ctrl-C."""
-        steering = self._now()
         said: list[str] = []
+        try:
+            self._answer(messages, sampling, said)
+        except KeyboardInterrupt:
+            # What was said before Ctrl-C has been said, and is what the next turn builds on.
+            self._remember(messages, sampling, said)
+            raise
+        self._remember(messages, sampling, said)
+
+    def _answer(self, messages: list[Message], sampling: Sampling, said: list[str]) -> None:
+        """Stream the answer, and keep what has been said of it in `said`."""
+        steering = self._now()
         pieces = self._session.answer(messages, steering=steering, sampling=sampling)
         try:
             for piece in unindented(pieces):
                 said.append(piece)
                 if not self._out.json:
                     print(shown(piece), end="", flush=True)
-        except KeyboardInterrupt:
-            self._out.notice("\n(interrupted)")
-        else:
+        finally:
             self._out.result()
-            answer = self._session.completion
-            assert answer is not None
-            asked, text = messages[-1]["content"], self._model.prompt(messages).text
-            self._out.record(
-                answer_record(self._model, steering, asked, text, sampling.seed, answer)
-            )
-        return "".join(said).strip()
+        answer = self._session.completion
+        assert answer is not None
+        asked, text = messages[-1]["content"], self._model.prompt(messages).text
+        self._out.record(answer_record(self._model, steering, asked, text, sampling.seed, answer))
+
+    def _remember(self, messages: list[Message], sampling: Sampling, said: list[str]) -> None:
+        self._last = messages, sampling
+        self._n_asked += 1
+        if answer := "".join(said).strip():
+            self._turns.append(Turn(messages[-1]["content"], answer, self.steered_by()))
 
     def _now(self) -> Steering:
         from alignez_edge.steering import Steering
@@ -131,7 +134,12 @@ class Conversation:
         return Steering() if self._is_plain else self._steering
 
     def _fitting(self, question: str) -> list[Message]:
-        """The conversation so far with `question`, the oldest turns dropped where it is long."""
+        """The conversation so far with `question`, the oldest turns dropped where it is long.
+
+        Raises `PromptTooLongError`, and drops nothing, where the question alone is too long.
+        """
+        from alignez_edge.runtime.context import check_fits
+
         window = self._session.n_ctx
         room = window - min(self._sampling.max_tokens, window // 2)
         first = self._first_kept
@@ -141,10 +149,12 @@ class Conversation:
                 messages.append({"role": "user", "content": turn.question})
                 messages.append({"role": "assistant", "content": turn.answer})
             messages.append({"role": "user", "content": question})
-            if first == len(self._turns) or len(self._model.prompt(messages).tokens) <= room:
+            n_tokens = len(self._model.prompt(messages).tokens)
+            if first == len(self._turns) or n_tokens <= room:
                 break
             first += 1
-        if first > self._first_kept and first <= len(self._turns):
+        check_fits(n_tokens, window)
+        if first > self._first_kept:
             n = first - self._first_kept
             turns = "the oldest turn does" if n == 1 else f"the {n} oldest turns do"
             self._out.notice(f"({turns} not fit into the context any more and will be forgotten)")
@@ -194,13 +204,9 @@ class Conversation:
             raise BadInputError("nothing was asked yet", "say /compare TEXT")
         sides = [("plain", Steering()), (_words(self._steering), self._steering)]
         texts = []
-        try:
-            for _, steering in sides:
-                pieces = self._session.answer(messages, steering=steering, sampling=sampling)
-                texts.append("".join(pieces).strip())
-        except KeyboardInterrupt:
-            self._out.notice("(interrupted)")
-            return
+        for _, steering in sides:
+            pieces = self._session.answer(messages, steering=steering, sampling=sampling)
+            texts.append("".join(pieces).strip())
         width = terminal_width()
         arrange = side_by_side if width >= WIDE else stacked
         self._out.result(arrange([title for title, _ in sides], texts, width))

@@ -110,12 +110,12 @@ def _profile(model: Model, axis: Axis, fresh: bool, seed: int, out: Output) -> P
         out.notice("interrupted: start the demo again and it goes on where it was")
         raise
     library.save(NAME, profile)
-    seconds = sum(profile.report.get("seconds", {}).values())
+    spent = duration(sum(progress.seconds.values()))
     size = path.stat().st_size / 1000
     _say(
         out,
         width,
-        f"Done{f' in {duration(seconds)}' if seconds else ''}: {profile.pairs} usable pairs, "
+        f"Done in {spent}: {profile.pairs} usable pairs, "
         f"layers {', '.join(map(str, profile.layers))}, a file of {size:.0f} kB.",
     )
     return profile

@@ -85,6 +85,7 @@ class Progress:
 
     A line that is redrawn on a terminal; elsewhere a line every few seconds; nothing if `quiet`.
     Call it with (step, done, total); it is a context manager that finishes the last line.
+    `seconds` says how long each step took.
     """
 
     REDRAW, REPEAT = 0.1, 5.0  # seconds
@@ -96,11 +97,17 @@ class Progress:
         self._open = False
         self._started = self._last = 0.0
         self._first = 0
+        self._called = time.monotonic()
+        self.seconds: dict[str, float] = {}
 
     def __call__(self, step: str, done: int, total: int) -> None:
-        if self._quiet:
-            return
         now = time.monotonic()
+        self.seconds[step] = self.seconds.get(step, 0.0) + now - self._called
+        self._called = now
+        if not self._quiet:
+            self._show(step, done, total, now)
+
+    def _show(self, step: str, done: int, total: int, now: float) -> None:
         if step != self._step:
             self._finish_line()
             # What an interrupted run had finished before is no measure of speed.

@@ -47,7 +47,7 @@ class Alignez:
 
 def process(*arguments: object, **options: object) -> subprocess.Popen[bytes]:
     """`alignez` as a process of its own, with pipes."""
-    pipes: dict[str, object] = {s: subprocess.PIPE for s in ("stdin", "stdout", "stderr")}
+    pipes: dict[str, object] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     command = [*COMMAND, *map(str, arguments)]
     return subprocess.Popen(command, cwd=ROOT, **{**pipes, **options})  # type: ignore[call-overload]
 

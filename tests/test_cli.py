@@ -6,14 +6,12 @@ import json
 import signal
 import subprocess
 import sys
-import time
-import tomllib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tomllib
 
 import alignez_edge
 from alignez_edge.axes import Axis
@@ -117,7 +115,11 @@ def test_lazy_names_are_there() -> None:
 
 
 def test_documented_help_is_what_is_said() -> None:
-    script = [sys.executable, "-c", "import sys; from make_cli import page; sys.stdout.write(page())"]
+    script = [
+        sys.executable,
+        "-c",
+        "import sys; from make_cli import page; sys.stdout.write(page())",
+    ]
     said = subprocess.run(script, cwd=ROOT / "docs", capture_output=True, text=True, check=True)
     assert said.stdout == (ROOT / "docs" / "cli.md").read_text("utf-8"), (
         "the help texts have changed: run python docs/make_cli.py"
@@ -164,7 +166,6 @@ def test_a_bare_noun_shows_its_help(alignez: Alignez, command: list[str]) -> Non
     ],
 )
 def test_wrong_use_is_one_line_and_2(alignez: Alignez, command: list[str], error: str) -> None:
-    pytest.importorskip("alignez_edge.build")
     said = alignez(*command)
     assert (said.code, said.out) == (2, "")
     first, *rest = said.err.splitlines()
@@ -172,9 +173,7 @@ def test_wrong_use_is_one_line_and_2(alignez: Alignez, command: list[str], error
     assert len(rest) <= 1 and all(line.startswith("hint: ") for line in rest)
 
 
-def test_unexpected_errors_are_one_line(
-    alignez: Alignez, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unexpected_errors_are_one_line(alignez: Alignez, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: object) -> None:
         raise ZeroDivisionError("so\nodd")
 
@@ -373,12 +372,11 @@ def test_chat_from_a_pipe(alignez: Alignez, use: list[object], steer_file: Path)
     assert [record["seed"] for record in found] == [0, 1]
     assert found[1]["prompt_text"].count("<|im_start|>user") == 2
     errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
-    assert errors == [
-        "error: there is no command /nothing",
-        "error: no profile called 'nowhere', and no such file",
-        "error: a strength must be a finite number, not nan",
-        "error: the prompt has 3103 tokens, the context window only 512",
-    ] or len(errors) == 4
+    assert len(errors) == 4
+    assert errors[0] == "error: there is no command /nothing"
+    assert errors[1] == "error: no profile called 'nowhere', and no such file"
+    assert errors[2] == "error: a strength must be a finite number, not nan"
+    assert "context window only 512" in errors[3]
     assert "(plain)" in said.err and "(steered by bright -1)" in said.err
 
 
