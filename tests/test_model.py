@@ -228,6 +228,7 @@ MALFORMED: dict[str, dict[str, object]] = {
         "llama.attention.head_count_kv": 3,
     },
     "odd rotation": {"llama.rope.dimension_count": 31},
+    "no rotation": {"llama.rope.dimension_count": 0},
     "partial rotation": {"llama.rope.dimension_count": 2},
     "negative epsilon": {"llama.attention.layer_norm_rms_epsilon": -1.0},
     "epsilon nan": {"llama.attention.layer_norm_rms_epsilon": float("nan")},

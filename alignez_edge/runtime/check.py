@@ -173,7 +173,7 @@ class _Check:
         usual = n_embd // heads[0]
         width = self._whole("attention.key_length", 1, _MAX_WIDTH, default=usual)
         values = self._whole("attention.value_length", 1, _MAX_WIDTH, default=usual)
-        rotated = self._whole("rope.dimension_count", 0, _MAX_WIDTH, default=width)
+        rotated = self._whole("rope.dimension_count", 1, _MAX_WIDTH, default=width)
         architecture = self._architecture
         if width != values and architecture in _EQUAL_HEADS | _ROTATED_HEADS:
             raise self._fail(f"keys of {width} and values of {values} in one attention head")
@@ -203,6 +203,11 @@ class _Check:
             positive = key.endswith(("_epsilon", "rope.freq_base"))
             if not math.isfinite(value) or (positive and value < low):
                 raise self._fail(f"{printable(key)} is {value}")
+        # Layers of a sliding window are announced, and the pattern then names none.
+        pattern = self._value("attention.sliding_window_pattern")
+        none = pattern == 1 if isinstance(pattern, int) else not np.any(pattern)
+        if pattern is not None and none and self._value("attention.sliding_window"):
+            raise self._fail("its sliding window has no layers")
         scaling = str(self._keys.get(f"{self._architecture}.rope.scaling.type", "linear"))
         if scaling not in _ROPE_SCALINGS:
             raise self._fail(f"the rope scaling '{printable(scaling)}' is unknown")
