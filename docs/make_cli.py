@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -24,10 +25,11 @@ COMMANDS = (
     "model list",
     "model add",
 )
-HEAD = """\
+TYPER = ".".join(version("typer").split(".")[:2])
+HEAD = f"""\
 # The command line
 
-Written by `docs/make_cli.py` from what the commands say with `--help`.
+Written by `docs/make_cli.py` from what the commands say with `--help` (typer {TYPER}).
 """
 
 

@@ -1,0 +1,153 @@
+"""`alignez build` and `alignez demo` from the outside: what they say, save and leave behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignez_edge.profile import Profile
+from alignez_edge.runtime.model import Model
+from cli import demo
+from tests.terminal import Alignez, in_terminal
+from tests.test_cli import alignez, home  # noqa: F401  (fixtures)
+
+BUILD_KEYS = [
+    "profile",
+    "axis",
+    "method",
+    "layers",
+    "pairs",
+    "pairs_dropped",
+    "strength",
+    "seconds",
+    "calibration",
+]
+NEW_AXIS = ["bright", "--positive", "bright", "--negative", "dark"]
+
+
+@pytest.fixture
+def use(tiny_chat: Path) -> list[object]:
+    return ["-m", tiny_chat, "--threads", 2]
+
+
+@pytest.fixture
+def pairs_file(tmp_path: Path) -> Path:
+    """Labelled pairs, one of them useless."""
+    path = tmp_path / "pairs.jsonl"
+    topics = ("bread", "rain", "trains", "cats", "snow", "tea", "maps", "birds")
+    pairs: list[dict[str, str]] = [
+        {"query": f"Tell me about {t}.", "chosen": f"I love {t}!", "rejected": f"{t} is bad."}
+        for t in topics
+    ]
+    pairs.append({"query": "And you?", "chosen": "Fine.", "rejected": "Fine."})
+    path.write_text("\n".join(map(json.dumps, pairs)) + "\n", "utf-8")
+    return path
+
+
+def built(text: str) -> dict[str, Any]:
+    (line,) = text.splitlines()
+    found: dict[str, Any] = json.loads(line)
+    return found
+
+
+def test_build_from_pairs_into_the_library(
+    alignez: Alignez,  # noqa: F811
+    use: list[object],
+    pairs_file: Path,
+    home: Path,  # noqa: F811
+    chat_model: Model,
+) -> None:
+    said = alignez("build", *NEW_AXIS, *use, "--pairs", pairs_file, "--json", "--quiet")
+    assert (said.code, said.err) == (0, "")
+    record = built(said.out)
+    assert list(record) == BUILD_KEYS
+    assert record["profile"] == str(home / "profiles" / "bright.gguf")
+    assert (record["pairs"], record["pairs_dropped"]) == (8, 1)
+    assert all(seconds >= 0 for seconds in record["seconds"].values())
+    profile = Profile.load(record["profile"])
+    assert profile.unit == record["strength"] and list(profile.layers) == record["layers"]
+    assert profile.injection(chat_model) is not None
+    answer = alignez("run", "hello", *use, "-p", "bright:0.5", "--json", "--max-tokens", 2)
+    assert built(answer.out)["steering"] == [{"profile": "bright", "strength": 0.5}]
+
+
+def test_build_into_a_file_says_what_to_try(
+    alignez: Alignez,  # noqa: F811
+    use: list[object],
+    pairs_file: Path,
+    tmp_path: Path,
+) -> None:
+    target = tmp_path / "mine.gguf"
+    options = ["--pairs", pairs_file, "--layers", "2-3", "-o", target]
+    said = alignez("build", *NEW_AXIS, *use, *options)
+    assert said.code == 0 and target.is_file()
+    assert f"alignez run -p {target}" in said.out
+    assert "8 (1 dropped: 1 equal answers)" in said.out
+    assert Profile.load(target).layers == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (["--layers", "99"], "error: "),
+        (["--layers", "5-2"], "error: --layers: 5-2 runs backwards"),
+        (["--method", "alignes"], "error: no method is called 'alignes'"),
+        (["--neighbors", "3"], "error: the method alignez does not use --neighbors"),
+        (["--limit", "0"], "error: --limit is 0"),
+        (["--seed", "-1"], "error: --seed is -1"),
+        (["--parallel", "0"], "error: --parallel is 0"),
+        (["--queries", "q.txt"], "error: --pairs and --queries exclude each other"),
+        (["-o", "no/such/folder/x.gguf"], "error: cannot write no/such/folder/x.gguf"),
+        (["-o", "."], "error: cannot write .: it is a folder"),
+    ],
+)
+def test_wrong_use_of_build(
+    alignez: Alignez,  # noqa: F811
+    use: list[object],
+    pairs_file: Path,
+    options: list[str],
+    error: str,
+) -> None:
+    said = alignez("build", *NEW_AXIS, *use, "--quiet", "--pairs", pairs_file, *options)
+    assert (said.code, said.out) == (2, "")
+    assert said.err.startswith(error) and "Traceback" not in said.err
+
+
+def test_queries_that_cannot_be_read(
+    alignez: Alignez,  # noqa: F811
+    use: list[object],
+    tmp_path: Path,
+) -> None:
+    empty, binary = tmp_path / "empty.txt", tmp_path / "binary.txt"
+    empty.write_bytes(b"\n")
+    binary.write_bytes(b"one\n\xff\xfe\n")
+    for path, error in ((empty, "has no queries"), (binary, "line 2"), (tmp_path, "cannot read")):
+        said = alignez("build", *NEW_AXIS, *use, "--queries", path)
+        assert said.code == 2 and error in said.err
+
+
+def test_an_interrupted_build_says_that_it_goes_on(tiny_chat: Path) -> None:
+    arguments = ["build", "cheerful", "-m", tiny_chat, "--threads", 2, "--limit", 48]
+    text, code = in_terminal(arguments, [("pairs ", "\x03"), ("goes on where it was", "")])
+    assert code == 130 and "Traceback" not in text
+
+
+def test_demo_tells_the_whole_story(
+    alignez: Alignez,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in (("N_BUILD", 8), ("N_SHOWN", 1), ("N_MEASURED", 2), ("MAX_TOKENS", 24)):
+        monkeypatch.setattr(demo, name, value)
+    monkeypatch.setenv("COLUMNS", "80")
+    said = alignez("demo", "--threads", 2)
+    assert said.code == 0
+    assert all(len(line) <= 80 for line in said.out.splitlines())
+    for word in ("plain", "-p demo-cheerful:-1", "steered +1", "asked to be cheerful", "alignez "):
+        assert word in said.out
+    again = alignez("demo", "--threads", 2, "--json")
+    *answers, scores = map(json.loads, again.out.splitlines())
+    assert list(answers[0]) == ["query", "negative", "plain", "positive"]
+    assert scores["queries"] == 2 and all(-1 <= s <= 1 for s in scores["scores"].values())
