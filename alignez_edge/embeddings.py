@@ -57,6 +57,11 @@ class HiddenStates:
     def __len__(self) -> int:
         return self._count
 
+    def truncate(self, count: int) -> None:
+        """Keep the first `count` records only."""
+        self._count = min(count, self._count)
+        self._file.truncate(self._count * self._record)
+
     def append(self, deciding: Iterable[FloatArray], answer: Iterable[FloatArray]) -> None:
         """Add one pair: the states of the chosen and of the rejected side, each `shape`."""
         record = np.stack([np.stack(sides) for sides in zip(deciding, answer, strict=True)])

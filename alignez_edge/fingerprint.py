@@ -81,6 +81,14 @@ class Fingerprint:
             facts[f"{PREFIX}formats.{name}"] = self.formats[name]
         return facts
 
+    def digest(self) -> str:
+        """SHA-256 over everything in it, in hexadecimal: the same model in the same file type."""
+        digest = hashlib.sha256()
+        for key, value in sorted(self.to_metadata().items()):
+            content = value.tobytes() if isinstance(value, np.ndarray) else str(value).encode()
+            digest.update(f"{key}\0{len(content)}\0".encode() + content)
+        return digest.hexdigest()
+
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Fingerprint:
         """What `to_metadata` wrote, other keys ignored. Raises `ProfileFileError`."""

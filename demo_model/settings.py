@@ -34,9 +34,9 @@ class Settings:
     init_std: float = 0.02
 
     seed: int = 1
-    tokens: int = 18_000_000
+    tokens: int = 24_000_000
     row: int = 512
-    shards: int = 12
+    shards: int = 16
     held_out_rows: int = 60
     tokenizer_documents: int = 10_000
 

@@ -1,0 +1,161 @@
+"""What strength 1 means: as much as asking.
+
+Everything is teacher-forced on pairs that the directions have not seen; nothing is sampled. For a
+held-back pair with its plain query as prompt, the *preference margin* is the log-probability per
+token of the wanted answer minus that of the unwanted one, against the same without steering (nats
+per token). Asking is measured the same way: the trait asked for in the prompt, either side. The
+*drift* is KL(plain || steered) of the next-token distributions over both answers, nats per token:
+the two together favour neither side, and the budget is a multiple of what asking costs there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from alignez_edge.runtime.model import Model
+    from alignez_edge.runtime.types import Injection
+
+FloatArray = npt.NDArray[np.float64]
+
+GRID: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+"""Strengths that are measured, in natural lengths, with either sign."""
+DRIFT_BUDGET = 2.0
+"""How many times asking's drift strength 1 may cost."""
+
+_READINGS = ("margin", "drift", "asked_margin", "asked_drift")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Margins and drifts of one held-back pair, or their means over pairs.
+
+    `margin` and `drift` are `(2 * len(GRID),)`: the grid with + and then with -. `asked_margin` and
+    `asked_drift` are `(2,)`: asking for the wanted and for the unwanted side.
+    """
+
+    margin: FloatArray
+    drift: FloatArray
+    asked_margin: FloatArray
+    asked_drift: FloatArray
+
+    def to_json(self) -> str:
+        """One line that `from_json` reads back to the bit."""
+        return json.dumps({name: getattr(self, name).tolist() for name in _READINGS})
+
+    @classmethod
+    def from_json(cls, line: str) -> Reading:
+        """The reading of a line that `to_json` wrote."""
+        values = json.loads(line)
+        return cls(*(np.array(values[name], np.float64) for name in _READINGS))
+
+    @classmethod
+    def mean(cls, readings: Sequence[Reading]) -> Reading:
+        """The mean over pairs."""
+        return cls(
+            *(
+                np.mean([getattr(reading, name) for reading in readings], axis=0)
+                for name in _READINGS
+            )
+        )
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The chosen unit (natural lengths per strength 1) and the curves that it was read from.
+
+    `strengths` are in natural lengths, ascending, 0 left out. `limit` says what set the unit:
+    `asking` (as much as asking), `drift` (the budget) or `grid` (asking was out of reach).
+    """
+
+    unit: float
+    limit: str
+    strengths: FloatArray
+    margin: FloatArray
+    drift: FloatArray
+    asked_margin: FloatArray
+    asked_drift: FloatArray
+
+
+def read_pair(
+    model: Model,
+    plain: Sequence[int],
+    asked: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    injections: Sequence[Injection],
+) -> Reading:
+    """Measure one pair.
+
+    `plain` is the prompt; `asked` the prompts that ask for the wanted and for the unwanted side;
+    `answers` the wanted and the unwanted answer; `injections` those of the grid, + and then -.
+    All are tokens.
+    """
+    from alignez_edge.runtime.score import Scorer, answer_log_prob, kl_divergence
+
+    n_steered, n_asked = len(injections), len(asked)
+    gain = np.zeros((2, n_steered + n_asked))
+    drift = np.zeros((2, n_steered + n_asked))
+    # One context a pair: what a pair's numbers are must not depend on the pairs before it.
+    with Scorer(model) as scorer:
+        for side, answer in enumerate(answers):
+            rows = scorer.log_probs(plain, answer, [None, *injections])
+            base = next(rows)
+            others = (row for part in (rows, *(scorer.log_probs(p, answer) for p in asked)) for row in part)
+            for i, row in enumerate(others):
+                gain[side, i] = (answer_log_prob(row, answer) - answer_log_prob(base, answer)) / len(answer)
+                drift[side, i] = kl_divergence(base, row)
+    margin, mean_drift = gain[0] - gain[1], drift.mean(axis=0)
+    return Reading(
+        margin[:n_steered], mean_drift[:n_steered], margin[n_steered:], mean_drift[n_steered:]
+    )
+
+
+def calibrate(reading: Reading, budget: float = DRIFT_BUDGET) -> Calibration:
+    """Choose the unit from the mean reading.
+
+    The span of a strength is margin(+s) - margin(-s). The unit is the smallest strength whose span
+    is asking's, read by linear interpolation from 0; at most the strength at which the mean drift
+    of both signs reaches `budget` times asking's; where the span never gets there, the strength of
+    the largest span within the budget.
+    """
+    n = len(GRID)
+    grid = np.array([0.0, *GRID])
+    span = np.concatenate(([0.0], reading.margin[:n] - reading.margin[n:]))
+    drift = np.concatenate(([0.0], (reading.drift[:n] + reading.drift[n:]) / 2))
+    target = float(reading.asked_margin[0] - reading.asked_margin[1])
+    allowed = _reach(grid, drift, budget * float(reading.asked_drift.mean()))
+    wanted = _reach(grid, span, target) if target > 0 else None
+    inside = grid <= (allowed if allowed is not None else grid[-1])
+    if wanted is not None and (allowed is None or wanted <= allowed):
+        unit, limit = wanted, "asking"
+    else:
+        unit, limit = float(grid[inside][np.argmax(span[inside])]), "grid"
+        if allowed is not None and np.interp(allowed, grid, span) >= span[inside].max():
+            unit, limit = allowed, "drift"
+    # A profile that moves nothing still needs a unit; the natural length is the honest one.
+    if unit <= 0:
+        unit, limit = 1.0, "grid"
+    order = np.concatenate((-grid[:0:-1], grid[1:]))
+    return Calibration(
+        unit=unit,
+        limit=limit,
+        strengths=order,
+        margin=np.concatenate((reading.margin[n:][::-1], reading.margin[:n])),
+        drift=np.concatenate((reading.drift[n:][::-1], reading.drift[:n])),
+        asked_margin=reading.asked_margin,
+        asked_drift=reading.asked_drift,
+    )
+
+
+def _reach(x: FloatArray, y: FloatArray, level: float) -> float | None:
+    """The first x at which the line through the points reaches `level` from below."""
+    for i in range(1, len(x)):
+        if y[i] >= level > y[i - 1]:
+            return float(x[i - 1] + (x[i] - x[i - 1]) * (level - y[i - 1]) / (y[i] - y[i - 1]))
+    return None
