@@ -207,7 +207,7 @@ def _record(profile: Profile, path: Path, seconds: dict[str, float]) -> dict[str
 
 
 def _summary(profile: Profile, path: Path, output: str | None, seconds: float) -> str:
-    from .profile import calibration_table
+    from .profile import EFFECT, effect_table
 
     dropped = sum(profile.dropped.values())
     layers = ", ".join(map(str, profile.layers))
@@ -217,11 +217,11 @@ def _summary(profile: Profile, path: Path, output: str | None, seconds: float) -
         f"  profile     {path}",
         f"  pairs       {profile.pairs}" + (f" ({dropped} dropped: {reasons})" if dropped else ""),
         f"  layers      {layers}",
-        f"  strength 1  {profile.unit:.3g} x the natural displacement",
+        f"  strength 1  {profile.unit:.2f} natural lengths",
         f"  time        {duration(seconds)}",
     ]
-    if curves := calibration_table(profile, indent="  "):
-        lines += ["", curves]
+    if effect := effect_table(profile, indent="  "):
+        lines += ["", EFFECT, effect]
     name = output or profile.name
     lines += ["", f'try: alignez run -p {name} "Tell me about bread."  (or -p {name}:-1)']
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,8 @@ from .output import Output
 
 if TYPE_CHECKING:
     from alignez_edge.profile import Profile
+
+EFFECT = "effect on pairs that were held back, in nats per token"
 
 app = typer.Typer(help="The library of profiles.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -79,19 +82,48 @@ def path(
     out.result(str(found))
 
 
-def calibration_table(profile: Profile, indent: str = "") -> str:
-    """The curves over the strengths as a table; '' where there are none."""
+def effect_table(profile: Profile, indent: str = "") -> str:
+    """What strength 1 does to the pairs that were held back, beside asking; '' if not measured."""
+    import numpy as np
+
     from .layout import table
 
-    curves = {k: v for k, v in profile.calibration.items() if isinstance(v, tuple)}
-    strengths = curves.pop("strengths", ())
-    columns = {key: curve for key, curve in curves.items() if len(curve) == len(strengths)}
-    if not strengths or not columns:
+    strengths, margin, drift = (_curve(profile, key) for key in ("strengths", "margin", "drift"))
+    if not strengths or not margin or not drift:
         return ""
-    rows = [["strength", *columns]]
-    for at, strength in enumerate(strengths):
-        rows.append([f"{strength:+.2f}", *(f"{curve[at]:+.3f}" for curve in columns.values())])
+    rows = [["", "preference", "drift"]]
+    for sign, word in ((1, "+1"), (-1, "-1")):
+        at = sign * profile.unit
+        rows.append(
+            [f"strength {word}", *_cells(np.interp(at, strengths, c) for c in (margin, drift))]
+        )
+    asked = _curve(profile, "asked_margin"), _curve(profile, "asked_drift")
+    if len(asked[0]) == len(asked[1]) == 2:
+        for side, trait in enumerate((profile.axis.positive, profile.axis.negative)):
+            rows.append([f"asking for {trait}", *_cells(curve[side] for curve in asked)])
     return table(rows, indent)
+
+
+def curve_table(profile: Profile, indent: str = "") -> str:
+    """The measured curve over strengths of the profile; '' where there is none."""
+    from .layout import table
+
+    curves = [_curve(profile, key) for key in ("margin", "drift")]
+    rows = [
+        [f"{strength / profile.unit:+.2f}", *_cells(values)]
+        for strength, *values in zip(_curve(profile, "strengths"), *curves, strict=False)
+    ]
+    return table([["strength", "preference", "drift"], *rows], indent) if rows else ""
+
+
+def _cells(values: Iterable[float]) -> list[str]:
+    preference, drift = values
+    return [f"{preference:+.3f}", f"{drift:.3f}"]
+
+
+def _curve(profile: Profile, key: str) -> tuple[float, ...]:
+    value = profile.calibration.get(key, ())
+    return value if isinstance(value, tuple) else ()
 
 
 def _sides(profile: Profile) -> str:
@@ -133,7 +165,7 @@ def _card(profile: Profile, path: Path) -> str:
         ("model", profile.model),
         ("method", profile.method),
         ("layers", ", ".join(map(str, profile.layers))),
-        ("strength 1", f"{profile.unit:.3g} x the natural displacement"),
+        ("strength 1", f"{profile.unit:.2f} natural lengths"),
         ("pairs", f"{profile.pairs}" + (f" (dropped: {dropped})" if dropped else "")),
         ("seed", str(profile.seed)),
         ("author", profile.author),
@@ -145,11 +177,6 @@ def _card(profile: Profile, path: Path) -> str:
         f"{profile.name}: {_sides(profile)}",
         table([(key, printable(value)) for key, value in rows if value], indent="  "),
     ]
-    single = {k: v for k, v in profile.calibration.items() if isinstance(v, float)}
-    if single or calibration_table(profile):
-        lines += ["", "calibration"]
-    if single:
-        lines.append(table([(k, f"{v:.4g}") for k, v in single.items()], indent="  "))
-    if curves := calibration_table(profile, indent="  "):
-        lines.append(curves)
+    if effect := effect_table(profile, indent="  "):
+        lines += ["", EFFECT, effect, "", "the curve", curve_table(profile, indent="  ")]
     return "\n".join(lines)

@@ -348,7 +348,7 @@ def test_the_library_of_profiles(
     assert "error" in listed["broken"]
     assert "cannot be used" in alignez("profile", "list").out
     card = alignez("profile", "show", "bright").out
-    assert "bright / dark" in card and "2 equal answers" in card and "margin" in card
+    assert "bright / dark" in card and "2 equal answers" in card and "strength -1  -0.500" in card
     (facts,) = records(alignez("profile", "show", steer_file, "--json").out)
     assert facts["layers"] == [2, 3] and facts["calibration"]["strengths"] == [-1.0, 1.0]
 

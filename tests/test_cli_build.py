@@ -11,7 +11,7 @@ import pytest
 from alignez_edge.profile import Profile
 from alignez_edge.runtime.model import Model
 from cli import demo
-from tests.terminal import Alignez, in_terminal
+from tests.terminal import ROOT, Alignez, in_terminal
 from tests.test_cli import alignez, home  # noqa: F401  (fixtures)
 
 BUILD_KEYS = [
@@ -25,6 +25,7 @@ BUILD_KEYS = [
     "seconds",
     "calibration",
 ]
+DEMO_MODEL = ROOT / "alignez_edge" / "demo" / "demo-model.gguf"
 NEW_AXIS = ["bright", "--positive", "bright", "--negative", "dark"]
 
 
@@ -135,6 +136,7 @@ def test_an_interrupted_build_says_that_it_goes_on(tiny_chat: Path) -> None:
     assert code == 130 and "Traceback" not in text
 
 
+@pytest.mark.skipif(not DEMO_MODEL.exists(), reason="the demo model has not been built here")
 def test_demo_tells_the_whole_story(
     alignez: Alignez,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
