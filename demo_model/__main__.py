@@ -1,4 +1,4 @@
-"""`python -m demo_model [corpus|train|export|parity|report|all]`: the steps, in their order."""
+"""`python -m demo_model [corpus|train|export|parity|report|ship|all]`: the steps, in order."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from demo_model import data, export, parity, train
+from demo_model import data, export, parity, report, ship, train
 from demo_model.settings import DEFAULT, WORK
 
-STEPS = ("corpus", "train", "export", "parity", "report")
+STEPS = ("corpus", "train", "export", "parity", "report", "ship")
 
 
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -18,10 +18,11 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("step", nargs="?", choices=(*STEPS, "all"), default="all")
     parser.add_argument("--work", type=Path, default=WORK, help="folder for the files made")
     parser.add_argument("--threads", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=report.SEEDS, help="answers in the report")
     parser.add_argument("--no-compile", action="store_true", help="train without torch.compile")
     parser.add_argument(
         "--percent", type=int, choices=train.SNAPSHOTS, default=100,
-        help="export and compare the weights of this part of the run",
+        help="export, compare and ship the weights of this part of the run",
     )  # fmt: skip
     return parser.parse_args(arguments)
 
@@ -40,10 +41,10 @@ def perform(step: str, options: argparse.Namespace) -> int:
         export.run(DEFAULT, work, options.percent)
     elif step == "parity":
         return 0 if parity.run(DEFAULT, work, options.percent).passed else 1
+    elif step == "report":
+        return 0 if report.run(DEFAULT, work, options.seeds) else 1
     else:
-        from demo_model import report
-
-        report.main()
+        ship.run(DEFAULT, work, options.percent)
     return 0
 
 
@@ -70,7 +71,7 @@ def main() -> int:
             code = perform(step, options)
             if code:
                 return code
-    except data.StaleWorkError as error:
+    except (data.StaleWorkError, ship.ShippingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
