@@ -9,7 +9,14 @@ from collections.abc import Iterator
 from alignez_edge.errors import AlignezError
 
 from .conversation import Conversation
-from .options import ContextOption, ModelOptions, SamplingOptions, SteeringOptions, grouped
+from .options import (
+    ContextOption,
+    ModelOptions,
+    SamplingOptions,
+    SteeringOptions,
+    check_fit,
+    grouped,
+)
 from .output import Output, complain
 from .run import stdin_lines
 
@@ -32,8 +39,9 @@ def chat(
     """
     from alignez_edge.runtime.session import Session
 
+    steering = steered.load()
     with loading.load(out) as model, Session(model, n_ctx=ctx) as session:
-        steering = steered.load(model, out)
+        check_fit(steering, model, out)
         conversation = Conversation(model, session, drawing.sampling(model), steering, out)
         terminal = sys.stdin.isatty() and sys.stdout.isatty()
         if terminal:

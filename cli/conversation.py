@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from alignez_edge.errors import BadInputError
 
 from .layout import side_by_side, stacked, terminal_width
-from .options import load_term
+from .options import check_fit, load_steering
 from .output import Output, shown
 from .run import answer_record, unindented
 
@@ -162,16 +162,13 @@ class Conversation:
         return messages
 
     def _profile(self, rest: str) -> None:
-        from alignez_edge.steering import Steering
-
         if rest:
             try:
                 names = shlex.split(rest)
             except ValueError:
                 raise BadInputError("a quotation mark is not closed") from None
-            steering = Steering(tuple(load_term(name) for name in names))
-            for notice in Steering(tuple((p, 1.0) for p, _ in steering.terms)).notices(self._model):
-                self._out.notice(notice)
+            steering = load_steering(names)
+            check_fit(steering, self._model, self._out)
             self._steering, self._is_plain = steering, False
         self._out.notice(f"({self.steered_by()})")
 

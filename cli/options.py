@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -16,7 +16,6 @@ from alignez_edge.errors import BadInputError
 from .output import Output
 
 if TYPE_CHECKING:
-    from alignez_edge.profile import Profile
     from alignez_edge.runtime.model import Model
     from alignez_edge.runtime.types import Sampling
     from alignez_edge.steering import Steering
@@ -143,24 +142,28 @@ class SteeringOptions:
         if self.inject not in ("auto", "control-vector"):
             raise BadInputError(f"--inject cannot be {self.inject!r}", "use auto or control-vector")
 
-    def load(self, model: Model, out: Output) -> Steering:
-        """The sum of the profiles, checked against the model; no profiles are the base model."""
-        from alignez_edge.steering import Steering
-
-        steering = Steering(tuple(load_term(text) for text in self.profile))
-        # A profile of strength 0 must fit the model as well.
-        for notice in Steering(tuple((p, 1.0) for p, _ in steering.terms)).notices(model):
-            out.notice(notice)
-        return steering
+    def load(self) -> Steering:
+        """The sum of the profiles; no profiles are the base model."""
+        return load_steering(self.profile)
 
 
-def load_term(text: str) -> tuple[Profile, float]:
-    """The profile and the strength that `NAME_OR_FILE[:STRENGTH]` names."""
+def load_steering(texts: Sequence[str]) -> Steering:
+    """The sum of what each `NAME_OR_FILE[:STRENGTH]` names."""
     from alignez_edge.library import ProfileLibrary, parse_profile_option
     from alignez_edge.profile import Profile
+    from alignez_edge.steering import Steering
 
-    name, strength = parse_profile_option(text)
-    return Profile.load(ProfileLibrary().find(name)), strength
+    library = ProfileLibrary()
+    named = [parse_profile_option(text) for text in texts]
+    return Steering(tuple((Profile.load(library.find(name)), s) for name, s in named))
+
+
+def check_fit(steering: Steering, model: Model, out: Output) -> None:
+    """Raise `ProfileFileError` unless every profile is for `model`, those of strength 0 as well."""
+    from alignez_edge.steering import Steering
+
+    for notice in Steering(tuple((profile, 1.0) for profile, _ in steering.terms)).notices(model):
+        out.notice(notice)
 
 
 @dataclass(frozen=True)

@@ -49,10 +49,12 @@ class Output:
 
 
 def complain(message: str, hint: str | None = None) -> None:
-    """An error on standard error, as every command says it."""
-    print(f"error: {message}", file=sys.stderr)
+    """An error on standard error, as every command says it: one line, and one for the hint."""
+    from alignez_edge.files import printable
+
+    print(f"error: {printable(message, 1000)}", file=sys.stderr)
     if hint:
-        print(f"hint: {hint}", file=sys.stderr)
+        print(f"hint: {printable(hint, 1000)}", file=sys.stderr)
 
 
 def shown(text: str) -> str:

@@ -18,6 +18,7 @@ from .options import (
     ParallelOption,
     SamplingOptions,
     SteeringOptions,
+    check_fit,
     check_width,
     grouped,
 )
@@ -57,8 +58,9 @@ def run(
         raise BadInputError("there is nothing to answer", 'try: alignez run "Tell me about bread."')
     if prompt is not None and not prompt.strip():
         raise BadInputError("the prompt is empty")
+    steering = steered.load()
     with loading.load(out) as model:
-        steering = steered.load(model, out)
+        check_fit(steering, model, out)
         sampling = drawing.sampling(model)
         if prompt is not None:
             _answer_one(model, steering, sampling, prompt, ctx, out)
