@@ -21,7 +21,7 @@ from alignez_edge.calibration import GRID, Calibration, Reading, calibrate, read
 from alignez_edge.embeddings import HiddenStates
 from alignez_edge.errors import BadInputError
 from alignez_edge.files import cache_dir, make_folder, printable, user_dir
-from alignez_edge.fit import Fit, fit, tensor_of
+from alignez_edge.fit import Fit, TensorName, fit, tensor_of
 from alignez_edge.methods import DEFAULT_METHOD, METHODS
 from alignez_edge.pairs import PairSet, PairStore, PreferencePair, generate_pairs, read_labelled_pairs
 from alignez_edge.profile import Profile
@@ -182,7 +182,7 @@ class _Builder:
     def _prompt(self, text: str) -> tuple[int, ...]:
         return self.model.prompt([{"role": "user", "content": text}]).tokens
 
-    def states(self, pairs: Sequence[PreferencePair], tensor: str) -> HiddenStates:
+    def states(self, pairs: Sequence[PreferencePair], tensor: TensorName) -> HiddenStates:
         """The hidden states of all pairs, read with the request in context."""
         from alignez_edge.runtime.capture import capture
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -106,9 +107,10 @@ def read_pair(
         for side, answer in enumerate(answers):
             rows = scorer.log_probs(plain, answer, [None, *injections])
             base = next(rows)
-            others = (row for part in (rows, *(scorer.log_probs(p, answer) for p in asked)) for row in part)
-            for i, row in enumerate(others):
-                gain[side, i] = (answer_log_prob(row, answer) - answer_log_prob(base, answer)) / len(answer)
+            before = answer_log_prob(base, answer)
+            changed = chain(rows, *(scorer.log_probs(prompt, answer) for prompt in asked))
+            for i, row in enumerate(changed):
+                gain[side, i] = (answer_log_prob(row, answer) - before) / len(answer)
                 drift[side, i] = kl_divergence(base, row)
     margin, mean_drift = gain[0] - gain[1], drift.mean(axis=0)
     return Reading(

@@ -28,6 +28,7 @@ FloatArray = npt.NDArray[np.floating]
 Estimator = Callable[[FloatArray, FloatArray], tuple[FloatArray, FloatArray]]
 """(chosen, rejected) of one layer and position -> (direction, displacement), `(n_embd,)` each."""
 
+TensorName = Literal["l_out", "ffn_out"]
 RANK = 1
 
 
@@ -45,7 +46,7 @@ class Fit:
     interlayer: FloatArray
 
 
-def tensor_of(method: str) -> Literal["l_out", "ffn_out"]:
+def tensor_of(method: str) -> TensorName:
     """The tensor that a method reads: the MLP's output for the papers' edit, else the residual."""
     return "ffn_out" if method == "alignez-v1" else "l_out"
 
@@ -88,7 +89,9 @@ def fit(
     else:
         # An MLP's own output is no running sum: every layer gets its own displacement whole.
         deciding[0] = answer[0] = 0
-        vector = ControlVector(deciding, answer).restrict(chosen)
+        vector = ControlVector(
+            deciding.astype(np.float32), answer.astype(np.float32)
+        ).restrict(chosen)
     return Fit(vector, chosen, apart, agreement)
 
 

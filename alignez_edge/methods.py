@@ -1,4 +1,4 @@
-"""The names of the methods that find directions. Light: the command line imports it for `--help`."""
+"""The names of the methods that find directions. Light: `--help` imports it."""
 
 from __future__ import annotations
 

@@ -90,7 +90,8 @@ def separation(chosen: FloatArray, rejected: FloatArray) -> float:
     if len(a) < 4:
         return 0.0
     scores = []
-    for fit, judge in ((slice(0, None, 2), slice(1, None, 2)), (slice(1, None, 2), slice(0, None, 2))):
+    halves = (slice(0, None, 2), slice(1, None, 2))
+    for fit, judge in (halves, halves[::-1]):
         axis = a[fit].mean(axis=0) - b[fit].mean(axis=0)
         wanted, unwanted = a[judge] @ axis, b[judge] @ axis
         spread = np.sqrt((wanted.var() + unwanted.var()) / 2)

@@ -1,4 +1,4 @@
-"""The estimators find what was planted, whatever the sign, and the papers' edit does its algebra."""
+"""The estimators find what was planted, whatever its sign; the papers' edit does its algebra."""
 
 from __future__ import annotations
 

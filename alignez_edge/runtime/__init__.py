@@ -1,1 +1,1 @@
-"""The ground floor: the only place that knows ctypes, llama.cpp symbols, callbacks and lifetimes."""
+"""The ground floor: the only place that knows ctypes, llama.cpp symbols, callbacks, lifetimes."""

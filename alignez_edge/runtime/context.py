@@ -102,7 +102,8 @@ class Context:
         self._sequences = np.zeros(self.n_batch, np.int32)
         self._outputs = np.zeros(self.n_batch, np.int8)
         self._n_sequences = np.ones(self.n_batch, np.int32)
-        self._sequence_of = self._sequences.ctypes.data + 4 * np.arange(self.n_batch, dtype=np.uintp)
+        rows = np.arange(self.n_batch, dtype=np.uintp)
+        self._sequence_of = self._sequences.ctypes.data + 4 * rows
         self._batch = cpp.llama_batch(
             token=_pointer(self._tokens, ctypes.c_int32),
             pos=_pointer(self._positions, ctypes.c_int32),
