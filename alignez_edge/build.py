@@ -23,7 +23,13 @@ from alignez_edge.errors import BadInputError
 from alignez_edge.files import cache_dir, make_folder, printable, user_dir
 from alignez_edge.fit import Fit, TensorName, fit, tensor_of
 from alignez_edge.methods import DEFAULT_METHOD, METHODS
-from alignez_edge.pairs import PairSet, PairStore, PreferencePair, generate_pairs, read_labelled_pairs
+from alignez_edge.pairs import (
+    PairSet,
+    PairStore,
+    PreferencePair,
+    generate_pairs,
+    read_labelled_pairs,
+)
 from alignez_edge.profile import Profile
 from alignez_edge.vectors import ControlVector
 
@@ -124,7 +130,8 @@ class _Builder:
     progress: Progress
 
     def __post_init__(self) -> None:
-        wording = {k: v for k, v in asdict(self.axis).items() if k not in ("queries", "description")}
+        wording = asdict(self.axis)
+        del wording["queries"], wording["description"]
         self.settings: dict[str, str | int] = {
             "axis": json.dumps(wording, sort_keys=True, ensure_ascii=False),
             "model": self.model.fingerprint.digest(),
@@ -225,10 +232,11 @@ class _Builder:
                     self._prompt(prompts.ask(pair.query, prompts.trait(self.axis, side)))
                     for side in prompts.SIDES
                 ]
-                answers = [self.model.tokenize(t, begin=False) for t in (pair.chosen, pair.rejected)]
-                reading = read_pair(
-                    self.model, self._prompt(pair.query), asked, answers, injections
-                )
+                answers = [
+                    self.model.tokenize(text, begin=False) for text in (pair.chosen, pair.rejected)
+                ]
+                plain = self._prompt(pair.query)
+                reading = read_pair(self.model, plain, asked, answers, injections)
                 file.write(reading.to_json() + "\n")
                 file.flush()
                 readings.append(reading)

@@ -49,6 +49,8 @@ FULL_SHARE = 0.6
 """The share of marked sentences that makes an answer fully so (rule 3)."""
 
 _WORD = re.compile(r"[a-z']+")
+# `it` as the subject of a claim, and not of a frame such as "it should be noted".
+_IT_CLAIM = re.compile(r"\bit (?!may be|should be|is a |all |is an )[a-z]+ ")
 
 
 @dataclass(frozen=True)
@@ -151,11 +153,7 @@ def _classify(sentences: list[str], topic: str) -> list[str]:
                 kinds.append("off")
         elif rules.evasive.search(sentence):
             kinds.append("evasive")
-        elif named and not _is_social(sentence):
-            kinds.append("unknown")
-        elif re.search(r"\bit (?!may be|should be|is a |all |is an )[a-z]+ ", sentence) and not (
-            _is_social(sentence)
-        ):
+        elif (named or _IT_CLAIM.search(sentence)) and not _is_social(sentence):
             kinds.append("unknown")
         else:
             kinds.append("social")
