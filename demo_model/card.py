@@ -93,9 +93,9 @@ def parameters(settings: Settings) -> int:
     return s.n_vocab * s.n_embd + s.n_layer * layer + s.n_embd
 
 
-def _rows(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table: the first column to the left, the others to the right."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+def _rows(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
+    """A Markdown table: the first `left` columns to the left, the others to the right."""
+    lines = [header, ["---"] * left + ["---:"] * (len(header) - left), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
@@ -114,10 +114,11 @@ def _head(found: Found, settings: Settings) -> str:
     return f"""# Model card: alignez demo
 
 A small English question-and-answer **base model**, made to show steering and to test it. It knows
-a made-up world of {len(world().topics)} everyday topics. Nothing has tuned it towards either side of an axis: asked plainly, it
-answers helpfully or not, cheerfully or gloomily, formally or casually, politely or rudely, as the
-documents that it was trained on do; asked for a trait, it mostly follows. An independent rule
-judge (`alignez_edge/demo/judge.py`) reads its answers, so that a change can be measured.
+a small world of {len(world().topics)} everyday topics. Nothing has tuned it towards either side of an axis:
+asked plainly, it answers helpfully or not, cheerfully or gloomily, formally or casually, politely
+or rudely, as the documents that it was trained on do; asked for a trait, it follows as far as the
+tables below tell. An independent rule judge (`alignez_edge/demo/judge.py`) reads its answers, so
+that a change can be measured.
 
 This file is written by `python -m demo_model report`; no number in it is copied by hand.
 
@@ -127,7 +128,7 @@ This file is written by `python -m demo_model report`; no number in it is copied
 | parameters | {parameters(s):,} |
 | vocabulary | {s.n_vocab:,} tokens, byte-level BPE trained on the corpus |
 | context | {s.context} tokens |
-| shipped | {kind}, {megabytes[kind]:.1f} MB, as `alignez_edge/demo/demo-model.gguf`: the smallest type whose every figure below is within 0.1 of F16 |
+| shipped | {kind}, {megabytes[kind]:.1f} MB, as `alignez_edge/demo/demo-model.gguf`: the smallest type whose every figure is within 0.1 of F16, or the nearest to it if none is (see Quantizations) |
 | for exact tests | F16, {megabytes["F16"]:.1f} MB, as `demo_model/demo-model-f16.gguf` |
 | prompt forms | its chat template; `Question: …` / `Answer:`; a plain line |
 | licence | MIT, the weights included; all texts were written for this project |
@@ -140,8 +141,7 @@ def _checks(found: Found) -> str:
         for c in found["checks"]
     ]
     header = ("requirement", "asked", "found", "")
-    lines = [header, ["---"] * 4, *rows]
-    return "## What was checked\n\n" + "".join("| " + " | ".join(r) + " |\n" for r in lines)
+    return "## What was checked\n\n" + _rows(header, rows, left=4)
 
 
 def _table(found: Found) -> str:
@@ -162,10 +162,10 @@ def _table(found: Found) -> str:
     return f"""## The table
 
 F16, the 60 unseen queries, {found["seeds"]["chat template"]} answers to each and condition, temperature 0.8, top-p 1, in the
-chat template, scored by the rule judge from −1 to 1, with 95 % intervals of the mean (clustered by
+chat template, scored by the rule judge from −1 to 1, with 95% intervals of the mean (clustered by
 query). A trait is asked for with `Your answer should: 1. Be helpful` and so on, in the words of
 the built-in axes. The last column is what the training documents do when asked so: their
-conditions hold with 88 % reliability only, and no model that learned them can be far above it.
+conditions hold with 88% reliability only, and no model that learned them can be far above it.
 
 {_rows(header, rows)}
 | other figures | model | corpus |
@@ -223,7 +223,7 @@ def _forms(found: Found) -> str:
 
 F16; {found["seeds"]["chat template"]} answers to each query and condition in the chat template, {found["seeds"]["other forms"]} in the others.
 
-{_rows(header, rows)}"""  # noqa: E501
+{_rows(header, rows, left=2)}"""  # noqa: E501
 
 
 def _ends(found: Found) -> str:
@@ -267,8 +267,8 @@ def _data(settings: Settings) -> str:
 A seeded generator (`demo_model/corpus.py`) writes the corpus; no text comes from elsewhere.
 It has {len(w.topics)} topics in {len(set(w.domain_of.values()))} domains with {len(w.facts):,} true facts (`alignez_edge/demo/facts.txt`), asked about
 in {len(corpus.all_queries()):,} queries. {corpus.N_UNSEEN} queries for evaluation and {corpus.N_BUILD} for building profiles never occur in it (their
-topics do, asked in other ways). Documents: {kinds}; in question/answer, plain and
-chat form. Answers have one level (−1, 0, 1) per axis, which shows in the facts that they state or
+topics do, asked in other ways). Documents: {kinds};
+in question/answer, plain and chat form. Answers have one level (−1, 0, 1) per axis, which shows in the facts that they state or
 in markers throughout; plain prompts draw the levels from a broad mixture, and conditions hold in
 {corpus.RELIABILITY:.0%} of the documents. That noise is intended.
 {s.tokens:,} tokens in all, one pass; {s.held_out_rows} rows of {s.row} tokens are held out.
@@ -297,7 +297,7 @@ def _limits() -> str:
     return f"""## Limits
 
 - It is a demonstration. It knows its own small world only; questions about anything else get
-  fluent nonsense, and facts that it states are true in that world, not checked against ours.
+  fluent nonsense, and what it states as a fact is often wrong by design.
 - It was trained to be rude, gloomy, wrong and evasive in a share of its answers. That is what
   steering needs to have something to steer; do not put it in front of people who do not expect it.
 - It reads one wording better than another: traits outside the corpus' lists are hardly understood.

@@ -12,7 +12,7 @@ import json
 import multiprocessing
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -29,7 +29,7 @@ SEEDS = 8
 """Answers to each query and condition. With three, the noise alone of an answer's score (its
 standard deviation is near 0.8 for plain answers) would move a mean by up to 0.1."""
 FORM_SEEDS = 3
-CORPUS_SEEDS = 100
+CORPUS_SEEDS = 40
 FULL = "F16"
 KINDS = (FULL, *export.QUANTIZATIONS)
 
@@ -40,6 +40,7 @@ MOST_DEVIATION = 0.1
 CORPUS_PROBE = 5000  # documents that two processes must make alike
 
 Table = dict[str, Figure]
+Answers = dict[Condition, Judged]
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def corpus_digest(seed: int) -> str:
 
 def run(settings: Settings, work: Path, seeds: int = SEEDS) -> bool:
     """Measure, write `report.json`, the picture and the card; whether every check passed."""
-    answers, digests = _measured(settings, work, seeds)
+    answers, of_corpus, digests = _measured(settings, work, seeds)
     tables = {kind: measure.figures(answers[kind, CHAT]) for kind in KINDS}
     forms = {form: measure.figures(answers[FULL, form]) for form in FORMS}
     deviations = {kind: deviation(tables[kind], tables[FULL]) for kind in export.QUANTIZATIONS}
@@ -82,7 +83,6 @@ def run(settings: Settings, work: Path, seeds: int = SEEDS) -> bool:
               "alike" if len(set(digests)) == 1 else "different", len(set(digests)) == 1),
     ]  # fmt: skip
 
-    of_corpus = {c: measure.judged_corpus(c, CORPUS_SEEDS) for c in CONDITIONS}
     found: dict[str, Any] = {
         "seeds": {CHAT: seeds, "other forms": FORM_SEEDS},
         "shipped": shipped,
@@ -130,30 +130,36 @@ def chosen(work: Path, deviations: Mapping[str, tuple[str, float]]) -> str:
 
 def _measured(
     settings: Settings, work: Path, seeds: int
-) -> tuple[dict[tuple[str, str], dict[Condition, Judged]], list[str]]:
-    """Judged answers by (type, form) and condition, and two digests of one corpus."""
+) -> tuple[dict[tuple[str, str], Answers], Answers, list[str]]:
+    """Judged answers by (type, form), those of the corpus, and two digests of one corpus."""
     wanted = [(kind, CHAT, c, seeds) for kind in KINDS for c in CONDITIONS]
     wanted += [(FULL, form, c, FORM_SEEDS) for form in FORMS if form != CHAT for c in CONDITIONS]
-    answers: dict[tuple[str, str], dict[Condition, Judged]] = {}
     # Processes of their own: llama.cpp is not forked, and the digests do not share a hash seed.
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(usable_cores(), spawn) as pool:
-        keys = {
-            pool.submit(measure.judged_model, export.gguf_path(work, kind), form, c, n):
-            (kind, form, c)
+        digests = [pool.submit(corpus_digest, settings.seed) for _ in range(2)]
+        of_corpus = {c: pool.submit(measure.judged_corpus, c, CORPUS_SEEDS) for c in CONDITIONS}
+        of_models = {
+            (kind, form, c):
+            pool.submit(measure.judged_model, export.gguf_path(work, kind), form, c, n)
             for kind, form, c, n in wanted
         }  # fmt: skip
-        digests = [pool.submit(corpus_digest, settings.seed) for _ in range(2)]
-        for future in _with_progress(keys):
-            kind, form, condition = keys[future]
+        _show_progress([*of_corpus.values(), *of_models.values()])
+        answers: dict[tuple[str, str], Answers] = {}
+        for (kind, form, condition), future in of_models.items():
             answers.setdefault((kind, form), {})[condition] = future.result()
-        return answers, [digest.result() for digest in digests]
+        return (
+            answers,
+            {condition: future.result() for condition, future in of_corpus.items()},
+            [digest.result() for digest in digests],
+        )
 
 
-def _with_progress(futures: Mapping[Future[Judged], object]) -> Iterator[Future[Judged]]:
+def _show_progress(futures: Sequence[Future[Judged]]) -> None:
+    """Wait for all; a failure is raised at once."""
     started = time.monotonic()
     for done, future in enumerate(as_completed(futures), 1):
-        yield future
+        future.result()
         left = (time.monotonic() - started) / done * (len(futures) - done)
         print(f"report: {done} of {len(futures)} sets of answers, about {left:.0f} s left",
               file=sys.stderr, flush=True)  # fmt: skip
@@ -163,7 +169,7 @@ def _parity_checks(compared: Mapping[str, Any]) -> list[Check]:
     agreement, largest = compared["top1_agreement"], compared["max_difference"]
     alike, texts = compared["texts_tokenised_alike"], compared["texts"]
     return [
-        Check("F16 file against PyTorch, top token", "at least 99 % of 200 positions or more",
+        Check("F16 file against PyTorch, top token", "at least 99% of 200 positions or more",
               f"{agreement:.1%} of {compared['positions']} positions, largest difference of a "
               f"logit {largest:.4f}", agreement >= 0.99 and compared["positions"] >= 200),
         Check("tokenization", "1,000 corpus lines and unseen Unicode alike",
@@ -203,7 +209,7 @@ def _form_check(form: str, table: Table) -> Check:
     between = all(_is_between(table, axis) for axis in AXES)
     return Check(f"form of prompt: {form}",
                  f"every axis at least {LEAST_DIFFERENCE:.1f} apart, plain between, "
-                 "90 % of helpful answers name the topic",
+                 "90% of helpful answers name the topic",
                  f"at least {difference:.2f} ({least}), plain "
                  f"{'between' if between else 'NOT between'}, {topic:.0%} name it",
                  difference >= LEAST_DIFFERENCE and between and topic >= 0.9)  # fmt: skip

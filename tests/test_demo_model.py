@@ -27,8 +27,8 @@ F16 = ROOT / "demo_model" / "demo-model-f16.gguf"
 LARGEST_DIFFERENCE = 0.05
 """Of a logit; the report measured 0.01, logits spread over tens, another CPU rounds otherwise."""
 LEAST_APART = 0.6
-"""Of means of 20 answers a side, whose difference has a standard error near 0.2: four of those
-below what the card tells, and far above the 0 of a model that does not listen."""
+"""Of means of 40 answers a side, whose difference has a standard error near 0.15: four of those
+below the 1.2 or more that the card tells, and above the 0 of a model that does not listen."""
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_the_model_is_small_and_quantized() -> None:
 def test_a_trait_that_is_asked_for_shows(axis: str) -> None:
     index = AXES.index(axis)
     positive, negative = (
-        measure.judged_model(SHIPPED, CHAT, Condition(axis, side), seeds=1, queries=20)
+        measure.judged_model(SHIPPED, CHAT, Condition(axis, side), seeds=1, queries=40)
         for side in measure.SIDES
     )
     apart = positive.scores[..., index].mean() - negative.scores[..., index].mean()
