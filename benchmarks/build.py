@@ -1,0 +1,164 @@
+"""What building a profile takes, in seconds and memory: `python -m benchmarks.build`.
+
+Each build runs in a process of its own, whose peak of resident memory is compared with that of a
+process that loads the same model and only decodes: as many sequences at a time as a build, each
+with the longest prompt and answer that a build may need. Times need a machine that does nothing
+else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from alignez_edge import prompts
+from alignez_edge.axes import Axis
+from alignez_edge.build import build_profile
+from alignez_edge.pairs import ANSWER_TOKENS
+from alignez_edge.runtime.model import Model
+from alignez_edge.runtime.types import Sampling
+from benchmarks.runtime import WIDTH, _peak_rss, bare_loop
+
+AXIS = "polite"
+SECONDS_WANTED = 60.0
+ABOVE_WANTED = 120.0
+GROWTH_WANTED = 16.0
+"""MB between the smallest and the largest build: 'flat', up to the allocator's habits."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--model", type=Path, help="a GGUF file (default: the demo model)")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--queries", type=_numbers, default=[32, 512], help="such as 32,512")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
+    parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.child is not None:
+        print(json.dumps(child(options.model, options.threads, options.child)))
+        return
+    bare = run(options.model, options.threads, 0)
+    builds = {n: run(options.model, options.threads, n) for n in options.queries}
+    result = {
+        "model": options.model.name if options.model else "the demo model",
+        "threads": bare["threads"],
+        "bare MB": bare["peak MB"],
+        "builds": [
+            {"queries": n, **build, "MB above bare": build["peak MB"] - bare["peak MB"]}
+            for n, build in builds.items()
+        ],
+    }
+    print(json.dumps(result) if options.json else table(result))
+
+
+def run(model: Path | None, threads: int | None, n_queries: int) -> dict[str, Any]:
+    """One build with `n_queries` in a process of its own; 0 queries: only decoding."""
+    command = [sys.executable, "-m", "benchmarks.build", "--child", str(n_queries)]
+    command += ["--model", str(model)] if model else []
+    command += ["--threads", str(threads)] if threads else []
+    what = f"a build from {n_queries} queries" if n_queries else "only decoding"
+    print(f"{what} …", file=sys.stderr, flush=True)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def child(path: Path | None, threads: int | None, n_queries: int) -> dict[str, Any]:
+    """Build (or decode), then say how long each step took and how much memory it needed."""
+    model = Model.load(path, threads=threads) if path else Model.demo(threads=threads)
+    with model:
+        if n_queries:
+            found = timed_build(model, n_queries)
+        else:
+            decode(model)
+            found = {}
+        return {**found, "threads": model.threads, "peak MB": _peak_rss()}
+
+
+def timed_build(model: Model, n_queries: int) -> dict[str, Any]:
+    """Seconds per step (each report counts the time since the one before) and usable pairs."""
+    seconds: dict[str, float] = defaultdict(float)
+    last = begin = time.perf_counter()
+
+    def on_progress(step: str, done: int, total: int) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        seconds[step] += now - last
+        last = now
+
+    with tempfile.TemporaryDirectory() as work:
+        profile = build_profile(
+            model,
+            Axis.builtin(AXIS),
+            queries=some_queries(n_queries),
+            width=WIDTH,
+            work=work,
+            on_progress=on_progress,
+        )
+    return {
+        "pairs": profile.pairs,
+        "seconds": {**seconds, "total": time.perf_counter() - begin},
+    }
+
+
+def decode(model: Model) -> None:
+    """What llama.cpp itself takes: the sequences of a build, as long as they may become."""
+    # The second request of a pair lists what the first one's answer described.
+    texts = [
+        prompts.answer(query, ["Be kind and patient with everybody who asks"] * prompts.MAX_ITEMS)
+        for query in some_queries(WIDTH)
+    ]
+    tokens = [list(model.prompt([{"role": "user", "content": t}]).tokens) for t in texts]
+    bare_loop(model, tokens, Sampling(max_tokens=ANSWER_TOKENS))
+
+
+def some_queries(n: int) -> list[str]:
+    """`n` different queries about the demo model's world."""
+    from demo_model.corpus import all_queries
+
+    return random.Random(0).sample([query for query, _ in all_queries()], n)
+
+
+def table(result: dict[str, Any]) -> str:
+    """The figures as text, each beside what is wanted."""
+    builds = result["builds"]
+    steps = list(builds[0]["seconds"])
+    lines = [f"{result['model']}, {result['threads']} threads, axis {AXIS}"]
+    lines.append(
+        "".join(f"{x:>13}" for x in ("queries", "usable pairs", *steps, "peak MB", "above bare"))
+    )
+    for build in builds:
+        numbers = [*(build["seconds"][s] for s in steps), build["peak MB"], build["MB above bare"]]
+        counts = f"{build['queries']:>13}{build['pairs']:>13}"
+        lines.append(counts + "".join(f"{x:>13.1f}" for x in numbers))
+    lines.append(f"only decoding: {result['bare MB']:.1f} MB; steps in seconds")
+    first, last = builds[0], builds[-1]
+    for what, value, limit in (
+        (f"seconds from {first['queries']} queries", first["seconds"]["total"], SECONDS_WANTED),
+        ("MB above only decoding, at most", max(b["MB above bare"] for b in builds), ABOVE_WANTED),
+        (
+            f"MB more for {last['queries']} queries than for {first['queries']}",
+            last["peak MB"] - first["peak MB"],
+            GROWTH_WANTED,
+        ),
+    ):
+        met = "yes" if value <= limit else "NO"
+        lines.append(f"  {what:<46} {value:8.1f}  wanted <= {limit:g}: {met}")
+    return "\n".join(lines)
+
+
+def _numbers(text: str) -> list[int]:
+    return sorted(int(part) for part in text.split(","))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""What `benchmarks.steering` found, as tables, as a verdict and as a picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.steering import STRENGTHS, Figure
+
+Table = dict[str, Any]
+SHARE_WANTED = 0.85
+NATS_ALLOWED = 0.1
+KNOWLEDGE_ALLOWED = 0.1
+SHOWN = {
+    "asked negative": "asked −",
+    "asked positive": "asked +",
+    "steered -1": "steered −1",
+    "steered +1": "steered +1",
+}
+"""The arms of the tables, by their names in the figures and in the heads."""
+# Okabe and Ito's palette: told apart by colour-blind eyes, and by its lightness in print.
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the verdict."""
+
+    what: str
+    wanted: str
+    found: str
+    met: bool
+
+
+def checks(result: Table) -> Iterator[Check]:
+    """What has to be shown, line by line. Prices are judged by the worst axis and side."""
+    share: Figure = result["mean share of asking"]
+    yield Check(
+        "span of steering / span of asking, mean of the axes",
+        f">= {SHARE_WANTED}",
+        f"{share.mean:.2f} [{share.low:.2f}, {share.high:.2f}]",
+        share.mean >= SHARE_WANTED,
+    )
+    axes: Table = result["axes"]
+    name, least = min(((a, t["difference"]) for a, t in axes.items()), key=lambda x: x[1].low)
+    yield Check(
+        "+1 over -1, every axis",
+        "interval above 0",
+        f"least: {name}, {_interval(least)}",
+        least.low > 0,
+    )
+    for key, what, worst, allowed in (
+        ("nats above plain", "nats per token above plain, every axis and sign", max, NATS_ALLOWED),
+        ("knowledge above plain", "knowledge below plain", min, KNOWLEDGE_ALLOWED),
+    ):
+        cells = {
+            f"{axis} {sign}1": table["price"][f"steered {sign}1"][key].mean
+            for axis, table in axes.items()
+            for sign in "+-"
+        }
+        where = worst(cells, key=lambda cell: cells[cell])
+        axis, sign = where[:-3], "positive" if where.endswith("+1") else "negative"
+        asked = axes[axis]["price"][f"asked {sign}"][key].mean
+        mean = sum(cells.values()) / len(cells)
+        yield Check(
+            what,
+            f"<= {allowed}",
+            f"worst {cells[where]:+.2f} at {where} (asking: {asked:+.2f}), mean {mean:+.2f}",
+            cells[where] <= allowed if worst is max else cells[where] >= -allowed,
+        )
+    same = sum(table["strength 0"]["same as plain"] for table in axes.values())
+    total = sum(table["strength 0"]["answers"] for table in axes.values())
+    yield Check("strength 0 gives the plain answers", "all", f"{same} of {total}", same == total)
+
+
+def markdown(result: Table, brief: bool = False) -> str:
+    """The tables as Markdown; `brief` leaves out cross-effects, side measures and the verdict."""
+    parts = [
+        f"{result['model']}: {result['queries']} unseen queries, {result['seeds']} answers to "
+        "each, temperature 0.8; scores from −1 to +1 by the rule judge, intervals 95 %.",
+        _scores(result),
+        _prices(result),
+    ]
+    if not brief:
+        verdict = [
+            [c["what"], c["wanted"], c["found"], "yes" if c["met"] else "**no**"]
+            for c in result["checks"]
+        ]
+        parts += [_qualities(result), _cross(result)]
+        parts.append(_table(["must show", "wanted", "found", "met"], verdict))
+    return "\n\n".join(parts)
+
+
+def _scores(result: Table) -> str:
+    head = ["axis", "plain", *SHOWN.values()]
+    head += ["+1 over −1", "share of asking", "net win −1", "net win +1"]
+    rows = []
+    for axis, table in result["axes"].items():
+        score = table["scores"]
+        rows.append(
+            [axis, *(_number(score[name].mean) for name in ("plain", *SHOWN)),
+             _interval(table["difference"]),
+             f"{table['share of asking'].mean:.2f}",
+             *(_interval(table["net win"][s], 100, 0) for s in ("-1", "+1"))]
+        )  # fmt: skip
+    share = result["mean share of asking"]
+    mean = f"**{share.mean:.2f}**"
+    return _table(head, [*rows, ["mean", *[""] * 6, mean, "", ""]])
+
+
+def _prices(result: Table) -> str:
+    head = ["axis", *(f"{what}: {arm}" for what in ("nats", "knowledge") for arm in SHOWN.values())]
+    rows = [
+        [axis, *(
+            _number(table["price"][name][key].mean)
+            for key in ("nats above plain", "knowledge above plain")
+            for name in SHOWN
+        )]
+        for axis, table in result["axes"].items()
+    ]  # fmt: skip
+    plain = result["plain"]
+    return (
+        f"The price, against plain answers ({plain['nats per token'].mean:.2f} nats per token "
+        f"under the unsteered model, {100 * plain['knowledge'].mean:.0f} % of claims true):\n\n"
+        + _table(head, rows)
+    )
+
+
+def _qualities(result: Table) -> str:
+    rows = [["plain", *_quality(result["plain"])]]
+    for axis, table in result["axes"].items():
+        rows += [[f"{axis}, {arm}", *_quality(table["price"][n])] for n, arm in SHOWN.items()]
+    return _table(["answers", "loops", "coherence", "sentences"], rows)
+
+
+def _quality(row: Table) -> list[str]:
+    return [f"{100 * row['loops']:.1f} %", f"{row['coherence']:.2f}", f"{row['sentences']:.1f}"]
+
+
+def _cross(result: Table) -> str:
+    cross: Table = result["cross"]
+    others = list(next(iter(cross.values())))
+    rows = [[axis, *(_number(row[other].mean) for other in others)] for axis, row in cross.items()]
+    text = "How far each profile, from −1 to +1, moves the mean score of every axis:\n\n"
+    return text + _table(["profile", *others], rows)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    cells = [list(head), *map(list, rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    cells.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "| " + " | ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)) + " |"
+        for row in cells
+    )
+
+
+def _number(value: float, digits: int = 2) -> str:
+    return "n/a" if math.isnan(value) else f"{value:+.{digits}f}".replace("-", "−")
+
+
+def _interval(figure: Figure, scale: float = 1.0, digits: int = 2) -> str:
+    mean, low, high = (_number(scale * x, digits) for x in (figure.mean, figure.low, figure.high))
+    return f"{mean} [{low}, {high}]"
+
+
+def draw(result: Table, path: Path) -> None:
+    """Write the picture: per axis the score over strength, and below it the price. 1600 pixels."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    axes: Table = result["axes"]
+    with plt.rc_context({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False}):
+        drawing, grid = plt.subplots(
+            2, len(axes), figsize=(10, 5.8), dpi=160, sharex=True, sharey="row", squeeze=False,
+            height_ratios=[3, 2], layout="constrained",
+        )  # fmt: skip
+        for (name, table), top, bottom in zip(axes.items(), grid[0], grid[1], strict=True):
+            scores, prices = table["scores"], table["price"]
+            for side, colour in (("positive", ORANGE), ("negative", GREEN)):
+                asked = f"asking for the {side} side"
+                level = scores[f"asked {side}"].mean
+                dashes = "--" if side == "positive" else "-."
+                top.axhline(level, color=colour, ls=dashes, lw=2, label=asked)
+                cost = prices[f"asked {side}"]["nats above plain"].mean
+                bottom.axhline(cost, color=colour, ls=dashes, lw=2)
+            top.axhline(scores["plain"].mean, color=GREY, ls=":", lw=2, label="plain")
+            bottom.axhline(0, color=GREY, ls=":", lw=2)
+            _line(top, [scores[f"steered {s:+g}"] if s else scores["plain"] for s in STRENGTHS])
+            zero = Figure(0.0, 0.0, 0.0)
+            _line(
+                bottom,
+                [prices[f"steered {s:+g}"]["nats above plain"] if s else zero for s in STRENGTHS],
+            )
+            top.set_title(name, fontsize=14)
+            top.set_ylim(-1.05, 1.05)
+            bottom.set_xticks([-1, 0, 1], ["−1", "0", "+1"])
+        grid[0][0].set_ylabel("score")
+        grid[1][0].set_ylabel("nats per token\nabove plain")
+        drawing.supxlabel("strength", fontsize=12)
+        handles, labels = grid[0][0].get_legend_handles_labels()
+        drawing.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        drawing.savefig(path)
+        plt.close(drawing)
+
+
+def _line(panel: Any, figures: Sequence[Figure]) -> None:
+    low, high = [f.low for f in figures], [f.high for f in figures]
+    panel.fill_between(STRENGTHS, low, high, color=BLUE, alpha=0.2, lw=0)
+    means = [f.mean for f in figures]
+    panel.plot(STRENGTHS, means, color=BLUE, marker="o", ms=4, lw=2.5, label="steered")

@@ -1,0 +1,72 @@
+"""The benchmarks of steering and building: their arithmetic, and that they run from end to end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from alignez_edge.runtime.model import Model
+from benchmarks import build, steering, steering_report
+from tests.profiles import random_profile
+
+
+def test_ratio_of_sums_and_its_interval() -> None:
+    rng = np.random.default_rng(1)
+    values = rng.normal(0.5, 1.0, (60, 3))
+    values[0] = np.nan
+    sample = steering.Resamples(60).mean(values)
+    found = steering.figure(sample)
+    assert found.mean == pytest.approx(np.nanmean(values))
+    assert found.low < found.mean < found.high
+    error = values[1:].mean(axis=1).std(ddof=1) / np.sqrt(59)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.1)
+
+
+def test_resamples_are_paired() -> None:
+    values = np.random.default_rng(2).normal(size=(20, 2))
+    resamples = steering.Resamples(20)
+    shift = steering.figure(resamples.mean(values + 0.25) - resamples.mean(values))
+    assert (shift.low, shift.mean, shift.high) == pytest.approx((0.25, 0.25, 0.25))
+
+
+def test_a_figure_of_nothing_is_nan() -> None:
+    sample = steering.Resamples(4).mean(np.full((4, 1), np.nan))
+    assert steering.plain_data(steering.figure(sample)) == dict.fromkeys(("mean", "low", "high"))
+
+
+def test_steering_runs_and_draws(
+    tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Model.load(tiny_llama, threads=1) as model:
+        for draw, name in enumerate(("polite", "formal")):
+            random_profile(model, draw, name).save(tmp_path / f"{name}.gguf")
+    picture = tmp_path / "figures" / "steering.png"
+    arguments = ["--model", str(tiny_llama), "--threads", "1", "--profiles", str(tmp_path)]
+    arguments += ["--limit", "2", "--seeds", "1", "--axes", "polite", "formal"]
+    steering.main([*arguments, "--json", "--picture", str(picture)])
+    result = json.loads(capsys.readouterr().out)
+    assert list(result["axes"]) == ["polite", "formal"]
+    for table in result["axes"].values():
+        assert table["strength 0"] == {"same as plain": 2, "answers": 2}
+    met = {check["what"]: check["met"] for check in result["checks"]}
+    assert met["strength 0 gives the plain answers"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_tables_have_one_row_per_axis() -> None:
+    rows = steering_report._table(["axis", "x"], [["polite", "1"], ["formal", "22"]]).splitlines()
+    assert len(rows) == 4
+    assert len({len(row) for row in rows}) == 1
+
+
+def test_build_is_timed_and_weighed(tiny_llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build.main(["--model", str(tiny_llama), "--threads", "1", "--queries", "6", "--json"])
+    result = json.loads(capsys.readouterr().out)
+    (found,) = result["builds"]
+    assert found["queries"] == 6
+    assert set(found["seconds"]) == {"pairs", "embeddings", "subspace", "calibration", "total"}
+    assert found["seconds"]["total"] >= sum(found["seconds"].values()) / 2
+    assert result["bare MB"] > 0
