@@ -257,3 +257,9 @@ class _Check:
             flat = len(tensor.shape) == 1 and tensor.type != "F32"
             if flat or tensor.type in ("I8", "I16", "I32", "I64", "F64"):
                 raise self._fail(f"tensor {printable(tensor.name)} holds {tensor.type} numbers")
+            # Many downloads take the file's whole size at once and fill it later; no norm is zero.
+            if tensor.name.endswith("norm.weight") and not self._gguf.tensor(tensor.name).any():
+                raise self._fail(
+                    f"tensor {printable(tensor.name)} holds zeros only",
+                    "the download may be incomplete: fetch the file again",
+                )
