@@ -1,0 +1,218 @@
+"""Building a profile as a library call: what it uses, keeps, repeats and refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from alignez_edge import pairs as pairs_module
+from alignez_edge.axes import Axis
+from alignez_edge.build import MAX_HELD_BACK, MIN_PAIRS, build_profile, split
+from alignez_edge.errors import BadInputError
+from alignez_edge.methods import METHODS
+from alignez_edge.profile import Profile
+from alignez_edge.runtime.model import Model
+
+AXIS = Axis("bright", positive="bright", negative="dark")
+TOPICS = "bread rain trains cats snow tea maps birds salt glue wool milk".split()
+QUERIES = [f"Tell me about {topic}." for topic in TOPICS]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder of the user's own, and texts that are short."""
+    monkeypatch.setenv("ALIGNEZ_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    monkeypatch.setattr(pairs_module, "DESCRIPTION_TOKENS", 32)
+    monkeypatch.setattr(pairs_module, "ANSWER_TOKENS", 12)
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    path = tmp_path / "labelled.jsonl"
+    write(path, [pair(topic) for topic in TOPICS])
+    return path
+
+
+def pair(topic: str) -> dict[str, str]:
+    return {"query": f"And {topic}?", "chosen": f"I love {topic}!", "rejected": f"{topic}: bad."}
+
+
+def write(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
+
+
+def saved(profile: Profile, folder: Path) -> bytes:
+    profile.save(folder / "profile.gguf")
+    return (folder / "profile.gguf").read_bytes()
+
+
+@given(st.integers(MIN_PAIRS, 600))
+def test_every_pair_is_for_the_directions_or_held_back(n_pairs: int) -> None:
+    train, held_back = split(n_pairs)
+    assert sorted([*train, *held_back]) == list(range(n_pairs))
+    assert 1 <= len(held_back) <= MAX_HELD_BACK
+    assert len(train) > len(held_back)
+
+
+def test_more_pairs_keep_what_was_held_back() -> None:
+    assert split(100)[1][:5] == split(23)[1]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_builds_from_labelled_pairs(
+    llama_model: Model, labelled: Path, tmp_path: Path, method: str
+) -> None:
+    def make() -> Profile:
+        return build_profile(llama_model, AXIS, pairs=labelled, method=method, layers=[2, 4])
+
+    profile = make()
+    assert (profile.name, profile.method, profile.pairs) == ("bright", method, len(TOPICS))
+    assert profile.layers == (2, 4) and profile.vector.layers == (2, 4)
+    assert profile.injection(llama_model) is not None
+    strengths = profile.calibration["strengths"]
+    assert isinstance(strengths, tuple)
+    assert list(strengths) == sorted(strengths) and 0 not in strengths
+    assert saved(make(), tmp_path) == saved(profile, tmp_path)
+
+
+def test_exchanged_sides_turn_the_profile_round(
+    llama_model: Model, labelled: Path, tmp_path: Path
+) -> None:
+    """The same texts, but what was wanted is not: the control vector is the opposite one."""
+    turned = tmp_path / "turned.jsonl"
+    records = [json.loads(line) for line in labelled.read_text("utf-8").splitlines()]
+    sides = [(r["query"], r["rejected"], r["chosen"]) for r in records]
+    write(turned, [dict(zip(("query", "chosen", "rejected"), s, strict=True)) for s in sides])
+    there = build_profile(llama_model, AXIS, pairs=labelled, layers=[2, 4])
+    other = Axis("dim", positive=AXIS.negative, negative=AXIS.positive)
+    back = build_profile(llama_model, other, pairs=turned, layers=[2, 4])
+    # Equal but for what the order of texts in a batch rounds differently.
+    np.testing.assert_allclose(back.vector.deciding, -there.vector.deciding, atol=0.01)
+    np.testing.assert_allclose(back.vector.answer, -there.vector.answer, atol=0.01)
+
+
+def test_the_same_call_goes_on_with_the_same_pairs(
+    llama_model: Model, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = build_profile(llama_model, AXIS, queries=QUERIES)
+    (kept,) = home.rglob("pairs.jsonl")
+    texts = kept.read_bytes()
+
+    def no_more(*_: object, **__: object) -> None:
+        raise AssertionError("a finished pair was generated again")
+
+    monkeypatch.setattr("alignez_edge.runtime.batch.generate_batch", no_more)
+    again = build_profile(llama_model, AXIS, queries=QUERIES)
+    assert saved(again, tmp_path) == saved(first, tmp_path)
+    assert kept.read_bytes() == texts
+
+
+def test_another_seed_writes_other_pairs(llama_model: Model, home: Path) -> None:
+    for seed in (0, 1):
+        assert build_profile(llama_model, AXIS, queries=QUERIES, seed=seed).seed == seed
+    answers = []
+    for path in home.rglob("pairs.jsonl"):
+        records = [json.loads(line) for line in path.read_text("utf-8").splitlines()[1:]]
+        assert [record["query"] for record in records] == QUERIES
+        answers.append({record["chosen"] for record in records} - {""})
+    one, two = answers
+    assert one and two and not one & two
+
+
+def test_pairs_that_a_person_edits_count(llama_model: Model, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    before = build_profile(llama_model, AXIS, queries=QUERIES, work=work)
+    header, *lines = (work / "pairs.jsonl").read_text("utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    usable = next(record for record in records if "dropped" not in record)
+    usable["dropped"] = "not what I meant"
+    write(work / "pairs.jsonl", [json.loads(header), *records])
+    after = build_profile(llama_model, AXIS, queries=QUERIES, work=work)
+    assert after.pairs == before.pairs - 1
+    assert after.dropped["not what I meant"] == 1
+    assert saved(after, tmp_path) != saved(before, tmp_path)
+
+
+def test_limit_is_the_number_of_queries(llama_model: Model) -> None:
+    profile = build_profile(llama_model, AXIS, queries=[*QUERIES, *QUERIES], limit=6)
+    assert profile.pairs + sum(profile.dropped.values()) == 6
+
+
+def test_progress_goes_through_the_steps_in_order(llama_model: Model) -> None:
+    seen: list[tuple[str, int, int]] = []
+    build_profile(llama_model, AXIS, queries=QUERIES, on_progress=lambda *call: seen.append(call))
+    steps = list(dict.fromkeys(step for step, _, _ in seen))
+    assert steps == ["pairs", "embeddings", "subspace", "calibration"]
+    for step in steps:
+        counts = [(done, total) for name, done, total in seen if name == step]
+        assert counts == sorted(counts)
+        assert counts[-1][0] == counts[-1][1] > 0
+
+
+def test_ctrl_c_passes_through(llama_model: Model) -> None:
+    def stop(step: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_profile(llama_model, AXIS, queries=QUERIES, on_progress=stop)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"method": "magic"}, "no method is called 'magic'"),
+        ({"layers": [0]}, "layers must lie in 1 to 5"),
+        ({"layers": [6]}, "layers must lie in 1 to 5"),
+        ({"queries": []}, "has no queries"),
+        ({"queries": None}, "has no queries"),
+        ({"queries": QUERIES[:2]}, "usable pairs"),
+    ],
+)
+def test_what_cannot_be_built_is_one_line(
+    llama_model: Model, options: dict[str, Any], error: str
+) -> None:
+    with pytest.raises(BadInputError) as failure:
+        build_profile(llama_model, AXIS, **{"queries": QUERIES, **options})
+    assert error in failure.value.message and "\n" not in failure.value.message
+
+
+def test_pairs_that_are_dropped_are_named_where_too_few_are_left(
+    llama_model: Model, tmp_path: Path
+) -> None:
+    few = tmp_path / "few.jsonl"
+    same = {"chosen": "Fine.", "rejected": "Fine."}
+    write(few, [pair("tea"), *({"query": f"{n}?", **same} for n in range(3))])
+    with pytest.raises(BadInputError, match=r"only 1 usable .*3 equal answers"):
+        build_profile(llama_model, AXIS, pairs=few)
+
+
+@pytest.mark.xfail(reason="not yet refused before the work begins", raises=ValueError)
+def test_a_model_of_one_layer_cannot_be_steered(
+    tiny_model: Callable[..., Path], labelled: Path
+) -> None:
+    """A control vector cannot edit layer 0."""
+    with (
+        Model.load(tiny_model("llama", n_layer=1), threads=1) as model,
+        pytest.raises(BadInputError),
+    ):
+        build_profile(model, AXIS, pairs=labelled)
+
+
+@pytest.mark.xfail(reason="the states' file is not yet named after the model")
+def test_another_model_in_the_same_work_folder_gets_its_own_states(
+    llama_model: Model, tiny_model: Callable[..., Path], labelled: Path, tmp_path: Path
+) -> None:
+    with Model.load(tiny_model("llama", n_layer=6, seed=1), threads=2) as other:
+        alone = build_profile(other, AXIS, pairs=labelled, work=tmp_path / "alone")
+        build_profile(llama_model, AXIS, pairs=labelled, work=tmp_path / "shared")
+        after = build_profile(other, AXIS, pairs=labelled, work=tmp_path / "shared")
+    assert saved(after, tmp_path) == saved(alone, tmp_path)
