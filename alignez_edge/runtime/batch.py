@@ -83,7 +83,14 @@ def _run(
     wanted = sum(_need(request, limit) + len(request.tokens) for request in first)
     cells = max(limit, min(wanted, _MOST_CELLS))
     n_done = 0
-    with Context(model, n_ctx=cells, n_seq=width + 1, n_batch=_N_BATCH, n_outputs=width) as context:
+    with Context(
+        model,
+        n_ctx=cells,
+        n_seq=width + 1,
+        n_batch=_N_BATCH,
+        n_outputs=width,
+        reference=injection is not None and injection.needs_reference(),
+    ) as context:
         batch = _Batch(context, chain(first, requests), injection, width, limit)
         while batch.admit():
             for completion in batch.round():
@@ -174,13 +181,13 @@ class _Batch:
             yield from self._advance(self._running, bodies, fresh)
             return
         if fresh:
-            context.inject(None)
+            context.steer(None)
             self._compute(bodies)
             self._keep(fresh[-1])
-            context.inject(injection.deciding)
+            context.steer(injection, "deciding")
             yield from self._advance(fresh)
         if self._running:
-            context.inject(injection.answer)
+            context.steer(injection, "answer")
             yield from self._advance(self._running)
 
     def _check(self, request: Request) -> None:
@@ -231,7 +238,7 @@ class _Batch:
             first, *rest = fresh
             saved = [common_prefix(first.body, place.body) - place.n_shared for place in rest]
             if sum(n for n in saved if n > 0) > _WORTH_A_PASS:
-                self._context.inject(None)
+                self._context.steer(None)
                 self._compute(_entries(first))
                 first.n_shared = len(first.body)
                 self._keep(first)

@@ -4,8 +4,9 @@ Invariants:
 
 - Cells of the cache are computed under whatever injection is set at that moment. `Context` does
   not remember which; whoever injects also removes (see `PlainPrefix`, `batch.py`).
-- `inject` talks to llama.cpp only when the vectors change, and never for a context that has
-  only ever seen None: such a context is the base model to the bit.
+- `inject` and `adapt` talk to llama.cpp only when something changes, and never for a context that
+  has only ever seen nothing: such a context is the base model to the bit.
+- Adapters are set in the order in which they were loaded, so the order of terms is irrelevant.
 - A prompt is read in steps of at most `n_batch` tokens, so Ctrl-C is answered between steps.
 """
 
@@ -20,8 +21,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from alignez_edge.errors import BadInputError, PromptTooLongError, RuntimeFailure
+from alignez_edge.runtime.adapter import Adapter
 from alignez_edge.runtime.llama import clear_log, cpp, ggml, last_error
-from alignez_edge.runtime.types import FloatArray
+from alignez_edge.runtime.reference import Reference
+from alignez_edge.runtime.types import Editor, Edits, FloatArray, Injection, Phase
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model
@@ -48,8 +51,9 @@ class Context:
 
     `n_ctx` counts tokens: of the one sequence, or of all `n_seq` sequences together, which then
     share the cells of one cache. At most `n_outputs` of the at most `n_batch` tokens of one
-    `decode` may ask for logits (default: all; fewer take less memory). Raises `BadInputError`
-    for a window beyond what the model was trained on, `RuntimeFailure` where llama.cpp refuses.
+    `decode` may ask for logits (default: all; fewer take less memory). `capture` reads the graph;
+    `reference` (not both) lets `Editor`s edit the MLP's outputs. Raises `BadInputError` for
+    a window beyond what the model was trained on, `RuntimeFailure` where llama.cpp refuses.
     """
 
     def __init__(
@@ -61,7 +65,10 @@ class Context:
         n_batch: int = 512,
         n_outputs: int | None = None,
         capture: Tap | None = None,
+        reference: bool = False,
     ) -> None:
+        if reference and capture is not None:
+            raise ValueError("a context either reads or edits")
         self.model = model
         self.n_ctx = window(model, n_ctx) if n_seq == 1 or n_ctx is None else n_ctx
         self.n_batch = max(min(n_batch, self.n_ctx), n_seq)
@@ -69,6 +76,8 @@ class Context:
             cpp.llama_model_is_recurrent(model.handle) or cpp.llama_model_is_hybrid(model.handle)
         )
         self._injected: FloatArray | None = None
+        self._adapters: tuple[tuple[Adapter, float], ...] = ()
+        self._reference: Reference | None = None
         self._tap_error: BaseException | None = None
 
         params = cpp.llama_context_default_params()
@@ -83,6 +92,9 @@ class Context:
         params.swa_full = True
         params.n_threads = params.n_threads_batch = model.threads
         params.no_perf = True
+        if reference:
+            self._reference = Reference(model.gguf, model.n_layer, model.n_embd)
+            capture = self._reference
         if capture is not None:
             params.cb_eval = self._callback = self._make_callback(capture)
         clear_log()
@@ -132,6 +144,8 @@ class Context:
         self._outputs[:n] = want_logits
         self._batch.n_tokens = n
         clear_log()
+        if self._reference is not None:
+            self._reference.start()
         status = cpp.llama_decode(self.handle, self._batch)
         if self._tap_error is not None:
             error, self._tap_error = self._tap_error, None
@@ -139,6 +153,8 @@ class Context:
         if status:
             reason = "no room in the KV cache" if status == 1 else last_error() or "no reason given"
             raise RuntimeFailure(f"llama.cpp could not decode {n} tokens ({status}): {reason}")
+        if self._reference is not None:
+            self._reference.finish()
 
     def prefill(self, tokens: Sequence[int], start: int = 0, sequence: int = 0) -> None:
         """Compute any number of tokens from position `start` on, without logits."""
@@ -186,6 +202,48 @@ class Context:
         if status:
             raise RuntimeFailure(f"llama.cpp refused a control vector ({status}): {last_error()}")
         self._injected = None if vectors is None else vectors.copy()
+
+    def adapt(self, edits: Edits) -> None:
+        """Apply `edits` in every pass from now on; none, or strengths of 0: nothing.
+
+        Strengths of one adapter add up. Costs a graph reserve at the next decode where something
+        changes, nothing where not. Raises `ValueError` for an `Editor` in a context that was made
+        without the reference, and for an adapter of another model.
+        """
+        scales: dict[Adapter, float] = {}
+        editors: list[tuple[Editor, float]] = []
+        for edit, strength in edits:
+            if isinstance(edit, Adapter):
+                scales[edit] = scales.get(edit, 0.0) + strength
+            elif strength:
+                editors.append((edit, strength))
+        if any(adapter.model is not self.model for adapter in scales):
+            raise ValueError("an adapter of another model")
+        if self._reference is not None:
+            self._reference.editors = tuple(editors)
+        elif editors:
+            raise ValueError("this context was made without the reference")
+        wanted = tuple((a, s) for a, s in sorted(scales.items(), key=lambda x: x[0].serial) if s)
+        if wanted == self._adapters:
+            return
+        n = len(wanted)
+        handles: Any = (cpp.llama_adapter_lora_p_ctypes * n)(*(a.handle for a, _ in wanted))
+        status = cpp.llama_set_adapters_lora(
+            self.handle,
+            handles,
+            n,
+            (ctypes.c_float * n)(*(strength for _, strength in wanted)),
+        )
+        if status:
+            raise RuntimeFailure(f"llama.cpp refused an adapter ({status}): {last_error()}")
+        # Those that were set until now are let go only here: llama.cpp no longer refers to them.
+        self._adapters = wanted
+
+    def steer(self, injection: Injection | None, phase: Phase = "deciding") -> None:
+        """`inject` and `adapt` what `injection` says for one phase; None: nothing."""
+        vectors, edits = (None, ()) if injection is None else injection.at(phase)
+        self.inject(vectors)
+        self.adapt(edits)
 
     def remove(self, sequence: int, p0: int = 0, p1: int = -1) -> bool:
         """Drop the cells of a sequence at positions `[p0, p1)`; -1 is the end.
@@ -254,7 +312,7 @@ class PlainPrefix:
 
     def hold(self, tokens: Sequence[int]) -> None:
         """Make the sequence exactly `tokens`, all plain, computing only what is not yet there."""
-        self.context.inject(None)
+        self.context.steer(None)
         self.cut(common_prefix(self.tokens, tokens))
         start = len(self.tokens)
         for begin in range(start, len(tokens), self.context.n_batch):

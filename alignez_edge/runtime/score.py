@@ -29,10 +29,13 @@ def rows_that_fit(n_vocab: int) -> int:
 
 
 class Scorer:
-    """Scores answers with one context; a context manager. The window is as for a `Session`."""
+    """Scores answers with one context; a context manager. Window and reference are as for a
+    `Session`."""
 
-    def __init__(self, model: Model, *, n_ctx: int | None = None) -> None:
-        self._context = Context(model, n_ctx=n_ctx, n_batch=rows_that_fit(model.n_vocab))
+    def __init__(self, model: Model, *, n_ctx: int | None = None, reference: bool = False) -> None:
+        self._context = Context(
+            model, n_ctx=n_ctx, n_batch=rows_that_fit(model.n_vocab), reference=reference
+        )
         self._plain = PlainPrefix(self._context)
 
     def log_probs(
@@ -81,12 +84,12 @@ class Scorer:
             self._plain.hold(prompt[:-1])
             rows = np.empty((len(answer), context.model.n_vocab), np.float32)
             try:
-                context.inject(injection.deciding if injection else None)
+                context.steer(injection, "deciding")
                 self._read(prompt[-1:], len(prompt) - 1, rows[:1])
-                context.inject(injection.answer if injection else None)
+                context.steer(injection, "answer")
                 self._read(answer[:-1], len(prompt), rows[1:])
             finally:
-                context.inject(None)
+                context.steer(None)
                 self._plain.cut(len(self._plain.tokens))
             yield log_softmax(rows)
 

@@ -29,12 +29,13 @@ _STEP = 256
 class Session:
     """One conversation with one model; a context manager.
 
-    `completion` is the last answer, once its stream has ended or was closed.
+    `completion` is the last answer, once its stream has ended or was closed. `reference` is
+    needed for injections with an `Editor`.
     """
 
-    def __init__(self, model: Model, *, n_ctx: int | None = None) -> None:
+    def __init__(self, model: Model, *, n_ctx: int | None = None, reference: bool = False) -> None:
         self._model = model
-        self._context = Context(model, n_ctx=n_ctx, n_batch=_STEP, n_outputs=1)
+        self._context = Context(model, n_ctx=n_ctx, n_batch=_STEP, n_outputs=1, reference=reference)
         self._plain = PlainPrefix(self._context)
         self._current: Generator[str, None, None] | None = None
         self.completion: Completion | None = None
@@ -107,11 +108,11 @@ class Session:
         try:
             if answer.finish_reason is None:
                 plain.hold(prompt[:-1])
-                context.inject(injection.deciding if injection else None)
+                context.steer(injection, "deciding")
                 self._decode(prompt[-1], n_body, injection is None)
                 if text := answer.step(context, 0):
                     yield text
-                context.inject(injection.answer if injection else None)
+                context.steer(injection, "answer")
             while answer.finish_reason is None:
                 position = n_body + len(answer.tokens)
                 self._decode(answer.tokens[-1], position, injection is None)
@@ -119,7 +120,7 @@ class Session:
                     yield text
         finally:
             if injection is not None:
-                context.inject(None)
+                context.steer(None)
                 plain.cut(min(n_body, len(plain.tokens)))
             if answer.finish_reason is None:
                 answer.finish("interrupted")

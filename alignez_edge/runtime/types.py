@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
+    from alignez_edge.runtime.adapter import Adapter
     from alignez_edge.runtime.model import Model
 
 FloatArray = npt.NDArray[np.float32]
+Phase = Literal["deciding", "answer"]
+"""The pass of the last prompt token, and those of the answer's tokens."""
 FinishReason = Literal["stop", "length", "context", "interrupted"]
 Message = dict[str, str]
 """One turn of a conversation: `{"role": "system" | "user" | "assistant", "content": str}`."""
@@ -40,18 +43,39 @@ class Sampling:
         return replace(self, seed=seed)
 
 
+class Editor(Protocol):
+    """Anything that edits the MLP's output, for the reference path: `alignez_edge.edits.Edit`."""
+
+    @property
+    def layers(self) -> Collection[int]:
+        """The layers that it edits."""
+        ...
+
+    def change(self, layer: int, x: FloatArray) -> FloatArray:
+        """What strength 1 adds to the rows of `x`, `(n, n_embd)`, in a layer; zeros for none."""
+        ...
+
+
+Edits: TypeAlias = "tuple[tuple[Adapter | Editor, float], ...]"
+"""Edits of the MLP's outputs, each with its strength; their changes add up. An `Adapter` is a LoRA
+that llama.cpp applies; an `Editor` needs a context with the reference."""
+
+
 @dataclass(frozen=True)
 class Injection:
-    """What is added to the residual stream, as llama.cpp control vectors.
+    """What steers an answer: llama.cpp control vectors, and edits of the MLP's outputs.
 
     Both arrays have shape `(n_layer, n_embd)`, float32; row `l` is added to `l_out-l`, and row 0
-    must be zero (llama.cpp cannot edit layer 0 with a control vector). `deciding` acts in the
-    forward pass of the last prompt token, which yields the first answer token; `answer` in the
-    passes of all tokens after it. Raises `ValueError` on other shapes or non-finite values.
+    must be zero (llama.cpp cannot edit layer 0 with a control vector). `deciding` (and
+    `deciding_edits`) acts in the forward pass of the last prompt token, which yields the first
+    answer token; `answer` in the passes of all tokens after it. Raises `ValueError` on other
+    shapes or non-finite values.
     """
 
     deciding: FloatArray
     answer: FloatArray
+    deciding_edits: Edits = ()
+    answer_edits: Edits = ()
 
     def __post_init__(self) -> None:
         if self.deciding.shape != self.answer.shape or self.deciding.ndim != 2:
@@ -61,10 +85,30 @@ class Injection:
                 raise ValueError("an injection must be finite")
             if array[0].any():
                 raise ValueError("layer 0 cannot be edited by a control vector")
+        if not all(np.isfinite(strength) for _, strength in self.edits):
+            raise ValueError("the strength of an edit must be finite")
+
+    @property
+    def edits(self) -> Edits:
+        """The edits of both phases."""
+        return self.deciding_edits + self.answer_edits
+
+    def at(self, phase: Phase) -> tuple[FloatArray, Edits]:
+        """The vectors and the edits of one phase."""
+        if phase == "deciding":
+            return self.deciding, self.deciding_edits
+        return self.answer, self.answer_edits
+
+    def needs_reference(self) -> bool:
+        """Whether some edit can only be made by the reference."""
+        from alignez_edge.runtime.adapter import Adapter
+
+        return not all(isinstance(edit, Adapter) for edit, _ in self.edits)
 
     def is_zero(self) -> bool:
         """Whether it changes nothing."""
-        return not (self.deciding.any() or self.answer.any())
+        edited = any(strength for _, strength in self.edits)
+        return not (self.deciding.any() or self.answer.any() or edited)
 
 
 class Steers(Protocol):

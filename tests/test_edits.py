@@ -1,0 +1,209 @@
+"""The algebra of edits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from alignez_edge.edits import Activation, Edit, LayerEdit
+
+N = 24
+seeds = st.integers(0, 2**32 - 1)
+strengths = st.floats(-4, 4, width=32)
+quick = settings(max_examples=40, deadline=None)
+
+
+def orthonormal(rng: np.random.Generator, n: int, size: int = N) -> np.ndarray:
+    """`n` orthonormal rows."""
+    return np.linalg.qr(rng.standard_normal((size, n)))[0].T
+
+
+def some_edit(rng: np.random.Generator, kind: str) -> LayerEdit:
+    rows = rng.standard_normal((3, N))
+    if kind == "swap":
+        return LayerEdit.swap(rows[0], rows[1])
+    if kind == "move":
+        return LayerEdit.move(rows, rng.standard_normal(3))
+    activation: Activation = "relu" if kind == "relu" else "tanh" if kind == "tanh" else "linear"
+    return LayerEdit.amplify(rows, activation)
+
+
+kinds = st.sampled_from(["swap", "amplify", "move", "relu", "tanh"])
+
+
+@quick
+@given(seeds, kinds)
+def test_strength_zero_is_identity_to_the_bit(seed: int, kind: str) -> None:
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((5, N)).astype(np.float32)
+    edit = some_edit(rng, kind)
+    assert np.array_equal(edit.apply(x, 0.0), x)
+    assert np.array_equal(Edit({3: edit}).apply(3, x, 0.0), x)
+    assert np.array_equal(Edit({3: edit}).apply(2, x), x)
+    assert (edit * 0).is_zero() and not edit.is_zero()
+
+
+@quick
+@given(seeds, kinds, strengths, strengths)
+def test_linear_in_strength(seed: int, kind: str, s: float, t: float) -> None:
+    rng = np.random.default_rng(seed)
+    x, edit = rng.standard_normal((5, N)), some_edit(rng, kind)
+    np.testing.assert_allclose(edit.apply(x, s), x + s * edit.change(x), atol=1e-5)
+    np.testing.assert_allclose((edit * s).apply(x, t), edit.apply(x, s * t), atol=1e-4)
+    np.testing.assert_allclose((edit * s + edit * t).change(x), (s + t) * edit.change(x), atol=1e-4)
+    np.testing.assert_allclose((-edit).change(x), -edit.change(x), atol=1e-5)
+    np.testing.assert_allclose((edit - edit).change(x), 0, atol=1e-5)
+
+
+@quick
+@given(seeds)
+def test_swap_doubles_help_and_removes_harm(seed: int) -> None:
+    """For orthogonal directions, at strength 1; everything orthogonal to both stays."""
+    rng = np.random.default_rng(seed)
+    h, d, *others = orthonormal(rng, 5)
+    x = rng.standard_normal((7, N))
+    edited = LayerEdit.swap(3.0 * h, 0.2 * d).apply(x)
+    np.testing.assert_allclose(edited @ h, 2 * (x @ h), atol=1e-5)
+    np.testing.assert_allclose(edited @ d, 0, atol=1e-5)
+    for other in others:
+        np.testing.assert_allclose(edited @ other, x @ other, atol=1e-5)
+
+
+@quick
+@given(seeds)
+def test_swap_is_the_two_steps_of_the_method(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    h, d = rng.standard_normal((2, N))
+    x = rng.standard_normal((7, N))
+    edited = LayerEdit.swap(h, d).apply(x)
+    expected = x - np.outer(x @ d / (d @ d), d)
+    expected = expected + np.outer(expected @ h / (h @ h), h)
+    np.testing.assert_allclose(edited, expected, atol=1e-4)
+    assert LayerEdit.swap(h, d).rank == 2
+
+
+@quick
+@given(seeds, st.sampled_from([-1.0, 1.0]), st.sampled_from([-1.0, 1.0]))
+def test_the_sign_of_a_singular_vector_is_irrelevant(seed: int, a: float, b: float) -> None:
+    rng = np.random.default_rng(seed)
+    h, d = rng.standard_normal((2, N))
+    x = rng.standard_normal((5, N))
+    for plain, turned in (
+        (LayerEdit.swap(h, d), LayerEdit.swap(a * h, b * d)),
+        (LayerEdit.amplify([h, d]), LayerEdit.amplify([a * h, b * d])),
+        (LayerEdit.amplify([h, d], "tanh"), LayerEdit.amplify([a * h, b * d], "tanh")),
+        # a turned direction has the turned coordinate
+        (LayerEdit.move([h, d], [0.7, -2.0]), LayerEdit.move([a * h, b * d], [a * 0.7, b * -2.0])),
+    ):
+        np.testing.assert_allclose(plain.change(x), turned.change(x), atol=1e-5)
+
+
+@quick
+@given(seeds)
+def test_move_reaches_its_targets(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows, targets = orthonormal(rng, 3), rng.standard_normal(3)
+    x = rng.standard_normal((5, N))
+    edited = LayerEdit.move(rows, targets).apply(x)
+    np.testing.assert_allclose(edited @ rows.T, np.tile(targets, (5, 1)), atol=1e-5)
+    halfway = LayerEdit.move(rows, targets).apply(x, 0.5)
+    np.testing.assert_allclose(halfway @ rows.T, (x @ rows.T + targets) / 2, atol=1e-5)
+
+
+def test_activations() -> None:
+    t = np.zeros(N)
+    t[0] = 2.0
+    x = np.zeros((2, N))
+    x[:, 0] = (3.0, -3.0)
+    assert LayerEdit.amplify(t).apply(x)[:, 0].tolist() == [6.0, -6.0]
+    assert LayerEdit.amplify(t, "relu").apply(x)[:, 0].tolist() == [6.0, -3.0]
+    np.testing.assert_allclose(
+        LayerEdit.amplify(t, "tanh").apply(x)[:, 0], [3 + np.tanh(3), -3 - np.tanh(3)], rtol=1e-6
+    )
+
+
+@quick
+@given(seeds, strengths, strengths)
+def test_axes_commute_as_sums(seed: int, s: float, t: float) -> None:
+    rng = np.random.default_rng(seed)
+    a = Edit({1: some_edit(rng, "swap"), 2: some_edit(rng, "amplify")})
+    b = Edit({2: some_edit(rng, "move"), 4: some_edit(rng, "amplify")})
+    x = rng.standard_normal((5, N))
+    one, other = a * s + b * t, b * t + a * s
+    assert list(one.layers) == list(other.layers) == [1, 2, 4]
+    for layer in range(6):
+        np.testing.assert_allclose(one.change(layer, x), other.change(layer, x), atol=1e-4)
+        both = s * a.change(layer, x) + t * b.change(layer, x)
+        np.testing.assert_allclose(one.change(layer, x), both, atol=1e-4)
+        np.testing.assert_allclose((one - other).change(layer, x), 0, atol=1e-4)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.02, 0.05])
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_bounds_of_theorem_3_1(noise: float, share: float) -> None:
+    """On sampled noise, with directions of length 1: harm nearly gone, help nearly doubled, the
+    rest nearly untouched. `noise` is the paper's sigma_linguistic, `share * noise` sigma_align.
+
+    The theorem reads both coefficients off the same `x`. The edit reads help off what is left
+    without harm, and the proof drops a negative term of the help bound; each costs up to
+    sigma_align^2 of the help coefficient.
+    """
+    rng = np.random.default_rng(0)
+    n_samples = 4000
+    align, linguistic = share * noise, noise
+    basis = orthonormal(rng, N)
+    alpha = np.array([1.3, -0.9, *rng.uniform(0.5, 1.0, N - 2)])  # help, harm, the others
+    x = alpha @ basis
+    coefficients = np.empty((n_samples, N))
+    for i in range(n_samples):
+        h, d = linguistic * rng.standard_normal((2, N))
+        h[:2] = 1.0, align * rng.standard_normal()
+        d[:2] = align * rng.standard_normal(), 1.0
+        coefficients[i] = basis @ LayerEdit.swap(h @ basis, d @ basis).apply(x)
+    mean = coefficients.mean(axis=0)
+    error = 4 * coefficients.std(axis=0) / np.sqrt(n_samples) + 1e-6
+    spread = align**2 + (N - 2) * linguistic**2
+    assert abs(mean[1]) <= abs(alpha[1]) * (align**2 + spread) + error[1]
+    assert mean[0] >= (1 + 1 / (1 + spread) - 2 * align**2) * alpha[0] - error[0]
+    assert (abs(mean[2:] - alpha[2:]) <= abs(alpha[2:]) * linguistic**2 * 2 + error[2:]).all()
+    if noise == 0:
+        np.testing.assert_allclose(mean[:2], [2 * alpha[0], 0], atol=1e-6)
+
+
+def test_what_is_no_edit_is_refused() -> None:
+    one = np.ones(N)
+    for bad in (np.zeros(N), np.full(N, np.nan), np.full(N, np.inf)):
+        with pytest.raises(ValueError, match="finite length"):
+            LayerEdit.swap(one, bad)
+    with pytest.raises(ValueError, match="shape"):
+        LayerEdit.swap(one, np.ones((2, N)))
+    with pytest.raises(ValueError, match="targets"):
+        LayerEdit.move(np.ones((2, N)), [1.0])
+    with pytest.raises(ValueError, match="do not fit"):
+        LayerEdit(np.ones((N, 2)), np.ones((3, N)), np.ones(N))
+    with pytest.raises(ValueError, match="not finite"):
+        LayerEdit(np.ones((N, 1)), np.ones((1, N)), np.full(N, np.inf))
+    with pytest.raises(ValueError, match="unknown activation"):
+        LayerEdit.amplify(one, "gelu")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="a sum of"):
+        LayerEdit.amplify(one) + LayerEdit.amplify(one, "relu")
+    with pytest.raises(ValueError, match="counted from 0"):
+        Edit({-1: LayerEdit.amplify(one)})
+    with pytest.raises(ValueError, match="different sizes"):
+        Edit({0: LayerEdit.amplify(one), 1: LayerEdit.amplify(np.ones(N + 1))})
+
+
+def test_edits_are_values() -> None:
+    source = np.ones((N, 1))
+    edit = LayerEdit(source, source.T, np.zeros(N))
+    source[:] = 7
+    assert edit.outward.max() == 1
+    with pytest.raises(ValueError, match="read-only"):
+        edit.inward[0, 0] = 2
+    whole = Edit({1: edit})
+    assert whole.is_linear() and not whole.is_zero() and Edit({}).is_zero()
+    assert not Edit({1: LayerEdit.amplify(np.ones(N), "relu")}).is_linear()
+    with pytest.raises(TypeError):
+        whole.layers[2] = edit  # type: ignore[index]
