@@ -374,6 +374,15 @@ def test_an_adapter_lives_as_long_as_it_is_set(
         context.decode([8], [3], [0], [True])
 
 
+def test_systems_without_memory_files(
+    llama_model: Model, made: tuple[Edit, ExactEdit], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = logits(llama_model, ((Adapter(llama_model, made[1].adapter), 1.0),))
+    monkeypatch.delattr("os.memfd_create", raising=False)
+    found = logits(llama_model, ((Adapter(llama_model, made[1].adapter), 1.0),))
+    assert np.array_equal(expected, found)
+
+
 def test_a_closed_model_takes_its_adapters_along(
     llama_model: Model, made: tuple[Edit, ExactEdit]
 ) -> None:
