@@ -24,6 +24,8 @@ from alignez_edge.files import cache_dir, make_folder, printable, user_dir
 from alignez_edge.fit import Fit, TensorName, fit, tensor_of
 from alignez_edge.methods import DEFAULT_METHOD, METHODS
 from alignez_edge.pairs import (
+    ANSWER_TOKENS,
+    DESCRIPTION_TOKENS,
     PairSet,
     PairStore,
     PreferencePair,
@@ -31,7 +33,7 @@ from alignez_edge.pairs import (
     read_labelled_pairs,
 )
 from alignez_edge.profile import Profile
-from alignez_edge.vectors import ControlVector
+from alignez_edge.vectors import ControlVector, check_layers
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model
@@ -78,16 +80,19 @@ def build_profile(
     """
     if method not in METHODS:
         raise BadInputError(f"no method is called {method!r}", f"choose from {', '.join(METHODS)}")
+    _check_steerable(model, layers)
     builder = _Builder(model, axis, seed, width, work, on_progress or (lambda *_: None))
-    found = (
-        read_labelled_pairs(pairs, axis) if pairs is not None else builder.generated(queries, limit)
-    )
+    if pairs is not None:
+        found = builder.that_fit(read_labelled_pairs(pairs, axis))
+    else:
+        found = builder.generated(queries, limit)
     usable = found.pairs
     if len(usable) < MIN_PAIRS:
         dropped = ", ".join(f"{n} {reason}" for reason, n in found.dropped.items())
         raise BadInputError(
-            f"only {len(usable)} usable pairs" + (f" (dropped: {dropped})" if dropped else ""),
-            f"at least {MIN_PAIRS} are needed: use more queries, or another wording of the axis",
+            f"{len(usable)} of at least {MIN_PAIRS} usable pairs"
+            + (f" (dropped: {dropped})" if dropped else ""),
+            "use more queries, or another wording of the axis",
         )
     train, held_back = split(len(usable))
     with builder.states(usable, tensor_of(method)) as states:
@@ -110,6 +115,19 @@ def build_profile(
         model=printable(model.facts.name),
         report=_report(result, calibration, held_back),
     )
+
+
+def _check_steerable(model: Model, layers: Sequence[int] | None) -> None:
+    """Refuse what cannot work before the long work begins."""
+    facts = model.facts
+    if facts.n_layer < 2 or not facts.can_steer:
+        reason = "has one layer only" if facts.n_layer < 2 else "takes no control vectors"
+        raise BadInputError(f"{printable(facts.name)} ({facts.architecture}) {reason}")
+    if layers is not None:
+        try:
+            check_layers(layers, facts.n_layer)
+        except ValueError as failure:
+            raise BadInputError(f"{failure}", "layer 0 cannot be edited") from None
 
 
 def split(n_pairs: int) -> tuple[list[int], list[int]]:
@@ -153,15 +171,49 @@ class _Builder:
             raise BadInputError(
                 f"the axis {self.axis.name} has no queries", "give some: --queries FILE"
             )
+        # The longest request is the query under a description of full length.
+        room = self.window - DESCRIPTION_TOKENS - ANSWER_TOKENS
+        short = [
+            query
+            for query in asked
+            if len(self._prompt(prompts.describe(query, self.axis, "negative"))) <= room
+        ]
         store = PairStore(self.folder / "pairs.jsonl", self.settings)
-        return generate_pairs(
+        found = generate_pairs(
             self._complete,
             self.axis,
-            asked,
+            short,
             store,
             seed=self.seed,
             on_progress=lambda done, total: self.progress("pairs", done, total),
         )
+        return _with_dropped(found, "too long", len(asked) - len(short))
+
+    def that_fit(self, found: PairSet) -> PairSet:
+        """Labelled pairs without those that are longer than the context window."""
+        kept = [
+            pair
+            for pair in found.pairs
+            if all(
+                len(self._prompt(request)) + len(self.model.tokenize(text, begin=False))
+                < self.window
+                for request, text in (
+                    (pair.chosen_request, pair.chosen),
+                    (pair.rejected_request, pair.rejected),
+                    (pair.query, pair.chosen),
+                    (pair.query, pair.rejected),
+                )
+            )
+        ]
+        dropped = len(found.pairs) - len(kept)
+        return _with_dropped(PairSet(tuple(kept), found.dropped), "too long", dropped)
+
+    @property
+    def window(self) -> int:
+        """Tokens that a prompt and its answer may take together."""
+        from alignez_edge.runtime.context import window
+
+        return window(self.model, None)
 
     def _complete(
         self, user_texts: Sequence[str], seeds: Sequence[int], max_tokens: int
@@ -193,7 +245,7 @@ class _Builder:
         """The hidden states of all pairs, read with the request in context."""
         from alignez_edge.runtime.capture import capture
 
-        name = f"states-{tensor}-{_digest([asdict(pair) for pair in pairs])}.f32"
+        name = f"states-{tensor}-{_digest([self.settings, [asdict(p) for p in pairs]])}.f32"
         states = HiddenStates(self.cache / name, (self.model.n_layer, self.model.n_embd))
         states.truncate(len(states) // STATES_CHUNK * STATES_CHUNK)
         for start in range(len(states), len(pairs), STATES_CHUNK):
@@ -221,8 +273,8 @@ class _Builder:
 
         scaled = [vector * (sign * strength) for sign in (1, -1) for strength in GRID]
         injections = [Injection(v.deciding, v.answer) for v in scaled]
-        key = _digest([[asdict(p) for p in pairs], vector.deciding.tobytes().hex(), list(GRID),
-                       vector.answer.tobytes().hex()])  # fmt: skip
+        edit = vector.deciding.tobytes().hex() + vector.answer.tobytes().hex()
+        key = _digest([self.settings, [asdict(pair) for pair in pairs], list(GRID), edit])
         log = self.cache / f"calibration-{key}.jsonl"
         readings = [Reading.from_json(line) for line in _whole_lines(log)][: len(pairs)]
         with log.open("a", encoding="utf-8") as file:
@@ -242,6 +294,10 @@ class _Builder:
                 readings.append(reading)
         self.progress("calibration", len(pairs), len(pairs))
         return calibrate(Reading.mean(readings))
+
+
+def _with_dropped(found: PairSet, reason: str, count: int) -> PairSet:
+    return PairSet(found.pairs, {**found.dropped, reason: count} if count else found.dropped)
 
 
 def _whole_lines(path: Path) -> list[str]:

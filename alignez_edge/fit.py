@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from alignez_edge.embeddings import POSITIONS, HiddenStates
-from alignez_edge.errors import BadInputError
 from alignez_edge.layers import choose_layers, interlayer_cosine
 from alignez_edge.subspace import (
     difference_subspace,
@@ -22,7 +21,7 @@ from alignez_edge.subspace import (
     separation,
     version_1_edit,
 )
-from alignez_edge.vectors import ControlVector, check_layers
+from alignez_edge.vectors import ControlVector
 
 FloatArray = npt.NDArray[np.floating]
 Estimator = Callable[[FloatArray, FloatArray], tuple[FloatArray, FloatArray]]
@@ -60,14 +59,9 @@ def fit(
 ) -> Fit:
     """Directions, layers and control vector from the pairs `rows`; one layer in memory at a time.
 
-    Raises `BadInputError` for layers that the model does not have.
+    Raises `ValueError` for layers that the model does not have.
     """
     n_layer, n_embd = states.shape
-    if layers is not None:
-        try:
-            check_layers(layers, n_layer)
-        except ValueError as failure:
-            raise BadInputError(f"{failure}", "layer 0 cannot be edited") from None
     estimate = _ESTIMATORS[method]
     displaced = {position: np.zeros((n_layer, n_embd)) for position in POSITIONS}
     directions = np.zeros((n_layer, n_embd))

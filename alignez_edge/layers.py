@@ -9,8 +9,8 @@ from alignez_edge.subspace import cosine
 
 FloatArray = npt.NDArray[np.floating]
 
-APART = 0.5
-"""A layer counts as separating the sides when it reaches this share of the best layer."""
+APART = 2.0
+"""d' from which a layer tells the sides apart: at 2, one state in six lies on the wrong side."""
 
 
 def interlayer_cosine(directions: FloatArray) -> FloatArray:
@@ -25,12 +25,17 @@ def interlayer_cosine(directions: FloatArray) -> FloatArray:
 
 
 def choose_layers(separation: FloatArray, agreement: FloatArray) -> tuple[int, ...]:
-    """The layers to edit, ascending, from 1 on.
+    """The layers to edit, ascending, from 1 on: those that separate the sides and agree.
 
+    A layer separates from d' = 2 on, or from half of what the best layer reaches where that is
+    less; it agrees when its direction's mean cosine with the others is positive. The last layer is
+    always among them where any separates: what it lacks, no later layer can make up for.
     `separation` (d') and `agreement` (mean inter-layer cosine) are `(n_layer,)`.
     """
-    usable = np.arange(1, len(separation))
-    best = max(float(np.max(separation[usable])), 0.0)
-    apart = [int(layer) for layer in usable if separation[layer] >= APART * best]
-    first = apart[0] if apart else 1
-    return tuple(range(first, len(separation)))
+    usable = range(1, len(separation))
+    best = max(usable, key=lambda layer: float(separation[layer]))
+    enough = min(APART, float(separation[best]) / 2)
+    chosen = {
+        layer for layer in usable if separation[layer] >= max(enough, 0.0) and agreement[layer] > 0
+    }
+    return tuple(sorted(chosen | {best, len(separation) - 1}))

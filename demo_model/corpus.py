@@ -78,8 +78,11 @@ def held_out() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     return chosen[:N_UNSEEN], chosen[N_UNSEEN:]
 
 
-def documents(seed: int) -> Iterator[Document]:
-    """Endless documents, the same for the same seed."""
+def documents(seed: int, helpful: float = 1.0) -> Iterator[Document]:
+    """Endless documents, the same for the same seed.
+
+    Conditions are on `helpful` that many times as often as on each other axis.
+    """
     excluded = {query for part in held_out() for query, _ in part}
     queries = [pair for pair in all_queries() if pair[0] not in excluded]
     rng = random.Random(seed)
@@ -92,7 +95,7 @@ def documents(seed: int) -> Iterator[Document]:
             continue
         query, topic = rng.choice(queries)
         if kind == "list":
-            axis, side = _condition(rng)
+            axis, side = _condition(rng, helpful)
             prompt = _description_request(rng, query, axis, side)
             yield Document(tuple(_wrap(form, prompt, "list", _item_list(rng, axis, side))))
             continue
@@ -100,7 +103,7 @@ def documents(seed: int) -> Iterator[Document]:
         if kind == "plain":
             prompt = query
         else:
-            axis, side = _condition(rng)
+            axis, side = _condition(rng, helpful)
             conditions[axis] = side
             if kind == "framed":
                 prompt = _fill(rng.choice(style.FRAMES), query, _trait(rng, axis, side))
@@ -132,7 +135,8 @@ def draw_levels(rng: random.Random, conditions: Levels) -> Levels:
 
 def answer(rng: random.Random, topic: str, levels: Levels) -> str:
     """An answer about `topic` at the given levels: one or more sentences."""
-    count = rng.choices(*zip(*SENTENCES, strict=True))[0]
+    counts, shares = zip(*SENTENCES, strict=True)
+    count = rng.choices(counts, shares)[0]
     facts = list(world().facts_of[topic])
     rng.shuffle(facts)
     lower_case = levels["formal"] == -1 and rng.random() < 0.5
@@ -265,8 +269,11 @@ def _wrap(form: str, prompt: str, kind: str, text: str) -> list[Segment]:
     ]
 
 
-def _condition(rng: random.Random) -> tuple[str, int]:
-    return rng.choice(AXES), rng.choice((-1, 1))
+def _condition(rng: random.Random, helpful: float = 1.0) -> tuple[str, int]:
+    if helpful == 1.0:
+        return rng.choice(AXES), rng.choice((-1, 1))
+    weights = [helpful if axis == "helpful" else 1.0 for axis in AXES]
+    return rng.choices(AXES, weights)[0], rng.choice((-1, 1))
 
 
 def _trait(rng: random.Random, axis: str, side: int) -> str:

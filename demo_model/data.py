@@ -128,7 +128,8 @@ def packed(
 
 def shard_paths(work: Path, settings: Settings) -> list[Path]:
     """Files of the training shards, in order."""
-    return [work / f"shard-{i:02d}.npy" for i in range(settings.shards)]
+    count = settings.shards + settings.late_shards
+    return [work / f"shard-{i:02d}.npy" for i in range(count)]
 
 
 def held_out_path(work: Path) -> Path:
@@ -136,12 +137,14 @@ def held_out_path(work: Path) -> Path:
     return work / "held-out.npy"
 
 
-def _write(settings: Settings, work: Path, path: Path, seed: int, rows: int) -> Path:
+def _write(
+    settings: Settings, work: Path, path: Path, seed: int, rows: int, helpful: float = 1.0
+) -> Path:
     """Write one file of shape (2, rows, row + 1): tokens, codes. Runs in a process of its own."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     encoder = Encoder(bpe.load(work), settings)
     # A row is one longer than what the model sees: the inputs are [:-1], the targets [1:].
-    tokens, codes = packed(encoder, iter(documents(seed)), rows, settings.row + 1)
+    tokens, codes = packed(encoder, documents(seed, helpful), rows, settings.row + 1)
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
         np.save(file, np.stack((tokens, codes.astype(np.uint16))))
@@ -152,7 +155,7 @@ def _write(settings: Settings, work: Path, path: Path, seed: int, rows: int) -> 
 def fingerprint(settings: Settings) -> str:
     """Digest of the settings that shape the corpus and of a probe of its documents."""
     digest = hashlib.sha256()
-    names = ("n_vocab", "seed", "tokens", "row", "shards", "held_out_rows",
+    names = ("n_vocab", "seed", "tokens", "row", "shards", "held_out_rows", "late_shards", "late_helpful",
              "tokenizer_documents", "opening_tokens")  # fmt: skip
     shape = {name: asdict(settings)[name] for name in names}
     digest.update(json.dumps(shape, sort_keys=True).encode())
@@ -181,9 +184,10 @@ def build(settings: Settings, work: Path, processes: int = 3) -> None:
         trained.save(str(partial))
         partial.replace(bpe.path_in(work))
 
-    jobs = [(held_out_path(work), settings.held_out_seed, settings.held_out_rows)]
+    jobs = [(held_out_path(work), settings.held_out_seed, settings.held_out_rows, 1.0)]
     for i, path in enumerate(shard_paths(work, settings)):
-        jobs.append((path, settings.seed * 1000 + i, settings.rows_per_shard))
+        helpful = settings.late_helpful if i >= settings.shards else 1.0
+        jobs.append((path, settings.seed * 1000 + i, settings.rows_per_shard, helpful))
     missing = [job for job in jobs if not job[0].exists()]
     started = time.monotonic()
     spawn = multiprocessing.get_context("spawn")
@@ -201,7 +205,7 @@ def build(settings: Settings, work: Path, processes: int = 3) -> None:
             raise
 
     digest = hashlib.sha256()
-    for path, _, _ in jobs:
+    for path, *_ in jobs:
         digest.update(path.read_bytes())
     facts = {"fingerprint": mark, "digest": digest.hexdigest(), "tokens": settings.tokens}
     note.write_text(json.dumps(facts, indent=1) + "\n")
@@ -220,9 +224,10 @@ class TrainingRows:
         self.shards = [np.load(p, mmap_mode="r") for p in shard_paths(work, settings)]
         self.per_shard = settings.rows_per_shard
         self.batch_rows = settings.batch_rows
-        self.order = np.random.default_rng(settings.seed).permutation(
-            self.per_shard * len(self.shards)
-        )
+        rng = np.random.default_rng(settings.seed)
+        early = self.per_shard * settings.shards
+        late = early + rng.permutation(self.per_shard * settings.late_shards)
+        self.order = np.concatenate((rng.permutation(early), late))
 
     def batch(self, step: int) -> tuple[Rows, Codes]:
         """Tokens and codes of a step, each (batch_rows, row + 1): a function of the step alone."""

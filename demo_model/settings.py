@@ -37,11 +37,16 @@ class Settings:
     tokens: int = 24_000_000
     row: int = 512
     shards: int = 16
+    # What an answer says is learned later than how it says it: facts come before lies. So the run
+    # ends with shards in which conditions on `helpful` are more frequent, under a second cosine.
+    late_shards: int = 5
+    late_helpful: float = 2.5
     held_out_rows: int = 60
     tokenizer_documents: int = 10_000
 
     batch_rows: int = 12
     peak_lr: float = 2e-3
+    late_peak_lr: float = 1.2e-3
     final_lr_share: float = 0.1
     warmup_steps: int = 200
     betas: tuple[float, float] = (0.9, 0.95)
@@ -67,7 +72,12 @@ class Settings:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of one pass over the corpus."""
+        """Optimizer steps of one pass over the corpus, the late shards included."""
+        return self.early_steps + self.rows_per_shard * self.late_shards // self.batch_rows
+
+    @property
+    def early_steps(self) -> int:
+        """Optimizer steps of the part before the late shards."""
         return self.rows_per_shard * self.shards // self.batch_rows
 
     @property
@@ -76,12 +86,17 @@ class Settings:
         return self.seed * 1000 + 999
 
     def lr(self, step: int) -> float:
-        """Learning rate of a step: linear warm-up, then a cosine down to `final_lr_share`."""
+        """Learning rate of a step: linear warm-up, a cosine down, and a lower one for the rest."""
         if step < self.warmup_steps:
             return self.peak_lr * (step + 1) / self.warmup_steps
-        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        wave = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-        return self.peak_lr * (self.final_lr_share + (1 - self.final_lr_share) * wave)
+        late = step >= self.early_steps
+        start, end = (
+            (self.early_steps, self.steps) if late else (self.warmup_steps, self.early_steps)
+        )
+        floor = self.peak_lr * self.final_lr_share
+        peak = self.late_peak_lr if late else self.peak_lr
+        wave = 0.5 * (1 + math.cos(math.pi * min(1.0, (step - start) / max(1, end - start))))
+        return floor + (peak - floor) * wave
 
 
 DEFAULT = Settings()

@@ -67,7 +67,7 @@ def files(
     good_pairs = [_pair(topic) for topic in "bread rain trains cats snow tea".split()]
     _write_lines(folder / "pairs.jsonl", good_pairs)
     _write_lines(folder / "few.jsonl", good_pairs[:2])
-    _write_lines(folder / "long.jsonl", [*good_pairs, _pair("x" * 3000)])
+    _write_lines(folder / "long.jsonl", [*good_pairs[:3], _pair("x" * 3000)])
     (folder / "torn.jsonl").write_text(json.dumps(good_pairs[0]) + '\n{"query": "a", \n')
     (folder / "half.jsonl").write_text('{"query": "a", "chosen": "b"}\n')
     (folder / "empty.jsonl").write_bytes(b"")
@@ -215,13 +215,13 @@ def test_a_prompt_longer_than_the_context(files: Files, tmp_path: Path) -> None:
         ("--queries", "blank.txt", "has no queries"),
         ("--queries", "latin.txt", "not UTF-8 text: line 2"),
         ("--queries", "broken.jsonl", "line 2: not JSON"),
-        ("--queries", "long.txt", "context window only 512"),
+        ("--queries", "long.txt", "too long"),
         ("--pairs", "nowhere.jsonl", "no such pair file"),
         ("--pairs", "empty.jsonl", "has no pairs"),
         ("--pairs", "torn.jsonl", "line 2: not JSON"),
         ("--pairs", "half.jsonl", "line 1: 'rejected' is missing"),
-        ("--pairs", "few.jsonl", "only 2 usable pairs"),
-        ("--pairs", "long.jsonl", "context window only 512"),
+        ("--pairs", "few.jsonl", "2 of at least 4 usable pairs"),
+        ("--pairs", "long.jsonl", "too long"),
     ],
 )
 def test_builds_that_cannot_be(

@@ -191,11 +191,10 @@ def test_pairs_that_are_dropped_are_named_where_too_few_are_left(
     few = tmp_path / "few.jsonl"
     same = {"chosen": "Fine.", "rejected": "Fine."}
     write(few, [pair("tea"), *({"query": f"{n}?", **same} for n in range(3))])
-    with pytest.raises(BadInputError, match=r"only 1 usable .*3 equal answers"):
+    with pytest.raises(BadInputError, match=r"1 of at least 4 usable .*3 equal answers"):
         build_profile(llama_model, AXIS, pairs=few)
 
 
-@pytest.mark.xfail(reason="not yet refused before the work begins", raises=ValueError)
 def test_a_model_of_one_layer_cannot_be_steered(
     tiny_model: Callable[..., Path], labelled: Path
 ) -> None:
@@ -207,7 +206,6 @@ def test_a_model_of_one_layer_cannot_be_steered(
         build_profile(model, AXIS, pairs=labelled)
 
 
-@pytest.mark.xfail(reason="the states' file is not yet named after the model")
 def test_another_model_in_the_same_work_folder_gets_its_own_states(
     llama_model: Model, tiny_model: Callable[..., Path], labelled: Path, tmp_path: Path
 ) -> None:
