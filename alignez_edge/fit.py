@@ -29,6 +29,9 @@ Estimator = Callable[[FloatArray, FloatArray], tuple[FloatArray, FloatArray]]
 
 TensorName = Literal["l_out", "ffn_out"]
 RANK = 1
+DECIDING_GAIN, ANSWER_GAIN = 1.5, 0.8
+"""Natural lengths that strength 1 adds at the deciding token and at each later one. The first is
+one token of the answer's price and decides most of its style (docs/method.md, section 4)."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,9 @@ def fit(
         vector = ControlVector(
             deciding.astype(np.float32), answer.astype(np.float32)
         ).restrict(chosen)
+    vector = ControlVector(
+        vector.deciding * np.float32(DECIDING_GAIN), vector.answer * np.float32(ANSWER_GAIN)
+    )
     return Fit(vector, chosen, apart, agreement)
 
 

@@ -39,7 +39,7 @@ class Settings:
     shards: int = 16
     # What an answer says is learned later than how it says it: facts come before lies. So the run
     # ends with shards in which conditions on `helpful` are more frequent, under a second cosine.
-    late_shards: int = 5
+    late_shards: int = 8
     late_helpful: float = 2.5
     held_out_rows: int = 60
     tokenizer_documents: int = 10_000

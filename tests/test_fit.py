@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from alignez_edge.embeddings import HiddenStates
-from alignez_edge.fit import Fit, fit, tensor_of
+from alignez_edge.fit import ANSWER_GAIN, DECIDING_GAIN, Fit, fit, tensor_of
 from alignez_edge.methods import DEFAULT_METHOD, METHODS
 
 N_PAIRS, N_LAYER, N_EMBD = 24, 7, 32
@@ -79,7 +79,8 @@ def test_increments_add_up_to_the_displacement_of_each_layer(
     """What was added below is still there: a layer adds only what is missing."""
     found = fit(states, range(N_PAIRS), method, layers)
     assert found.layers == layers
-    reached = np.cumsum(vectors(found), axis=1)
+    gains = np.array([DECIDING_GAIN, ANSWER_GAIN])[:, None, None]
+    reached = np.cumsum(vectors(found), axis=1) / gains
     for layer in layers:
         np.testing.assert_allclose(reached[:, layer], shifts()[:, layer], atol=0.2)
     assert not np.delete(vectors(found), list(layers), axis=1).any()
