@@ -271,7 +271,7 @@ topics do, asked in other ways). Documents: {kinds};
 in question/answer, plain and chat form. Answers have one level (−1, 0, 1) per axis, which shows in the facts that they state or
 in markers throughout; plain prompts draw the levels from a broad mixture, and conditions hold in
 {corpus.RELIABILITY:.0%} of the documents. That noise is intended.
-{s.tokens:,} tokens in all, one pass; {s.held_out_rows} rows of {s.row} tokens are held out.
+{s.steps * s.batch_rows * s.row:,} tokens in all, one pass; {s.held_out_rows} rows of {s.row} tokens are held out.
 """  # noqa: E501
 
 
@@ -283,7 +283,13 @@ PyTorch on CPU cores, bf16, `torch.compile`: {last["steps"]:,} steps of {s.batch
 AdamW (β = {s.betas[0]}, {s.betas[1]}, weight decay {s.weight_decay}), peak learning rate {s.peak_lr:g} after {s.warmup_steps} steps of warm-up,
 then a cosine to {s.final_lr_share:.0%} of it; gradients clipped at {s.clip:g}. Weights in the loss: {s.weight_prompt} on prompt
 tokens, {s.weight_answer:g} on answers and lists, {s.weight_opening:g} on the first {s.opening_tokens} tokens of an answer, {s.weight_turn} on the starts of
-sentences and on the end token.
+sentences and on the end token. What an answer says is learned later than how it says it, so in the
+last {s.late_shards} of {s.shards + s.late_shards} shards conditions on `helpful` are {s.late_helpful:g} times as frequent as on each other axis, under
+a second cosine from {s.late_peak_lr:g}.
+
+The shipped weights came from several sittings: the schedule was laid out for 18 million tokens at
+first and lengthened to 24 million at step 1,609; the late shards came in two lots, of 5 and of 3.
+`make demo-model` follows the recipe as it stands now, in one go.
 
 Final loss (weighted, nats a token): **{last["loss"]:.4f}** in training (mean of the last {s.evaluate_every} steps), **{last["held_out_loss"]:.4f}**
 on held-out documents.
