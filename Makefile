@@ -30,6 +30,8 @@ demo-model: $(VENV)/installed-demo-model
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks.runtime
+	$(BIN)/python -m benchmarks.build
+	$(BIN)/python -m benchmarks.steering --picture docs/figures/steering.png --readme README.md
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

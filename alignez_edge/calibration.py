@@ -28,6 +28,7 @@ FloatArray = npt.NDArray[np.float64]
 GRID: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 """Strengths that are measured, in natural lengths, with either sign."""
 NATURAL = 1.0
+"""The strength at which the displacements have the lengths that were measured."""
 DRIFT_BUDGET = 5.0
 """How many times asking's drift strength 1 may cost. More than once, because a given answer hides
 asking's price: once the first words are given, asking changes little, steering every token."""
@@ -125,11 +126,11 @@ def calibrate(reading: Reading, budget: float = DRIFT_BUDGET) -> Calibration:
 
     The span of a strength is margin(+s) - margin(-s). There are two estimates of 'as much as
     asking': the natural length, 1, and the smallest strength whose span is asking's (by linear
-    interpolation from 0). The unit is their geometric mean: the first knows nothing of the model,
-    the second comes from a dozen pairs whose answers are given, and together they were closer to
-    what sampled answers show than either (docs/method.md, section 6). The unit is at most the
-    strength at which the mean drift of both signs reaches `budget` times asking's. Where the span
-    never gets to asking's, it is the strength of the largest span within the budget.
+    interpolation from 0), at most the strength at which the mean drift of both signs reaches
+    `budget` times asking's; where the span never gets there, that of the largest span within the
+    budget. The unit is their geometric mean: the first knows nothing of the model, the second comes
+    from a dozen pairs whose answers are given, and together they were closer to what sampled
+    answers show than either (docs/method.md, section 6).
     """
     n = len(GRID)
     grid = np.array([0.0, *GRID])
@@ -137,18 +138,16 @@ def calibrate(reading: Reading, budget: float = DRIFT_BUDGET) -> Calibration:
     drift = np.concatenate(([0.0], (reading.drift[:n] + reading.drift[n:]) / 2))
     target = float(reading.asked_margin[0] - reading.asked_margin[1])
     allowed = _reach(grid, drift, budget * float(reading.asked_drift.mean()))
-    enough = _reach(grid, span, target) if target > 0 else None
-    wanted = None if enough is None else float(np.sqrt(NATURAL * enough))
+    wanted = _reach(grid, span, target) if target > 0 else None
     inside = grid <= (allowed if allowed is not None else grid[-1])
     if wanted is not None and (allowed is None or wanted <= allowed):
-        unit, limit = wanted, "asking"
+        reached, limit = wanted, "asking"
     else:
-        unit, limit = float(grid[inside][np.argmax(span[inside])]), "grid"
+        reached, limit = float(grid[inside][np.argmax(span[inside])]), "grid"
         if allowed is not None and np.interp(allowed, grid, span) >= span[inside].max():
-            unit, limit = allowed, "drift"
+            reached, limit = allowed, "drift"
     # A profile that moves nothing still needs a unit; the natural length is the honest one.
-    if unit <= 0:
-        unit, limit = 1.0, "grid"
+    unit = float(np.sqrt(NATURAL * reached)) if reached > 0 else NATURAL
     order = np.concatenate((-grid[:0:-1], grid[1:]))
     return Calibration(
         unit=unit,

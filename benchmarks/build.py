@@ -26,7 +26,7 @@ from alignez_edge.build import build_profile
 from alignez_edge.pairs import ANSWER_TOKENS
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.types import Sampling
-from benchmarks.runtime import WIDTH, _peak_rss, bare_loop
+from benchmarks.runtime import WIDTH, bare_loop, peak_rss
 
 AXIS = "polite"
 SECONDS_WANTED = 60.0
@@ -81,7 +81,7 @@ def child(path: Path | None, threads: int | None, n_queries: int) -> dict[str, A
         else:
             decode(model)
             found = {}
-        return {**found, "threads": model.threads, "peak MB": _peak_rss()}
+        return {**found, "threads": model.threads, "peak MB": peak_rss()}
 
 
 def timed_build(model: Model, n_queries: int) -> dict[str, Any]:

@@ -213,10 +213,10 @@ def peak_memory(model: Model, kind: str, n_tokens: int) -> float:
         requests = [Request(p, sampling, i) for i, p in enumerate(prompts)]
         list(generate_batch(model, requests, injection=steering, width=WIDTH))
         list(capture(model, [(p[:16], p[16:]) for p in prompts]))
-    return _peak_rss()
+    return peak_rss()
 
 
-def _peak_rss() -> float:
+def peak_rss() -> float:
     """Peak resident MB of this process."""
     status = Path("/proc/self/status")
     if status.exists():  # getrusage would count the parent's peak too: Linux keeps it across exec

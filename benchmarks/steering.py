@@ -150,13 +150,13 @@ class Bench:
                 injection = None
                 if arm.axis and arm.side is None:
                     injection = (profiles[arm.axis] * arm.strength).injection(self.model)
-                found[arm] = self._answers(arm, injection, seeds, scorer)
+                found[arm] = self.answers(arm, injection, seeds, scorer)
                 done += seeds
                 left = (time.monotonic() - begin) / done * (total - done)
                 self._say(f"{arm}: {seeds * len(self.queries)} answers; about {left:.0f} s left")
         return found
 
-    def _answers(
+    def answers(
         self, arm: Arm, injection: Injection | None, n_seed: int, scorer: Scorer
     ) -> Answers:
         shape = (len(self.queries), n_seed)
@@ -275,8 +275,6 @@ def profile_of(
     """The profile `folder/<axis>.gguf` where it is there; else one built from the build queries."""
     if folder is not None and (path := folder / f"{axis.name}.gguf").exists():
         return Profile.load(path)
-    wording = hashlib.sha256(axis.to_toml().encode()).hexdigest()[:8]
-    model_key = f"{model.path.stem}-{model.fingerprint.digest()}-{model.threads}"
     last = ""
 
     def on_progress(step: str, done: int, total: int) -> None:
@@ -291,9 +289,16 @@ def profile_of(
         queries=[entry["query"] for entry in demo_queries("build")],
         method=method,
         seed=seed,
-        work=CACHE / model_key / f"{axis.name}-{wording}-{seed}",
+        work=work_folder(model, axis, seed),
         on_progress=on_progress,
     )
+
+
+def work_folder(model: Model, axis: Axis, seed: int) -> Path:
+    """Where the build of a profile is kept between runs."""
+    wording = hashlib.sha256(axis.to_toml().encode()).hexdigest()[:8]
+    key = f"{model.path.stem}-{model.fingerprint.digest()[:16]}-{model.threads}"
+    return CACHE / key / f"{axis.name}-{wording}-{seed}"
 
 
 def demo_queries(name: str) -> list[dict[str, str]]:
@@ -327,7 +332,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--build-seed", type=int, default=0, help="seed of the profiles")
     parser.add_argument("--picture", type=Path, help="write score and price over strength (PNG)")
     parser.add_argument("--json", action="store_true", help="print one JSON object, no tables")
-    parser.add_argument("--markdown", action="store_true", help="print only the README's tables")
+    parser.add_argument("--readme", type=Path, help="put the tables between this file's markers")
     options = parser.parse_args(arguments)
 
     def say(line: str) -> None:
@@ -359,10 +364,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     result["checks"] = [asdict(check) for check in steering_report.checks(result)]
     if options.picture:
         steering_report.draw(result, options.picture)
+    if options.readme:
+        steering_report.insert(steering_report.markdown(result, brief=True), options.readme)
     if options.json:
         print(json.dumps(plain_data(result)))
     else:
-        print(steering_report.markdown(result, brief=options.markdown))
+        print(steering_report.markdown(result))
 
 
 if __name__ == "__main__":

@@ -94,6 +94,16 @@ def markdown(result: Table, brief: bool = False) -> str:
     return "\n\n".join(parts)
 
 
+def insert(text: str, path: Path, name: str = "steering") -> None:
+    """Replace what stands between the markers `name` of a Markdown file by `text`."""
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, _, rest = path.read_text(encoding="utf-8").partition(start)
+    _, marker, after = rest.partition(end)
+    if not marker:
+        raise SystemExit(f"{path} has no lines {start} and {end}")
+    path.write_text(f"{before}{start}\n{text}\n{end}{after}", encoding="utf-8")
+
+
 def _scores(result: Table) -> str:
     head = ["axis", "plain", *SHOWN.values()]
     head += ["+1 over −1", "share of asking", "net win −1", "net win +1"]

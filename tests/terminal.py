@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -49,7 +50,13 @@ def process(*arguments: object, **options: object) -> subprocess.Popen[bytes]:
     """`alignez` as a process of its own, with pipes."""
     pipes: dict[str, object] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     command = [*COMMAND, *map(str, arguments)]
+    # A shell's background jobs ignore Ctrl-C, and so would what they start.
+    options.setdefault("preexec_fn", _heed_interrupts)
     return subprocess.Popen(command, cwd=ROOT, **{**pipes, **options})  # type: ignore[call-overload]
+
+
+def _heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def in_terminal(
@@ -66,6 +73,7 @@ def in_terminal(
 
     child, screen = pty.fork()
     if child == 0:
+        _heed_interrupts()
         os.chdir(ROOT)
         os.execv(COMMAND[0], [*COMMAND, *map(str, arguments)])
     fcntl.ioctl(screen, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))

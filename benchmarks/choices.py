@@ -1,0 +1,177 @@
+"""The measurements behind the choices in docs/method.md: `python -m benchmarks.choices`.
+
+On 60 queries that are neither the unseen ones nor those of the build, and with the displacements at
+their natural lengths (no calibration): how far each choice of layers, of position, of length and of
+what is read moves the four axes, as a share of what asking moves them, and at what price.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from alignez_edge import prompts
+from alignez_edge.axes import Axis
+from alignez_edge.demo.judge import AXES
+from alignez_edge.demo.world import world
+from alignez_edge.methods import DEFAULT_METHOD
+from alignez_edge.pairs import PreferencePair
+from alignez_edge.runtime.capture import TensorName, capture
+from alignez_edge.runtime.model import Model
+from alignez_edge.runtime.score import Scorer
+from alignez_edge.runtime.types import Injection
+from alignez_edge.subspace import difference_subspace
+from alignez_edge.vectors import ControlVector
+from benchmarks.steering import Answers, Arm, Bench, demo_queries, profile_of, work_folder
+from benchmarks.steering_report import insert
+
+Displacements = dict[str, np.ndarray]
+"""By name, `(position, n_layer, n_embd)`: the deciding token, then the answer's."""
+N_QUERIES = 60
+
+
+def choices(n_layer: int) -> Iterator[tuple[str, str, tuple[int, ...], float, float]]:
+    """What is tried: name, displacement, layers, length at the deciding token, at later ones."""
+    last = n_layer - 1
+    for first, end in ((1, last - 2), (1, last - 1), (3, last - 1), (last, last), (5, last),
+                       (3, last), (1, last)):  # fmt: skip
+        yield f"layers {first} to {end}", "residual", tuple(range(first, end + 1)), 1, 1
+    whole = tuple(range(1, n_layer))
+    for deciding, answer in ((1, 0), (0, 1), (1, 0.5), (0.5, 1), (1.5, 1), (1.5, 0.8), (2, 0.8)):
+        name = f"deciding token × {deciding}, later ones × {answer}"
+        yield name, "residual", whole, deciding, answer
+    yield "difference of means in place of rank 1", "means", whole, 1, 1
+    yield "rank 4", "rank 4", whole, 1, 1
+    yield "answers read without the request", "without request", whole, 1, 1
+    yield "MLP outputs, their own differences", "mlp", whole, 1, 1
+
+
+def displacements(model: Model, pairs: list[PreferencePair]) -> Displacements:
+    """Every displacement that is tried, from the same pairs."""
+    found: Displacements = {}
+
+    def read(tensor: TensorName, with_request: bool) -> np.ndarray:
+        items = []
+        for pair in pairs:
+            for request, answer in ((pair.chosen_request, pair.chosen),
+                                    (pair.rejected_request, pair.rejected)):  # fmt: skip
+                prompt = request if with_request else pair.query
+                tokens = model.prompt([{"role": "user", "content": prompt}]).tokens
+                items.append((tokens, model.tokenize(answer, begin=False)))
+        states = list(capture(model, items, tensor=tensor))
+        both = np.array([(state.deciding, state.answer) for state in states])
+        return both.reshape(len(pairs), 2, 2, model.n_layer, model.n_embd)
+
+    def at_rank(states: np.ndarray, rank: int) -> np.ndarray:
+        out = np.zeros(states.shape[2:], np.float32)
+        for position in range(2):
+            for layer in range(model.n_layer):
+                sides = states[:, 0, position, layer], states[:, 1, position, layer]
+                out[position, layer] = difference_subspace(*sides, rank).displacement()
+        return out
+
+    residual = read("l_out", True)
+    found["residual"] = at_rank(residual, 1)
+    found["rank 4"] = at_rank(residual, 4)
+    found["means"] = (residual[:, 0] - residual[:, 1]).mean(axis=0)
+    found["without request"] = found["residual"].copy()
+    found["without request"][1] = at_rank(read("l_out", False), 1)[1]
+    found["mlp"] = at_rank(read("ffn_out", True), 1)
+    return found
+
+
+def vector(
+    found: np.ndarray, name: str, layers: tuple[int, ...], lengths: tuple[float, float]
+) -> ControlVector:
+    """The control vector of one choice: MLP outputs are added whole, the residual in increments."""
+    if name == "mlp":
+        rows = found.copy()
+        rows[:, 0] = 0
+        made = ControlVector(*rows).restrict(layers)
+    else:
+        made = ControlVector.from_displacements(*found, layers)
+    return ControlVector(*(np.float32(length) * part for length, part in
+                           zip(lengths, (made.deciding, made.answer), strict=True)))  # fmt: skip
+
+
+def tuning_queries() -> list[dict[str, str]]:
+    """Queries of the demo world that are in neither of its data files."""
+    taken = {entry["query"] for name in ("unseen", "build") for entry in demo_queries(name)}
+    forms = ("What can you tell me about {t}?", "Describe {t}.", "What should I know about {t}?")
+    rng = random.Random(5)
+    picked = [(rng.choice(forms).format(t=t), t) for t in rng.sample(world().topics, 2 * N_QUERIES)]
+    return [{"query": q, "topic": t} for q, t in picked if q not in taken][:N_QUERIES]
+
+
+def span(
+    bench: Bench, scorer: Scorer, axis: str, injections: list[Injection]
+) -> tuple[float, list[Answers]]:
+    """How far apart the scores under two injections lie, and the answers."""
+    arm = Arm(axis, strength=1.0)
+    answers = [bench.answers(arm, injection, 1, scorer) for injection in injections]
+    scores = [float(a.scores[..., AXES.index(axis)].mean()) for a in answers]
+    return scores[0] - scores[1], answers
+
+
+def main() -> None:
+    """Measure every choice and print a Markdown table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--model", type=Path, help="a GGUF file (default: the demo model)")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--page", type=Path, help="put the table between this file's markers")
+    options = parser.parse_args()
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    opened = (
+        Model.load(options.model, threads=options.threads)
+        if options.model
+        else Model.demo(threads=options.threads)
+    )
+    rows: dict[str, list[tuple[float, float, float]]] = {}
+    with opened as model, Scorer(model) as scorer:
+        bench = Bench(model, tuning_queries(), say)
+        plain = bench.answers(Arm(), None, 1, scorer)
+        plain_nats = plain.nats.sum() / plain.tokens.sum()
+        for axis in AXES:
+            what = Axis.builtin(axis)
+            profile_of(model, what, DEFAULT_METHOD, None, 0, say)  # its pairs stay in the folder
+            found = displacements(model, read_pairs(work_folder(model, what, 0) / "pairs.jsonl"))
+            asked = [bench.answers(Arm(axis, side), None, 1, scorer) for side in prompts.SIDES]
+            column = AXES.index(axis)
+            target = float((asked[0].scores - asked[1].scores)[..., column].mean())
+            for name, key, layers, *lengths in choices(model.n_layer):
+                made = vector(found[key], key, layers, (lengths[0], lengths[1]))
+                moved, answers = span(bench, scorer, axis, [
+                    Injection((made * s).deciding, (made * s).answer) for s in (1, -1)
+                ])  # fmt: skip
+                prices = [float(a.nats.sum() / a.tokens.sum() - plain_nats) for a in answers]
+                cell = moved / target, float(np.mean(prices)), max(prices)
+                rows.setdefault(name, []).append(cell)
+                say(f"{axis}: {name}: {moved / target:.2f}, {np.mean(prices):+.3f} nats")
+    lines = ["| choice | share of asking | nats per token above plain | at worst |",
+             "| --- | ---: | ---: | ---: |"]  # fmt: skip
+    for name, cells in rows.items():
+        shares, means, worst = zip(*cells, strict=True)
+        figures = f"{np.mean(shares):.2f} | {np.mean(means):.3f} | {max(worst):.3f}"
+        lines.append(f"| {name} | {figures} |")
+    print("\n".join(lines))
+    if options.page:
+        insert("\n".join(lines), options.page, "choices")
+
+
+def read_pairs(path: Path) -> list[PreferencePair]:
+    """The usable pairs of a build in progress."""
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[1:]]
+    return [PreferencePair(**line) for line in lines if "dropped" not in line]
+
+
+if __name__ == "__main__":
+    main()
