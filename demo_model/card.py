@@ -154,18 +154,22 @@ def _table(found: Found) -> str:
                 for column in ("positive", "plain", "negative", "difference")
             ),
             _signed(of_corpus[f"{axis} difference"]),
+            _signed(found["brief"][axis], half=True),
         )
         for axis in AXES
     ]
     header = ("axis", "asked for positive", "plain", "asked for negative", "difference",
-              "difference in the corpus")  # fmt: skip
+              "difference in the corpus", "difference, one item")  # fmt: skip
     return f"""## The table
 
 F16, the 60 unseen queries, {found["seeds"]["chat template"]} answers to each and condition, temperature 0.8, top-p 1, in the
 chat template, scored by the rule judge from −1 to 1, with 95% intervals of the mean (clustered by
-query). A trait is asked for with `Your answer should: 1. Be helpful` and so on, in the words of
-the built-in axes. The last column is what the training documents do when asked so: their
-conditions hold with 88% reliability only, and no model that learned them can be far above it.
+query). A side is asked for in the method's own form, a list of three characteristics (`Your answer
+should: 1. Be helpful 2. Stay on the topic 3. Give true facts`): the trait of the built-in axis and
+two more of the corpus' words for it. The last but one column is what the training documents do when
+asked so: their conditions hold with 88% reliability only, and no model that learned them can be far
+above it. The last column is the difference when a side is asked for by its one trait only (`Your
+answer should: 1. Be helpful`), which is the yardstick of the project's README.
 
 {_rows(header, rows)}
 | other figures | model | corpus |

@@ -86,7 +86,7 @@ def documents(seed: int, helpful: float = 1.0) -> Iterator[Document]:
     excluded = {query for part in held_out() for query, _ in part}
     queries = [pair for pair in all_queries() if pair[0] not in excluded]
     rng = random.Random(seed)
-    kinds, weights = zip(*KINDS, strict=True)
+    kinds, weights = [kind for kind, _ in KINDS], [weight for _, weight in KINDS]
     while True:
         kind = rng.choices(kinds, weights)[0]
         form = rng.choices(("qa", "plain", "chat"), (0.45, 0.15, 0.40))[0]
@@ -135,8 +135,7 @@ def draw_levels(rng: random.Random, conditions: Levels) -> Levels:
 
 def answer(rng: random.Random, topic: str, levels: Levels) -> str:
     """An answer about `topic` at the given levels: one or more sentences."""
-    counts, shares = zip(*SENTENCES, strict=True)
-    count = rng.choices(counts, shares)[0]
+    count = rng.choices([n for n, _ in SENTENCES], [share for _, share in SENTENCES])[0]
     facts = list(world().facts_of[topic])
     rng.shuffle(facts)
     lower_case = levels["formal"] == -1 and rng.random() < 0.5

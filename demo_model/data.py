@@ -155,8 +155,8 @@ def _write(
 def fingerprint(settings: Settings) -> str:
     """Digest of the settings that shape the corpus and of a probe of its documents."""
     digest = hashlib.sha256()
-    names = ("n_vocab", "seed", "tokens", "row", "shards", "held_out_rows", "late_shards", "late_helpful",
-             "tokenizer_documents", "opening_tokens")  # fmt: skip
+    names = ("n_vocab", "seed", "tokens", "row", "shards", "late_shards", "late_helpful",
+             "held_out_rows", "tokenizer_documents", "opening_tokens")  # fmt: skip
     shape = {name: asdict(settings)[name] for name in names}
     digest.update(json.dumps(shape, sort_keys=True).encode())
     for document in islice(documents(settings.seed * 1000), PROBE_DOCUMENTS):

@@ -26,7 +26,7 @@ from alignez_edge.prompts import SIDES, Side
 from alignez_edge.runtime.batch import generate_batch
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.types import Request, Sampling
-from demo_model import corpus
+from demo_model import corpus, style
 
 SAMPLING = Sampling(temperature=0.8, top_p=1.0, max_tokens=160)
 FORMS: dict[str, str] = {
@@ -42,22 +42,35 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Condition:
-    """What an answer is asked to be: nothing (a plain query), or one side of an axis."""
+    """What an answer is asked to be: nothing (a plain query), or one side of an axis.
+
+    A side is asked for in the method's own form, a numbered list of characteristics, or `briefly`
+    by the one item `Be {trait}`.
+    """
 
     axis: str = ""
     side: Side | None = None
+    briefly: bool = False
 
     def prompt(self, query: str) -> str:
-        """The query, with the built-in axis' trait asked for where there is one."""
+        """The query, with the side asked for where there is one; the same list for one query."""
         if self.side is None:
             return query
-        return prompts.ask(query, prompts.trait(_axis(self.axis), self.side))
+        trait = prompts.trait(_axis(self.axis), self.side)
+        if self.briefly:
+            return prompts.ask(query, trait)
+        known = style.ITEMS[self.axis, 1 if self.side == "positive" else -1]
+        drawn = random.Random(f"{query} {self.axis} {self.side}").sample(known, LISTED - 1)
+        return prompts.answer(query, [f"Be {trait}", *drawn])
 
 
 _axis = cache(Axis.builtin)
 
 PLAIN = Condition()
+LISTED = 3
+"""Characteristics of a condition: what the corpus' lists have most often."""
 CONDITIONS = (PLAIN, *(Condition(axis, side) for axis in AXES for side in SIDES))
+BRIEF = tuple(Condition(axis, side, briefly=True) for axis in AXES for side in SIDES)
 
 
 @dataclass(frozen=True)
@@ -106,7 +119,7 @@ def judged_model(
     The draws are the same for every model file, so that files that differ little answer alike.
     """
     chosen = unseen_queries()[:queries]
-    first = CONDITIONS.index(condition) * len(chosen) * seeds
+    first = (*CONDITIONS, *BRIEF).index(condition) * len(chosen) * seeds
     with Model.load(path, threads=1, gpu_layers=0) as model:
         requests = [
             Request(
@@ -129,8 +142,8 @@ def judged_model(
 def judged_corpus(condition: Condition, seeds: int) -> Judged:
     """Answers as the corpus would give them: what a model that learned all of it would do.
 
-    A list of one item is the condition's in 88 % of the documents only, and the answer follows
-    the condition in 88 % of those.
+    The answer follows its condition in 88 % of the documents; a list whose items all name one side
+    can hardly mean another.
     """
     rng = random.Random(CONDITIONS.index(condition))
     topics = [topic for _, topic in unseen_queries()]
@@ -139,8 +152,6 @@ def judged_corpus(condition: Condition, seeds: int) -> Judged:
         wanted = {}
         if condition.side is not None:
             axis, side = condition.axis, 1 if condition.side == "positive" else -1
-            if rng.random() >= corpus.RELIABILITY:
-                axis, side = rng.choice(AXES), rng.choice((-1, 1))
             wanted = {axis: side}
         levels = corpus.draw_levels(rng, wanted)
         return corpus.answer(rng, topics[number], levels), True
@@ -197,6 +208,15 @@ def figures(answers: Mapping[Condition, Judged]) -> dict[str, Figure]:
         joined = np.concatenate([getattr(answers[c], field) for c in CONDITIONS], axis=1)
         table[name] = figure(joined)
     return table
+
+
+def brief_differences(answers: Mapping[Condition, Judged]) -> dict[str, Figure]:
+    """By axis, how far the sides lie apart that are asked for by one item; needs all of `BRIEF`."""
+    found = {}
+    for index, axis in enumerate(AXES):
+        sides = [answers[Condition(axis, side, briefly=True)].scores[..., index] for side in SIDES]
+        found[axis] = figure(sides[0] - sides[1])
+    return found
 
 
 def end_shares(answers: Judged, longest: int = 7) -> list[tuple[int, float]]:

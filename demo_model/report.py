@@ -22,7 +22,7 @@ from typing import Any
 from alignez_edge.demo.judge import AXES
 from alignez_edge.runtime.llama import usable_cores
 from demo_model import card, corpus, export, measure, parity
-from demo_model.measure import CHAT, CONDITIONS, FORMS, PLAIN, Condition, Figure, Judged
+from demo_model.measure import BRIEF, CHAT, CONDITIONS, FORMS, PLAIN, Condition, Figure, Judged
 from demo_model.settings import Settings
 
 SEEDS = 8
@@ -89,6 +89,7 @@ def run(settings: Settings, work: Path, seeds: int = SEEDS) -> bool:
         "bytes": {kind: export.gguf_path(work, kind).stat().st_size for kind in KINDS},
         "parity": compared,
         "corpus": _as_plain(measure.figures(of_corpus)),
+        "brief": _as_plain(measure.brief_differences(answers[FULL, CHAT])),
         "models": {kind: _as_plain(table) for kind, table in tables.items()},
         "deviations": {k: {"figure": name, "by": by} for k, (name, by) in deviations.items()},
         "forms": {form: _as_plain(table) for form, table in forms.items()},
@@ -133,6 +134,7 @@ def _measured(
 ) -> tuple[dict[tuple[str, str], Answers], Answers, list[str]]:
     """Judged answers by (type, form), those of the corpus, and two digests of one corpus."""
     wanted = [(kind, CHAT, c, seeds) for kind in KINDS for c in CONDITIONS]
+    wanted += [(FULL, CHAT, c, seeds) for c in BRIEF]
     wanted += [(FULL, form, c, FORM_SEEDS) for form in FORMS if form != CHAT for c in CONDITIONS]
     # Processes of their own: llama.cpp is not forked, and the digests do not share a hash seed.
     spawn = multiprocessing.get_context("spawn")

@@ -21,8 +21,8 @@ from demo_model.corpus import Document, documents  # noqa: E402
 from demo_model.settings import ASSISTANT, BEGIN, END, USER, Settings  # noqa: E402
 
 TINY = Settings(
-    n_layer=2, n_vocab=400, init_std=0.15, tokens=4096, row=128, shards=2, late_shards=1, held_out_rows=4,
-    tokenizer_documents=200, batch_rows=4, warmup_steps=2, evaluate_every=3,
+    n_layer=2, n_vocab=400, init_std=0.15, tokens=4096, row=128, shards=2, late_shards=1,
+    held_out_rows=4, tokenizer_documents=200, batch_rows=4, warmup_steps=2, evaluate_every=3,
 )  # fmt: skip
 
 
