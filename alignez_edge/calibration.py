@@ -29,7 +29,7 @@ GRID: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 """Strengths that are measured, in natural lengths, with either sign."""
 NATURAL = 1.0
 """The strength at which the displacements have the lengths that were measured."""
-DRIFT_BUDGET = 5.0
+DRIFT_BUDGET = 4.0
 """How many times asking's drift strength 1 may cost. More than once, because a given answer hides
 asking's price: once the first words are given, asking changes little, steering every token."""
 

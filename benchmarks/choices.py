@@ -41,7 +41,8 @@ def choices(n_layer: int) -> Iterator[tuple[str, str, tuple[int, ...], float, fl
     last = n_layer - 1
     for first, end in ((1, last - 2), (1, last - 1), (3, last - 1), (last, last), (5, last),
                        (3, last), (1, last)):  # fmt: skip
-        yield f"layers {first} to {end}", "residual", tuple(range(first, end + 1)), 1, 1
+        name = f"layers {first} to {end}" if first < end else f"layer {end} alone"
+        yield name, "residual", tuple(range(first, end + 1)), 1, 1
     whole = tuple(range(1, n_layer))
     for deciding, answer in ((1, 0), (0, 1), (1, 0.5), (0.5, 1), (1.5, 1), (1.5, 0.8), (2, 0.8)):
         name = f"deciding token × {deciding}, later ones × {answer}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import json
 import random
-import shutil
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from alignez_edge.files import write_atomic
 from demo_model import card, export, parity, report, train
 from demo_model import tokenizer as bpe
 from demo_model.corpus import Document, documents
@@ -48,7 +48,8 @@ def run(settings: Settings, work: Path, percent: int = 100, root: Path = ROOT) -
     }
     for original, target in copies.items():
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(original, target)
+        # Replaced and not overwritten: a process that has the old model mapped must not lose it.
+        write_atomic(target, original.read_bytes())
     data = root / "tests" / "data"
     data.mkdir(parents=True, exist_ok=True)
     write_logits(settings, work, percent, data / "demo-parity.npz")
