@@ -19,7 +19,7 @@ import numpy as np
 from alignez_edge import prompts
 from alignez_edge.axes import Axis
 from alignez_edge.demo.judge import AXES
-from alignez_edge.demo.world import world
+from alignez_edge.demo.world import demo_queries, world
 from alignez_edge.methods import DEFAULT_METHOD
 from alignez_edge.pairs import PreferencePair
 from alignez_edge.runtime.capture import TensorName, capture
@@ -28,7 +28,7 @@ from alignez_edge.runtime.score import Scorer
 from alignez_edge.runtime.types import Injection
 from alignez_edge.subspace import difference_subspace
 from alignez_edge.vectors import ControlVector
-from benchmarks.steering import Answers, Arm, Bench, demo_queries, profile_of, work_folder
+from benchmarks.steering import Answers, Arm, Bench, profile_of, work_folder
 from benchmarks.steering_report import insert
 
 Displacements = dict[str, np.ndarray]

@@ -19,7 +19,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from alignez_edge import prompts
 from alignez_edge.axes import Axis
 from alignez_edge.build import build_profile
 from alignez_edge.demo.judge import AXES, judge
+from alignez_edge.demo.world import demo_queries
 from alignez_edge.methods import DEFAULT_METHOD, METHODS
 from alignez_edge.profile import Profile
 from alignez_edge.prompts import SIDES, Side
@@ -299,12 +299,6 @@ def work_folder(model: Model, axis: Axis, seed: int) -> Path:
     wording = hashlib.sha256(axis.to_toml().encode()).hexdigest()[:8]
     key = f"{model.path.stem}-{model.fingerprint.digest()[:16]}-{model.threads}"
     return CACHE / key / f"{axis.name}-{wording}-{seed}"
-
-
-def demo_queries(name: str) -> list[dict[str, str]]:
-    """The demo model's `build` or `unseen` queries: `query` and `topic`."""
-    text = resources.files("alignez_edge.demo").joinpath(f"{name}.jsonl").read_text("utf-8")
-    return [json.loads(line) for line in text.splitlines()]
 
 
 def plain_data(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -144,14 +143,6 @@ def parse_layers(text: str) -> list[int]:
     return sorted(found)
 
 
-def demo_queries(name: str) -> list[dict[str, str]]:
-    """The demo model's `build` or `unseen` queries: `query` and `topic`."""
-    from importlib import resources
-
-    text = resources.files("alignez_edge.demo").joinpath(f"{name}.jsonl").read_text("utf-8")
-    return [json.loads(line) for line in text.splitlines()]
-
-
 def _check_method(name: str, neighbors: int | None) -> None:
     from alignez_edge.files import near_hint
 
@@ -171,6 +162,8 @@ def _queries(
             raise BadInputError("--pairs and --queries exclude each other", "use one of them")
         return read_queries(file)
     if pairs is None and loading.is_demo:
+        from alignez_edge.demo.world import demo_queries
+
         out.notice("using the demo model's own queries (choose others: --queries FILE)")
         return [entry["query"] for entry in demo_queries("build")]
     return None

@@ -10,7 +10,6 @@ import typer
 
 from alignez_edge.errors import AlignezError
 
-from .build import demo_queries
 from .layout import pad, side_by_side, signed_bar, terminal_width, wrap
 from .options import grouped
 from .output import Output, duration
@@ -47,6 +46,7 @@ def demo(
     has never seen plain and steered, and measures the difference with a rule judge.
     """
     from alignez_edge.axes import Axis
+    from alignez_edge.demo.world import demo_queries
     from alignez_edge.runtime.model import Model
 
     width = terminal_width()
@@ -80,6 +80,7 @@ def _say(out: Output, width: int, text: str) -> None:
 def _profile(model: Model, axis: Axis, fresh: bool, seed: int, out: Output) -> Profile:
     """The demo's profile: the one that is there if it fits, else a new one."""
     from alignez_edge.build import build_profile
+    from alignez_edge.demo.world import demo_queries
     from alignez_edge.library import ProfileLibrary
     from alignez_edge.profile import Profile
 

@@ -7,12 +7,10 @@ by query.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +20,7 @@ from scipy import stats
 from alignez_edge import prompts
 from alignez_edge.axes import Axis
 from alignez_edge.demo.judge import AXES, judge
+from alignez_edge.demo.world import demo_queries
 from alignez_edge.prompts import SIDES, Side
 from alignez_edge.runtime.batch import generate_batch
 from alignez_edge.runtime.model import Model
@@ -99,9 +98,7 @@ class Figure:
 
 def unseen_queries() -> list[tuple[str, str]]:
     """The 60 `(query, topic)` that are no prompt of the corpus."""
-    lines = resources.files("alignez_edge.demo").joinpath("unseen.jsonl").read_text("utf-8")
-    records = map(json.loads, lines.splitlines())
-    return [(record["query"], record["topic"]) for record in records]
+    return [(entry["query"], entry["topic"]) for entry in demo_queries("unseen")]
 
 
 def prompt_tokens(model: Model, form: str, text: str) -> tuple[int, ...]:
