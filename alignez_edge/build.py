@@ -336,13 +336,10 @@ def _curves(calibration: Calibration) -> dict[str, float | tuple[float, ...]]:
     }
 
 
-def _report(
-    result: Fit, calibration: Calibration, held_back: Sequence[int]
-) -> dict[str, object]:
+def _report(result: Fit, calibration: Calibration, held_back: Sequence[int]) -> dict[str, object]:
     return {
         "held_back": len(held_back),
         "unit_limit": calibration.limit,
         "separation": [round(float(x), 4) for x in result.separation],
         "interlayer_cosine": [round(float(x), 4) for x in result.interlayer],
     }
-

@@ -86,9 +86,9 @@ def fit(
     else:
         # An MLP's own output is no running sum: every layer gets its own displacement whole.
         deciding[0] = answer[0] = 0
-        vector = ControlVector(
-            deciding.astype(np.float32), answer.astype(np.float32)
-        ).restrict(chosen)
+        vector = ControlVector(deciding.astype(np.float32), answer.astype(np.float32)).restrict(
+            chosen
+        )
     vector = ControlVector(
         vector.deciding * np.float32(DECIDING_GAIN), vector.answer * np.float32(ANSWER_GAIN)
     )

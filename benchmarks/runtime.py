@@ -33,6 +33,8 @@ from tests.tinymodels import byte_characters, quantize
 
 CACHE = Path(__file__).parent.parent / ".cache"
 WIDTH = 16
+_SHORT = 4
+"""Tokens of the short turn that is taken off a long one."""
 WANTED = {
     "steered decode / plain decode": (">=", 0.98),
     "batch of 16 / one by one through Llama": (">=", 3.0),
@@ -82,11 +84,24 @@ def measure(model: Model, n_tokens: int, repeat: int) -> tuple[dict[str, float],
 
     with Session(model, n_ctx=1024 if model.n_ctx_train >= 1024 else None) as session:
 
-        def answer(injection: Injection | None) -> None:
-            for _ in session.stream(prompts[0], sampling, injection):
+        def answer(injection: Injection | None, n: int) -> None:
+            settings = Sampling(temperature=0.8, max_tokens=n, min_tokens=n)
+            for _ in session.stream(prompts[0], settings, injection):
                 pass
 
-        plain, steered = alternate(repeat + 2, lambda: answer(None), lambda: answer(steering))
+        turns = alternate(
+            2 * repeat + 1,
+            lambda: answer(None, _SHORT),
+            lambda: answer(steering, _SHORT),
+            lambda: answer(None, n_tokens),
+            lambda: answer(steering, n_tokens),
+        )
+    plain_short, steered_short, plain_long, steered_long = turns
+    # A turn costs something once (the prompt, the switches) and something a token; the difference
+    # of two lengths leaves the latter.
+    plain = [b - a for a, b in zip(plain_short, plain_long, strict=True)]
+    steered = [b - a for a, b in zip(steered_short, steered_long, strict=True)]
+    added = [1000 * (b - a) for a, b in zip(plain_short, steered_short, strict=True)]
 
     requests = [Request(p, sampling.with_seed(i), i) for i, p in enumerate(prompts)]
     few = max(2, WIDTH // 8)
@@ -96,18 +111,26 @@ def measure(model: Model, n_tokens: int, repeat: int) -> tuple[dict[str, float],
         lambda: bare_loop(model, prompts, sampling),
         lambda: through_llama(model, prompts[:few], sampling),
     )
-    read, prefill = alternate(
-        repeat, lambda: list(capture(model, texts)), lambda: bare_prefill(model, texts)
+    read, prefill, same_rows = alternate(
+        2 * repeat + 1,
+        lambda: list(capture(model, texts)),
+        lambda: bare_prefill(model, texts),
+        lambda: bare_prefill(model, texts, _Stop(model.n_layer - 1)),
+    )
+    one, wide = alternate(
+        repeat, lambda: bare_passes(model, prompts[:1]), lambda: bare_passes(model, prompts)
     )
 
-    def ratio(a: list[float], b: list[float]) -> float:
-        return statistics.median(x / y for x, y in zip(a, b, strict=True))
-
     rates = {
-        "plain decode (tokens/s)": n_tokens / statistics.median(plain),
+        "plain decode (tokens/s)": (n_tokens - _SHORT) / statistics.median(plain),
+        "what steering adds to a turn (ms)": statistics.median(added),
         "one by one through Llama (tokens/s)": few * n_tokens / statistics.median(single),
         "batch of 16 (tokens/s)": WIDTH * n_tokens / statistics.median(batch),
         "prefill (tokens/s)": n_read / statistics.median(prefill),
+        # What llama.cpp's own passes leave: no batch of 16 can be better than this.
+        "a pass of 16 / a pass of 1 (tokens/s)": ratio(one, wide) * WIDTH,
+        # The last layer computes only rows that are asked for, and a bare prefill asks for one.
+        "capture / prefill of the same rows (time)": ratio(read, same_rows),
     }
     ratios = {
         "steered decode / plain decode": ratio(plain, steered),
@@ -116,6 +139,11 @@ def measure(model: Model, n_tokens: int, repeat: int) -> tuple[dict[str, float],
         "prefill with capture / prefill (time)": ratio(read, prefill),
     }
     return rates, ratios
+
+
+def ratio(a: list[float], b: list[float]) -> float:
+    """The median ratio of times that were taken side by side."""
+    return statistics.median(x / y for x, y in zip(a, b, strict=True))
 
 
 def alternate(repeat: int, *jobs: Callable[[], object]) -> list[list[float]]:
@@ -174,8 +202,41 @@ def through_llama(model: Model, prompts: list[list[int]], sampling: Sampling) ->
     return seconds
 
 
-def bare_prefill(model: Model, texts: list[tuple[list[int], list[int]]]) -> None:
-    """The prefill that `capture` rides on, in the same groups, without reading anything."""
+def bare_passes(model: Model, prompts: list[list[int]], n_passes: int = 16) -> float:
+    """Seconds of passes of one token for each prompt, without drawing any."""
+    n = len(prompts)
+    with Context(model, n_ctx=n * 80, n_seq=n, n_batch=512, n_outputs=n) as context:
+        for sequence, prompt in enumerate(prompts):
+            context.prefill(prompt, sequence=sequence)
+        at = [len(p) for p in prompts]
+        context.decode([p[0] for p in prompts], at, range(n), [True] * n)
+        begin = time.perf_counter()
+        for step in range(1, n_passes + 1):
+            places = [position + step for position in at]
+            context.decode([p[step] for p in prompts], places, range(n), [True] * n)
+        return time.perf_counter() - begin
+
+
+class _Stop:
+    """A tap that reads nothing and ends the graph after a layer, as `capture` does."""
+
+    def __init__(self, layer: int) -> None:
+        self._name = f"l_out-{layer}".encode()
+
+    def wants(self, name: bytes) -> bool:
+        return name == self._name
+
+    def read(self, name: bytes, tensor: int) -> bool:
+        return False
+
+
+def bare_prefill(
+    model: Model, texts: list[tuple[list[int], list[int]]], stop: _Stop | None = None
+) -> None:
+    """The prefill that `capture` rides on, in the same groups, without reading anything.
+
+    It asks for one row of logits; with `stop` for the rows that `capture` asks for, and no logits.
+    """
     n_batch = rows_that_fit(model.n_vocab)
     groups: list[list[list[int]]] = [[]]
     for prompt, answer in texts:
@@ -183,12 +244,16 @@ def bare_prefill(model: Model, texts: list[tuple[list[int], list[int]]]) -> None
         if len(groups[-1]) == 8 or sum(map(len, groups[-1])) + len(tokens) > n_batch:
             groups.append([])
         groups[-1].append(tokens)
-    with Context(model, n_ctx=n_batch, n_seq=8, n_batch=n_batch, n_outputs=8) as context:
+    n_outputs = 8 if stop is None else None
+    with Context(
+        model, n_ctx=n_batch, n_seq=8, n_batch=n_batch, n_outputs=n_outputs, capture=stop
+    ) as context:
         for group in groups:
             context.clear()
             flat = [(t, i, s) for s, text in enumerate(group) for i, t in enumerate(text)]
             tokens, positions, sequences = zip(*flat, strict=True)
-            context.decode(tokens, positions, sequences, [False] * (len(flat) - 1) + [True])
+            wanted = [stop is not None and i >= 15 for i in positions]
+            context.decode(tokens, positions, sequences, [*wanted[:-1], True])
 
 
 def memory_above(path: Path, threads: int) -> float:

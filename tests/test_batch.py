@@ -90,6 +90,16 @@ def test_the_same_batch_gives_the_same_answers(llama_model: Model) -> None:
     assert [c.tokens for c in runs[0]] == [c.tokens for c in runs[1]]
 
 
+def test_drawing_in_threads_changes_nothing(
+    llama_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = requests_for(llama_model, 10, temperature=1.0)
+    alone = by_index(generate_batch(llama_model, requests, width=4))
+    monkeypatch.setattr("alignez_edge.runtime.batch._WORTH_THREADS", 0)
+    threads = by_index(generate_batch(llama_model, requests, width=4))
+    assert [c.tokens for c in threads] == [c.tokens for c in alone]
+
+
 def test_each_request_has_its_own_seed(llama_model: Model) -> None:
     tokens = llama_model.tokenize(PREAMBLE, begin=True)
     hot = Sampling(temperature=2, max_tokens=12, min_tokens=12)

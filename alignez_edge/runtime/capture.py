@@ -102,6 +102,11 @@ class _Span:
     begin: int
     end: int
 
+    @property
+    def first(self) -> int:
+        """The first of its rows."""
+        return self.begin if self.deciding is None else self.deciding
+
 
 class _Pool:
     """The tap: deciding rows and sums of answer rows, for one group of texts."""
@@ -119,6 +124,7 @@ class _Pool:
         self._rows = np.zeros(0, np.int64)
         self._n_tokens = 0
         self._spans: list[_Span] = []
+        self._block = np.empty((0, model.n_embd), np.float32)
         self.start(0)
 
     def start(self, n_texts: int) -> None:
@@ -129,6 +135,9 @@ class _Pool:
     def expect(self, n_tokens: int, rows: list[int], spans: list[_Span]) -> None:
         """What the next decode holds: `rows` are the wanted ones of its `n_tokens`, rising."""
         self._n_tokens, self._rows, self._spans = n_tokens, np.array(rows, np.int64), spans
+        longest = max((span.end - span.first for span in spans), default=0)
+        if longest > len(self._block):
+            self._block = np.empty((longest, self._shape[1]), np.float32)
         # By layer, so that a second reading replaces the first: experts' output, then the sum of
         # that and a shared expert's.
         self._found: dict[int, np.ndarray] = {}
@@ -141,28 +150,23 @@ class _Pool:
         if n_embd != self._shape[1] or others != [1, 1]:
             raise RuntimeFailure(f"{name.decode()} has the shape {(n_embd, n_rows, *others)}")
         if n_rows == len(self._rows):
-            first, picked = 0, slice(None)
+            at = [span.first for span in self._spans]
         elif n_rows == self._n_tokens:
-            first, picked = int(self._rows[0]), self._rows - self._rows[0]
+            at = [int(self._rows[span.first]) for span in self._spans]
         else:
             raise RuntimeFailure(
                 f"{name.decode()} has {n_rows} rows, not {len(self._rows)} or {self._n_tokens}"
             )
-        n_block = len(self._rows) if n_rows == len(self._rows) else int(self._rows[-1]) - first + 1
-        block = np.empty((n_block, n_embd), np.float32)
-        ggml.tensor_get(tensor, block.ctypes.data, first * n_embd * 4, block.nbytes)
-        rows = block[picked]
-        self._found[self._layers[name]] = self._pooled(rows)
-        return name != self._last
-
-    def _pooled(self, rows: np.ndarray) -> np.ndarray:
-        """`(n_spans, 2, n_embd)`: the deciding row (zeros for none) and the sum of the answer's."""
-        pooled = np.zeros((len(self._spans), 2, rows.shape[1]), np.float32)
-        for out, span in zip(pooled, self._spans, strict=True):
+        # A text's rows are neighbours: one copy a text, small enough to stay in the cpu's cache.
+        found = np.zeros((len(self._spans), 2, n_embd), np.float32)
+        for (deciding, total), span, first in zip(found, self._spans, at, strict=True):
+            rows = self._block[: span.end - span.first]
+            ggml.tensor_get(tensor, rows.ctypes.data, first * n_embd * 4, rows.nbytes)
             if span.deciding is not None:
-                out[0] = rows[span.deciding]
-            rows[span.begin : span.end].sum(axis=0, out=out[1])
-        return pooled
+                deciding[:] = rows[0]
+            rows[span.begin - span.first :].sum(axis=0, out=total)
+        self._found[self._layers[name]] = found
+        return name != self._last
 
     def add(self) -> None:
         """Take what the decode left. Raises `RuntimeFailure` where a layer's tensor was missing."""
@@ -174,10 +178,10 @@ class _Pool:
                     f"this model's architecture has no tensor {self._tensor}-{layer} in llama.cpp",
                     "its hidden states cannot be read there",
                 )
-            for pooled, span in zip(self._found[layer], self._spans, strict=True):
+            for (deciding, total), span in zip(self._found[layer], self._spans, strict=True):
                 if span.deciding is not None:
-                    self.deciding[span.text, layer] = pooled[0]
-                self.total[span.text, layer] += pooled[1]
+                    self.deciding[span.text, layer] = deciding
+                self.total[span.text, layer] += total
 
 
 class _Reader:

@@ -130,6 +130,11 @@ class Answer:
         self.tokens: list[int] = []
         self.finish_reason: FinishReason | None = "length" if sampling.max_tokens < 1 else None
 
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more is to be drawn."""
+        return self.finish_reason is not None
+
     def step(self, context: Context, index: int) -> str:
         """Draw from the logits of batch entry `index`; returns the text that became certain."""
         may_end = len(self.tokens) >= self._sampling.min_tokens

@@ -106,14 +106,14 @@ class Session:
         answer = Answer(self._model, sampling, len(prompt), self.n_ctx)
         n_body = len(prompt) - 1
         try:
-            if answer.finish_reason is None:
+            if not answer.finished:
                 plain.hold(prompt[:-1])
                 context.steer(injection, "deciding")
                 self._decode(prompt[-1], n_body, injection is None)
                 if text := answer.step(context, 0):
                     yield text
                 context.steer(injection, "answer")
-            while answer.finish_reason is None:
+            while not answer.finished:
                 position = n_body + len(answer.tokens)
                 self._decode(answer.tokens[-1], position, injection is None)
                 if text := answer.step(context, 0):
@@ -122,7 +122,7 @@ class Session:
             if injection is not None:
                 context.steer(None)
                 plain.cut(min(n_body, len(plain.tokens)))
-            if answer.finish_reason is None:
+            if not answer.finished:
                 answer.finish("interrupted")
             self.completion = answer.completion()
 
