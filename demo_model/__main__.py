@@ -1,4 +1,7 @@
-"""`python -m demo_model [corpus|train|export|parity|report|ship|all]`: the steps, in order."""
+"""`python -m demo_model [corpus|train|export|parity|report|ship|all]`: the steps, in order.
+
+`python -m demo_model dpo --axis AXIS` starts from the model as shipped and is no part of `all`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from demo_model import data, export, parity, report, ship, train
+from alignez_edge.demo.judge import AXES
+from demo_model import data, dpo, export, parity, report, ship, train
 from demo_model.settings import DEFAULT, WORK
 
 STEPS = ("corpus", "train", "export", "parity", "report", "ship")
@@ -15,7 +19,7 @@ STEPS = ("corpus", "train", "export", "parity", "report", "ship")
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m demo_model", description=__doc__)
-    parser.add_argument("step", nargs="?", choices=(*STEPS, "all"), default="all")
+    parser.add_argument("step", nargs="?", choices=(*STEPS, "all", "dpo"), default="all")
     parser.add_argument("--work", type=Path, default=WORK, help="folder for the files made")
     parser.add_argument("--threads", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=report.SEEDS, help="answers in the report")
@@ -24,6 +28,7 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
         "--percent", type=int, choices=train.SNAPSHOTS, default=100,
         help="export, compare and ship the weights of this part of the run",
     )  # fmt: skip
+    parser.add_argument("--axis", choices=AXES, default="cheerful", help="what dpo tunes towards")
     return parser.parse_args(arguments)
 
 
@@ -43,8 +48,10 @@ def perform(step: str, options: argparse.Namespace) -> int:
         return 0 if parity.run(DEFAULT, work, options.percent).passed else 1
     elif step == "report":
         return 0 if report.run(DEFAULT, work, options.seeds) else 1
-    else:
+    elif step == "ship":
         ship.run(DEFAULT, work, options.percent)
+    else:
+        dpo.run(options.axis)
     return 0
 
 

@@ -100,3 +100,27 @@ class Settings:
 
 
 DEFAULT = Settings()
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Tuning by DPO (`dpo.py`): shares of the full set of pairs are in per cent.
+
+    `beta` holds the model to the base model as in Rafailov et al. (2023), who take 0.1. Steps are
+    the optimizer's; training ends `patience` steps after the lowest loss on the held-out pairs.
+    """
+
+    seed: int = 1
+    pairs: int = 2_000
+    percents: tuple[int, ...] = (1, 25)
+    held_out_share: float = 0.2
+    rank: int = 4
+    beta: float = 0.1
+    lr: float = 1e-3
+    batch_pairs: int = 8
+    most_steps: int = 150
+    evaluate_every: int = 5
+    patience: int = 20
+
+
+DEFAULT_TUNING = Tuning()
