@@ -9,11 +9,13 @@ What is exact: the edit of the tensor that llama.cpp calls `ffn_out` (`ffn_moe_o
 only experts). Some architectures normalize or scale that on its way into the residual stream. The
 LoRA is exact there too, a constant added to the residual stream is not; nor can a control vector
 reach layer 0. Both are refused.
+
+Of a model that carries adapters `W` is the adapted matrix, and the edit's own adapter is set
+beside those.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +27,7 @@ from alignez_edge.edits import Edit, FloatArray, LayerEdit
 from alignez_edge.errors import BadInputError
 from alignez_edge.files import write_atomic
 from alignez_edge.gguffile import GGUFFile, printable
+from alignez_edge.lora import Carried, adapter_file
 
 AdapterType = Literal["F32", "F16"]
 
@@ -38,7 +41,6 @@ _ELSEWHERE = frozenset(
 _AFTER = ("post_ffw_norm", "layer_output_norm", "post_mlp_norm")
 """Tensors of a layer that act between the MLP's output and the residual stream."""
 _SCALES_AFTER = ("minicpm", "minicpm3", "minimax-01", "talkie")
-_ALIGNMENT = 32
 _BLOCK_BYTES = 16 << 20
 """Dequantized weights in memory at a time; the decoder takes a few times as much."""
 
@@ -72,17 +74,21 @@ def can_inject_exactly(gguf: GGUFFile, layers: Iterable[int] | None = None) -> s
     return None
 
 
-def exact_edit(gguf: GGUFFile, edit: Edit, *, adapter_type: AdapterType = "F32") -> ExactEdit:
-    """The adapter and the constants of a linear `edit` for the model `gguf`.
+def exact_edit(
+    gguf: GGUFFile, edit: Edit, *, adapter_type: AdapterType = "F32", lora: Carried = ()
+) -> ExactEdit:
+    """The adapter and the constants of a linear `edit` for the model `gguf` that carries `lora`.
 
     Raises `BadInputError` where the model or the edit allows no exact injection: an activation, an
     architecture that is out of reach, a constant in layer 0 or before a norm.
     """
-    pairs = list(adapter_tensors(gguf, edit))
+    pairs = list(adapter_tensors(gguf, edit, lora))
     return ExactEdit(adapter_bytes(gguf, pairs, adapter_type), constants(gguf, edit))
 
 
-def adapter_tensors(gguf: GGUFFile, edit: Edit) -> Iterator[tuple[str, FloatArray, FloatArray]]:
+def adapter_tensors(
+    gguf: GGUFFile, edit: Edit, lora: Carried = ()
+) -> Iterator[tuple[str, FloatArray, FloatArray]]:
     """The LoRA pairs of a linear edit: `(name of the matrix, A, B)`, in the order of layers.
 
     `A` is `(rank, n_in)` and `B` `(n_out, rank)`, with a first axis over experts where the matrix
@@ -93,7 +99,7 @@ def adapter_tensors(gguf: GGUFFile, edit: Edit) -> Iterator[tuple[str, FloatArra
         if not (layer_edit.outward.any() and layer_edit.inward.any()):
             continue
         for name in _down_matrices(gguf, layer):
-            a = _inward_times(gguf, name, layer_edit.inward)
+            a = _inward_times(gguf, name, layer_edit.inward, lora)
             # The reach of F16 is best used where both factors have like sizes.
             sizes = np.abs(a).reshape(-1, *a.shape[-2:]).max(axis=(0, 2))
             sizes[sizes == 0] = 1
@@ -138,29 +144,29 @@ def adapter_bytes(
     `adapter.lora.alpha` is 0, with which llama.cpp takes the scale alone, whatever the rank. F16
     is half the size and rounds the factors to 11 bits.
     """
-    kind, number = ("<f4", 0) if adapter_type == "F32" else ("<f2", 1)
-    keys = _text("general.architecture", str(gguf.metadata["general.architecture"]))
-    keys += _text("general.type", "adapter") + _text("adapter.type", "lora")
-    keys += _string("adapter.lora.alpha") + struct.pack("<If", 6, 0.0)
-    described = b""
+    stored = {"F32": "<f4", "F16": "<f2"}[adapter_type]
     arrays = [x for name, a, b in pairs for x in ((f"{name}.lora_a", a), (f"{name}.lora_b", b))]
-    blocks = []
-    offset = 0
-    for name, array in arrays:
-        raw = np.ascontiguousarray(array, kind).tobytes()
-        shape = array.shape[::-1]
-        described += _string(name) + struct.pack("<I", len(shape))
-        described += struct.pack(f"<{len(shape)}QIQ", *shape, number, offset)
-        blocks.append(raw + bytes(-len(raw) % _ALIGNMENT))
-        offset += len(blocks[-1])
-    head = b"GGUF" + struct.pack("<IQQ", 3, len(arrays), 4) + keys + described
-    return b"".join([head, bytes(-len(head) % _ALIGNMENT), *blocks])
+    return adapter_file(
+        str(gguf.metadata["general.architecture"]),
+        0.0,
+        (
+            (name, array.shape[::-1], adapter_type, np.ascontiguousarray(array, stored).tobytes())
+            for name, array in arrays
+        ),
+    )
 
 
 def write_adapter(
-    path: str | Path, gguf: GGUFFile, edit: Edit, *, adapter_type: AdapterType = "F16"
+    path: str | Path,
+    gguf: GGUFFile,
+    edit: Edit,
+    *,
+    adapter_type: AdapterType = "F16",
+    lora: Carried = (),
 ) -> None:
     """Write the LoRA of a linear edit for other programs, which inject no constants.
+
+    On a model that carries adapters it is to be set beside them.
 
     Raises `BadInputError` as `exact_edit` does, and where the edit needs constants.
     """
@@ -169,17 +175,8 @@ def write_adapter(
             "this edit needs constants beside its LoRA, which an adapter file cannot hold",
             "export an edit without constants",
         )
-    pairs = list(adapter_tensors(gguf, edit))
+    pairs = list(adapter_tensors(gguf, edit, lora))
     write_atomic(path, adapter_bytes(gguf, pairs, adapter_type))
-
-
-def _string(text: str) -> bytes:
-    raw = text.encode()
-    return struct.pack("<Q", len(raw)) + raw
-
-
-def _text(key: str, value: str) -> bytes:
-    return _string(key) + struct.pack("<I", 8) + _string(value)
 
 
 def _n_layer(gguf: GGUFFile) -> int:
@@ -242,7 +239,7 @@ def _check(gguf: GGUFFile, edit: Edit) -> None:
         )
 
 
-def _inward_times(gguf: GGUFFile, name: str, inward: FloatArray) -> FloatArray:
+def _inward_times(gguf: GGUFFile, name: str, inward: FloatArray, lora: Carried) -> FloatArray:
     """`inward @ W`: `(rank, n_in)`, or `(experts, rank, n_in)`; `W` is read a block at a time."""
     info = gguf.tensors[name]
     n_in, n_out, *more = info.shape
@@ -258,6 +255,8 @@ def _inward_times(gguf: GGUFFile, name: str, inward: FloatArray) -> FloatArray:
             first = expert * n_out
             rows = view.tensor(name, rows=slice(first + begin, first + end))
             product[expert] += inward[:, begin:end] @ rows
+    for carried, scale in lora:
+        product += np.float32(scale) * carried.product(inward, name)
     if not np.isfinite(product).all():
         raise BadInputError(f"{name} holds numbers that are not finite")
     return product if more else product[0]

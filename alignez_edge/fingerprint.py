@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -21,6 +22,7 @@ import numpy.typing as npt
 
 from alignez_edge.errors import BadInputError, ProfileFileError
 from alignez_edge.gguffile import GGUFFile, StringArray, printable
+from alignez_edge.lora import Carried
 
 PREFIX = "model."
 _TEXTS = ("architecture", "tokenizer", "template")
@@ -36,6 +38,7 @@ _COARSE, _COARSER = 0.09, 0.35
 """The same for formats of four bits, and for those below."""
 _MARGIN = 1.5
 """Real weights have heavier tails than Gaussian ones, and samples scatter."""
+_ADAPTER = re.compile(r"([0-9a-f]{64}:[0-9.e+-]{1,24}(,|$))*", re.ASCII)
 
 
 class Fit(Enum):
@@ -59,7 +62,8 @@ class Fingerprint:
     """The facts of one model. Digests are SHA-256 in hexadecimal, '' for no template.
 
     `weights` maps tensor names to samples (float32, one axis), `formats` the same names to the
-    formats that they were stored in.
+    formats that they were stored in. `adapter` says which LoRA adapters the model carries, as
+    digests with scales; '' for none.
     """
 
     architecture: str
@@ -72,6 +76,7 @@ class Fingerprint:
     template: str
     weights: Mapping[str, npt.NDArray[np.float32]]
     formats: Mapping[str, str]
+    adapter: str = ""
 
     def to_metadata(self) -> dict[str, Any]:
         """As keys and values of a GGUF file: strings, integers and arrays of numbers."""
@@ -79,6 +84,8 @@ class Fingerprint:
         for name, sample in self.weights.items():
             facts[f"{PREFIX}weights.{name}"] = sample
             facts[f"{PREFIX}formats.{name}"] = self.formats[name]
+        if self.adapter:
+            facts[f"{PREFIX}adapter"] = self.adapter
         return facts
 
     def digest(self) -> str:
@@ -111,11 +118,14 @@ class Fingerprint:
             if not isinstance(form, str):
                 raise ProfileFileError(f"the fingerprint's {printable(name)} has no format")
             weights[name], formats[name] = sample.astype(np.float32), form
-        return cls(**facts, weights=weights, formats=formats)
+        adapter = metadata.get(f"{PREFIX}adapter", "")
+        if not isinstance(adapter, str) or not _ADAPTER.fullmatch(adapter):
+            raise ProfileFileError("the fingerprint's adapter is unusable")
+        return cls(**facts, weights=weights, formats=formats, adapter=adapter)
 
 
-def fingerprint(gguf: GGUFFile) -> Fingerprint:
-    """The fingerprint of a model file (some 20 KB are read from it)."""
+def fingerprint(gguf: GGUFFile, lora: Carried = ()) -> Fingerprint:
+    """The fingerprint of a model file that carries `lora` (some 20 KB are read from the model)."""
     keys = gguf.metadata
     architecture = str(keys.get("general.architecture", ""))
 
@@ -142,6 +152,7 @@ def fingerprint(gguf: GGUFFile) -> Fingerprint:
         template=hashlib.sha256(template.encode()).hexdigest() if template else "",
         weights=samples,
         formats={name: gguf.tensors[name].type for name in samples},
+        adapter=_adapter(lora),
     )
 
 
@@ -158,6 +169,8 @@ def compare(a: Fingerprint, b: Fingerprint) -> Comparison:
         for n in common
     ):
         differing.append("weights")
+    if a.adapter != b.adapter:
+        differing.append("adapter")
     if any(fact in differing for fact in _DECISIVE):
         return Comparison(Fit.DIFFERENT, tuple(differing))
     return Comparison(Fit.SAME_SHAPE if differing else Fit.SAME, tuple(differing))
@@ -169,6 +182,14 @@ def distance(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
         return math.inf
     scale = max(float(np.linalg.norm(a)), float(np.linalg.norm(b)))
     return float(np.linalg.norm(a - b)) / scale if scale else 0.0
+
+
+def _adapter(lora: Carried) -> str:
+    """Adapters as one text, in which neither their order nor their files' names show."""
+    scales: dict[str, float] = {}
+    for adapter, scale in lora:
+        scales[adapter.digest] = scales.get(adapter.digest, 0.0) + scale
+    return ",".join(f"{digest}:{scale:.9g}" for digest, scale in sorted(scales.items()) if scale)
 
 
 def _tolerance(a: str, b: str) -> float:

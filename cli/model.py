@@ -27,9 +27,9 @@ app = typer.Typer(
 def show(*, loading: ModelOptions, out: Output) -> None:
     """Show what a model is."""
     with loading.load(out) as model:
-        facts, path = model.facts, model.path
-    out.record({"path": str(path), **asdict(facts)})
-    out.result(_card(facts, path))
+        facts, path, lora = model.facts, model.path, model.describe_lora()
+    out.record({"path": str(path), **asdict(facts), "lora": lora})
+    out.result(_card(facts, path, lora))
 
 
 @app.command("list")
@@ -77,7 +77,7 @@ def add(
     out.result(f'try: alignez run -m {name} "Tell me about bread."')
 
 
-def _card(facts: ModelFacts, path: Path) -> str:
+def _card(facts: ModelFacts, path: Path, lora: list[dict[str, str | float]]) -> str:
     from alignez_edge.files import printable
 
     from .layout import table
@@ -94,6 +94,7 @@ def _card(facts: ModelFacts, path: Path) -> str:
         ("vocabulary", f"{facts.n_vocab} tokens ({facts.tokenizer})"),
         ("context", f"{facts.n_ctx_train} tokens in training"),
         ("prompt form", facts.template),
+        *(("adapter", f"{entry['file']} at scale {entry['scale']:g}") for entry in lora),
         ("steering", "control vectors" if facts.can_steer else "not possible"),
     ]
     kept = [row for row in rows if row != ("experts", "0")]

@@ -76,6 +76,16 @@ class ModelOptions:
             help=f"A GGUF file or a short name; else ${MODEL_VARIABLE}, else the demo model.",
         ),
     ] = None
+    lora: Annotated[
+        list[str],
+        typer.Option(
+            "--lora",
+            metavar="FILE[:S]",
+            help="A LoRA adapter (GGUF) that the model carries, at scale S (else 1); may be"
+            " repeated.",
+            show_default=False,
+        ),
+    ] = field(default_factory=list)
     threads: Annotated[
         int | None, typer.Option(metavar="N", help="CPU threads; else the physical cores.")
     ] = None
@@ -98,17 +108,19 @@ class ModelOptions:
     def load(self, out: Output) -> Model:
         """The model, loaded; a model that nobody asked for is said in one notice."""
         from alignez_edge.config import ModelNames
+        from alignez_edge.lora import parse_lora_option
         from alignez_edge.runtime.model import Model
 
+        lora = [parse_lora_option(text) for text in self.lora]
         name = self._named()
         if name is None:
             out.notice(
                 f"using the bundled demo model (choose another: -m FILE or ${MODEL_VARIABLE})"
             )
         if name is None or self.is_demo:
-            return Model.demo(threads=self.threads, gpu_layers=self.gpu_layers)
+            return Model.demo(threads=self.threads, gpu_layers=self.gpu_layers, lora=lora)
         path = ModelNames().find(name)
-        return Model.load(path, threads=self.threads, gpu_layers=self.gpu_layers)
+        return Model.load(path, threads=self.threads, gpu_layers=self.gpu_layers, lora=lora)
 
     def _named(self) -> str | None:
         return self.model if self.model is not None else os.environ.get(MODEL_VARIABLE) or None

@@ -81,6 +81,7 @@ def answer_record(
         "prompt_text": prompt_text,
         "text": answer.text.strip(),
         "model": model.path.name,
+        **({"lora": model.describe_lora()} if model.lora else {}),
         "steering": steering.describe(),
         "seed": seed,
         "prompt_tokens": answer.prompt_tokens,

@@ -12,7 +12,7 @@ import pytest
 
 from tests.terminal import ROOT
 
-CELLAR = ("errors", "files", "gguffile", "fingerprint")
+CELLAR = ("errors", "files", "gguffile", "lora", "fingerprint")
 """What anybody may import: it knows no model, no axis and no command."""
 FLOORS = ("cellar", "ground", "core", "face")
 MATHEMATICS = ("subspace", "layers", "vectors", "edits", "calibration")

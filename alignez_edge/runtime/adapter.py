@@ -29,12 +29,13 @@ _serial = itertools.count()
 class Adapter:
     """One LoRA adapter, loaded into `model` from the bytes of its file.
 
-    `handle` is the `llama_adapter_lora *`; `serial` rises from one adapter to the next. Raises
+    `handle` is the `llama_adapter_lora *`; `serial` rises from one adapter to the next. One that is
+    `carried` belongs to its model, and is freed with it and not before. Raises
     `BadInputError` for bytes that are no adapter for this model, `RuntimeFailure` where they
     cannot be handed over.
     """
 
-    def __init__(self, model: Model, content: bytes) -> None:
+    def __init__(self, model: Model, content: bytes, *, carried: bool = False) -> None:
         if content[:4] != b"GGUF":
             raise BadInputError("an adapter must be a GGUF file")
         clear_log()
@@ -45,11 +46,18 @@ class Adapter:
         if not handle:
             said = printable(last_error(), 160) or "no reason given"
             raise BadInputError(f"llama.cpp refuses the adapter: {said}")
-        self.model = model
+        # A model refers to the adapters that it carries: nothing may refer back from them.
+        self._model = weakref.ref(model)
         self.handle = handle
         self.serial = next(_serial)
-        # The model is an argument so that it outlives the adapter.
-        weakref.finalize(self, _free, handle, model)
+        if not carried:
+            # The model is an argument so that it outlives the adapter.
+            weakref.finalize(self, _free, handle, model)
+
+    @property
+    def model(self) -> Model | None:
+        """The model that it was loaded into; None once that is gone."""
+        return self._model()
 
 
 def _free(handle: Any, model: Model) -> None:

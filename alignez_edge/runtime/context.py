@@ -6,6 +6,8 @@ Invariants:
   not remember which; whoever injects also removes (see `PlainPrefix`, `batch.py`).
 - `inject` and `adapt` talk to llama.cpp only when something changes, and never for a context that
   has only ever seen nothing: such a context is the base model to the bit.
+- The adapters that the model carries are always set, under whatever edits are added: a plain pass
+  is one of the tuned model.
 - Adapters are set in the order in which they were loaded, so the order of terms is irrelevant.
 - A prompt is read in steps of at most `n_batch` tokens, so Ctrl-C is answered between steps.
 """
@@ -123,6 +125,7 @@ class Context:
             seq_id=_pointer(self._sequence_of, ctypes.POINTER(ctypes.c_int32)),
             logits=_pointer(self._outputs, ctypes.c_int8),
         )
+        self.adapt(())
 
     def decode(
         self,
@@ -204,13 +207,14 @@ class Context:
         self._injected = None if vectors is None else vectors.copy()
 
     def adapt(self, edits: Edits) -> None:
-        """Apply `edits` in every pass from now on; none, or strengths of 0: nothing.
+        """Apply `edits` in every pass from now on; none, or strengths of 0: only what the model
+        carries.
 
         Strengths of one adapter add up. Costs a graph reserve at the next decode where something
         changes, nothing where not. Raises `ValueError` for an `Editor` in a context that was made
         without the reference, and for an adapter of another model.
         """
-        scales: dict[Adapter, float] = {}
+        scales: dict[Adapter, float] = dict(self.model.adapters)
         editors: list[tuple[Editor, float]] = []
         for edit, strength in edits:
             if isinstance(edit, Adapter):

@@ -20,7 +20,9 @@ import numpy as np
 
 from alignez_edge.errors import BadInputError, ModelFileError, RuntimeFailure
 from alignez_edge.gguffile import GGUFFile, printable, read_gguf
+from alignez_edge.lora import Carried, check_scale, read_lora
 from alignez_edge.runtime import llama
+from alignez_edge.runtime.adapter import Adapter
 from alignez_edge.runtime.check import UNSTEERABLE, check_loaded, check_model
 from alignez_edge.runtime.llama import cpp
 from alignez_edge.runtime.template import (
@@ -72,9 +74,10 @@ class Model:
     """A loaded GGUF model. Use it as a context manager, or `close()` it.
 
     `handle` is the `llama_model *`, `vocab` the `llama_vocab *`; `threads` is what contexts use.
+    `lora` are the adapters that it carries, with their scales; `adapters` the same in llama.cpp.
     """
 
-    def __init__(self, gguf: GGUFFile, handle: int, threads: int) -> None:
+    def __init__(self, gguf: GGUFFile, handle: int, threads: int, lora: Carried = ()) -> None:
         self.gguf = gguf
         self.path = gguf.path
         self.handle = handle
@@ -91,21 +94,31 @@ class Model:
         if isinstance(source, str) and source.strip():
             words = self.words
             self.template = ChatTemplate(source, words.bos_text, words.eos_text, words.controls)
+        self.lora = tuple(lora)
+        self.adapters = tuple((Adapter(self, a.content(), carried=True), s) for a, s in lora)
 
     @classmethod
     def load(
-        cls, path: str | Path, *, threads: int | None = None, gpu_layers: int | None = None
+        cls,
+        path: str | Path,
+        *,
+        threads: int | None = None,
+        gpu_layers: int | None = None,
+        lora: Sequence[tuple[str | Path, float]] = (),
     ) -> Model:
         """Load the GGUF model at `path`.
 
         `threads` defaults to the physical cores this process may use; `gpu_layers` (-1 for all)
-        to all layers where llama.cpp was built for a GPU. Raises `ModelFileError` for a file that
-        is not a usable model, and `RuntimeFailure` where there is no memory for it.
+        to all layers where llama.cpp was built for a GPU. `lora` are files of LoRA adapters with
+        scales: the model is then the tuned one in everything. Raises `ModelFileError` for a file
+        that is not a usable model or not an adapter for it, and `RuntimeFailure` where there is no
+        memory for it.
         """
         if threads is not None and threads < 1:
             raise BadInputError(f"threads is {threads}; at least 1 is needed")
         gguf = read_gguf(path)
         check_model(gguf)
+        carried = [(read_lora(file, gguf), check_scale(scale)) for file, scale in lora]
         params = cpp.llama_model_default_params()
         if gpu_layers is not None:
             params.n_gpu_layers = gpu_layers
@@ -116,13 +129,19 @@ class Model:
             kind = RuntimeFailure if "alloc" in said else ModelFileError
             raise kind(f"llama.cpp cannot load {printable(str(path), 200)}: {said}")
         # From here on the object owns the weights, and frees them if it cannot be finished.
-        return cls(gguf, handle, threads or llama.usable_cores())
+        return cls(gguf, handle, threads or llama.usable_cores(), carried)
 
     @classmethod
-    def demo(cls, *, threads: int | None = None, gpu_layers: int | None = None) -> Model:
-        """Load the small model that ships with the package."""
+    def demo(
+        cls,
+        *,
+        threads: int | None = None,
+        gpu_layers: int | None = None,
+        lora: Sequence[tuple[str | Path, float]] = (),
+    ) -> Model:
+        """Load the small model that ships with the package; see `load`."""
         path = resources.files("alignez_edge.demo") / DEMO_MODEL
-        return cls.load(Path(str(path)), threads=threads, gpu_layers=gpu_layers)
+        return cls.load(Path(str(path)), threads=threads, gpu_layers=gpu_layers, lora=lora)
 
     def close(self) -> None:
         """Free the weights. A second call does nothing."""
@@ -150,14 +169,16 @@ class Model:
         """What the model is, in one value."""
         keys = self.gguf.metadata
         architecture = str(keys["general.architecture"])
-
+        name = printable(str(keys.get("general.name") or self.path.stem))
         pre = keys.get("tokenizer.ggml.pre", "")
 
         def number(key: str) -> int:
             return int(np.max(keys.get(f"{architecture}.{key}", 0)))
 
         return ModelFacts(
-            name=printable(str(keys.get("general.name") or self.path.stem)),
+            name=" + ".join(
+                [name, *(a.name + (f":{s:g}" if s != 1 else "") for a, s in self.lora)]
+            ),
             architecture=architecture,
             n_layer=self.n_layer,
             n_embd=self.n_embd,
@@ -180,7 +201,11 @@ class Model:
         """What tells this model from others: see `fingerprint.py`."""
         from alignez_edge.fingerprint import fingerprint
 
-        return fingerprint(self.gguf)
+        return fingerprint(self.gguf, self.lora)
+
+    def describe_lora(self) -> list[dict[str, str | float]]:
+        """The adapters that it carries as plain data: `file` (a name, no path) and `scale`."""
+        return [{"file": adapter.name, "scale": scale} for adapter, scale in self.lora]
 
     @property
     def stops(self) -> tuple[str, ...]:
