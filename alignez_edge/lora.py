@@ -225,6 +225,8 @@ class _Check:
             raise self._fail(f"it changes {shown}, which the model does not have")
         if len(base.shape) < 2:
             raise self._fail(f"it changes {shown}, which is no matrix", _MERGE)
+        if base.type == "NVFP4":  # llama.cpp ends the process over some of them
+            raise self._fail(f"it changes {shown}, which is NVFP4", "use another quantization")
         if matrix == _EMBEDDING and "output.weight" not in self._model.tensors:
             # llama.cpp would multiply with the factors of the embedding on the way out as well.
             raise self._fail(f"it changes {shown}, with which this model also ends", _MERGE)

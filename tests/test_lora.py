@@ -6,6 +6,7 @@ import gc
 import json
 import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from alignez_edge.gguffile import read_gguf
 from alignez_edge.lora import Lora, adapter_file, parse_lora_option, read_lora
 from alignez_edge.runtime.adapter import Adapter
 from alignez_edge.runtime.batch import generate_batch
+from alignez_edge.runtime.capture import capture
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.score import Scorer
@@ -199,6 +201,8 @@ def test_everything_runs_on_the_tuned_model(tuned: Model, llama_model: Model) ->
             (base,) = scorer.log_probs(prompt, answer, [None])
         assert np.array_equal(first, again)
         assert distance(first, between) > 0.1 and distance(first, base) > 0.1
+    states, other = (next(capture(m, [(prompt, answer)])) for m in (tuned, llama_model))
+    assert distance(states.deciding, other.deciding) > 1
 
 
 # --- exact edits of the adapted matrices ------------------------------------------------------
@@ -406,6 +410,13 @@ def test_tied_embeddings_are_refused(tiny_model: Make, tmp_path: Path) -> None:
     file = write(tmp_path / "a.gguf", tensors, "gemma")
     with pytest.raises(BadInputError, match="with which this model also ends"):
         read_lora(file, read_gguf(path))
+
+
+def test_matrices_that_llama_cpp_cannot_adapt(tiny_llama: Path, tuned_file: Path) -> None:
+    model = read_gguf(tiny_llama)
+    tensors = {**model.tensors, DOWN: replace(model.tensors[DOWN], type="NVFP4")}
+    with pytest.raises(BadInputError, match=f"{DOWN}, which is NVFP4"):
+        read_lora(tuned_file, replace(model, tensors=tensors))
 
 
 def test_torn_files_are_refused_or_are_whole(
