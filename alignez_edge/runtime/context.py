@@ -26,7 +26,14 @@ from alignez_edge.errors import BadInputError, PromptTooLongError, RuntimeFailur
 from alignez_edge.runtime.adapter import Adapter
 from alignez_edge.runtime.llama import clear_log, cpp, ggml, last_error
 from alignez_edge.runtime.reference import Reference
-from alignez_edge.runtime.types import Editor, Edits, FloatArray, Injection, Phase
+from alignez_edge.runtime.types import (
+    Editor,
+    Edits,
+    FloatArray,
+    Injection,
+    LogitEdits,
+    Phase,
+)
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model
@@ -79,6 +86,8 @@ class Context:
         )
         self._injected: FloatArray | None = None
         self._adapters: tuple[tuple[Adapter, float], ...] = ()
+        self._logit_edits: LogitEdits = ()
+        self._gives_hidden = False
         self._reference: Reference | None = None
         self._tap_error: BaseException | None = None
 
@@ -90,6 +99,8 @@ class Context:
         params.n_outputs_max = max(min(n_outputs or self.n_batch, self.n_batch), n_seq)
         params.n_seq_max = n_seq
         params.kv_unified = n_seq > 1
+        # `hidden` gives each token's own state, whatever the file says of pooling.
+        params.pooling_type = cpp.LLAMA_POOLING_TYPE_NONE
         # Sliding-window models keep all cells, so that any suffix can be removed again.
         params.swa_full = True
         params.n_threads = params.n_threads_batch = model.threads
@@ -174,6 +185,31 @@ class Context:
             raise RuntimeFailure(f"llama.cpp has no logits for entry {index} of the batch")
         return np.ctypeslib.as_array(pointer, (self.model.n_vocab,))
 
+    def give_hidden(self, on: bool) -> None:
+        """Let all passes from now on keep `hidden` states, or no longer; as yet they do not.
+
+        While they do, llama.cpp computes logits for every token of a pass, asked for or not.
+        """
+        if on != self._gives_hidden:
+            cpp.llama_set_embeddings(self.handle, on)
+            self._gives_hidden = on
+
+    def hidden(self, index: int) -> FloatArray:
+        """The `(n_embd,)` state after the final norm of batch entry `index`: a view, valid until
+        the next decode. Only while `give_hidden` is on."""
+        pointer = cpp.llama_get_embeddings_ith(self.handle, index)
+        if not pointer:
+            raise RuntimeFailure(f"llama.cpp has no hidden state for entry {index} of the batch")
+        return np.ctypeslib.as_array(pointer, (self.model.n_embd,))
+
+    def edit_logits(self, index: int) -> None:
+        """Change the logits of batch entry `index` in place as the injection says: once each."""
+        if self._logit_edits:
+            hidden, logits = self.hidden(index), self.logits(index)
+            changes = [(editor.change(hidden, logits), s) for editor, s in self._logit_edits]
+            for (tokens, amounts), strength in changes:
+                logits[tokens] += np.float32(strength) * amounts
+
     def inject(self, vectors: FloatArray | None) -> None:
         """Add `vectors[l]` to `l_out-l` in every pass from now on; None or zeros: add nothing.
 
@@ -244,10 +280,14 @@ class Context:
         self._adapters = wanted
 
     def steer(self, injection: Injection | None, phase: Phase = "deciding") -> None:
-        """`inject` and `adapt` what `injection` says for one phase; None: nothing."""
+        """`inject` and `adapt` what `injection` says for one phase, and from now on have its
+        logits edited by `edit_logits`; None: nothing."""
         vectors, edits = (None, ()) if injection is None else injection.at(phase)
         self.inject(vectors)
         self.adapt(edits)
+        wanted = () if injection is None else injection.logit_edits
+        self._logit_edits = tuple((editor, strength) for editor, strength in wanted if strength)
+        self.give_hidden(bool(self._logit_edits))
 
     def remove(self, sequence: int, p0: int = 0, p1: int = -1) -> bool:
         """Drop the cells of a sequence at positions `[p0, p1)`; -1 is the end.

@@ -138,6 +138,7 @@ class Answer:
     def step(self, context: Context, index: int) -> str:
         """Draw from the logits of batch entry `index`; returns the text that became certain."""
         may_end = len(self.tokens) >= self._sampling.min_tokens
+        context.edit_logits(index)
         token = self._sampler.draw(context, index, may_end=may_end)
         if self._model.is_end(token):
             return self.finish("stop")

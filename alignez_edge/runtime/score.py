@@ -101,6 +101,7 @@ class Scorer:
             n, first = len(step), start + begin
             self._context.decode(step, range(first, first + n), [0] * n, [True] * n)
             for i in range(n):
+                self._context.edit_logits(i)
                 rows[begin + i] = self._context.logits(i)
 
 

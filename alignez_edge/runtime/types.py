@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model
 
 FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
 Phase = Literal["deciding", "answer"]
 """The pass of the last prompt token, and those of the answer's tokens."""
 FinishReason = Literal["stop", "length", "context", "interrupted"]
@@ -61,21 +62,39 @@ Edits: TypeAlias = "tuple[tuple[Adapter | Editor, float], ...]"
 that llama.cpp applies; an `Editor` needs a context with the reference."""
 
 
+class LogitEditor(Protocol):
+    """Anything that moves the logits of the next token: `runtime.logits.LogitSteps`."""
+
+    def change(self, hidden: FloatArray, logits: FloatArray) -> tuple[IntArray, FloatArray]:
+        """Which tokens' logits strength 1 moves, each named once, and by how much.
+
+        `hidden`, `(n_embd,)`, is the state after the final norm that gave these `(n_vocab,)`
+        logits; neither may be written to. Called from several threads at once.
+        """
+        ...
+
+
+LogitEdits: TypeAlias = tuple[tuple[LogitEditor, float], ...]
+"""Edits of the logits that an answer's tokens are drawn from, each with its strength. All see the
+model's own logits; their changes add up."""
+
+
 @dataclass(frozen=True)
 class Injection:
-    """What steers an answer: llama.cpp control vectors, and edits of the MLP's outputs.
+    """What steers an answer: llama.cpp control vectors, edits of the MLP's outputs and of logits.
 
     Both arrays have shape `(n_layer, n_embd)`, float32; row `l` is added to `l_out-l`, and row 0
     must be zero (llama.cpp cannot edit layer 0 with a control vector). `deciding` (and
     `deciding_edits`) acts in the forward pass of the last prompt token, which yields the first
-    answer token; `answer` in the passes of all tokens after it. Raises `ValueError` on other
-    shapes or non-finite values.
+    answer token; `answer` in the passes of all tokens after it. `logit_edits` act before every
+    answer token is drawn. Raises `ValueError` on other shapes or non-finite values.
     """
 
     deciding: FloatArray
     answer: FloatArray
     deciding_edits: Edits = ()
     answer_edits: Edits = ()
+    logit_edits: LogitEdits = ()
 
     def __post_init__(self) -> None:
         if self.deciding.shape != self.answer.shape or self.deciding.ndim != 2:
@@ -85,7 +104,7 @@ class Injection:
                 raise ValueError("an injection must be finite")
             if array[0].any():
                 raise ValueError("layer 0 cannot be edited by a control vector")
-        if not all(np.isfinite(strength) for _, strength in self.edits):
+        if not all(np.isfinite(strength) for _, strength in (*self.edits, *self.logit_edits)):
             raise ValueError("the strength of an edit must be finite")
 
     @property
@@ -107,7 +126,7 @@ class Injection:
 
     def is_zero(self) -> bool:
         """Whether it changes nothing."""
-        edited = any(strength for _, strength in self.edits)
+        edited = any(strength for _, strength in (*self.edits, *self.logit_edits))
         return not (self.deciding.any() or self.answer.any() or edited)
 
 
