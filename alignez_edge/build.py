@@ -22,6 +22,7 @@ from alignez_edge.embeddings import HiddenStates
 from alignez_edge.errors import BadInputError
 from alignez_edge.files import cache_dir, make_folder, printable, user_dir
 from alignez_edge.fit import Fit, TensorName, fit, tensor_of
+from alignez_edge.heads import attention_heads
 from alignez_edge.methods import DEFAULT_METHOD, METHODS
 from alignez_edge.pairs import (
     ANSWER_TOKENS,
@@ -81,6 +82,7 @@ def build_profile(
     if method not in METHODS:
         raise BadInputError(f"no method is called {method!r}", f"choose from {', '.join(METHODS)}")
     _check_steerable(model, layers)
+    heads = attention_heads(model.gguf) if tensor_of(method) == "kqv_out" else None
     builder = _Builder(model, axis, seed, width, work, on_progress or (lambda *_: None))
     if pairs is not None:
         found = builder.that_fit(read_labelled_pairs(pairs, axis))
@@ -95,8 +97,9 @@ def build_profile(
             "use more queries, or another wording of the axis",
         )
     train, held_back = split(len(usable))
-    with builder.states(usable, tensor_of(method)) as states:
-        result = fit(states, train, method, layers, builder.progress)
+    n_dims = heads.n_dims if heads else model.n_embd
+    with builder.states(usable, tensor_of(method), n_dims) as states:
+        result = fit(states, train, method, layers, builder.progress, heads)
     calibration = builder.calibration([usable[i] for i in held_back], result.vector)
     return Profile(
         axis=axis,
@@ -241,12 +244,14 @@ class _Builder:
     def _prompt(self, text: str) -> tuple[int, ...]:
         return self.model.prompt([{"role": "user", "content": text}]).tokens
 
-    def states(self, pairs: Sequence[PreferencePair], tensor: TensorName) -> HiddenStates:
-        """The hidden states of all pairs, read with the request in context."""
+    def states(
+        self, pairs: Sequence[PreferencePair], tensor: TensorName, n_dims: int
+    ) -> HiddenStates:
+        """The hidden states of all pairs, `n_dims` a layer, read with the request in context."""
         from alignez_edge.runtime.capture import capture
 
         name = f"states-{tensor}-{_digest([self.settings, [asdict(p) for p in pairs]])}.f32"
-        states = HiddenStates(self.cache / name, (self.model.n_layer, self.model.n_embd))
+        states = HiddenStates(self.cache / name, (self.model.n_layer, n_dims))
         states.truncate(len(states) // STATES_CHUNK * STATES_CHUNK)
         for start in range(len(states), len(pairs), STATES_CHUNK):
             self.progress("embeddings", start, len(pairs))
@@ -258,7 +263,7 @@ class _Builder:
                     (pair.rejected_request, pair.rejected),
                 )
             ]
-            read = list(capture(self.model, items, tensor=tensor))
+            read = list(capture(self.model, items, tensor=tensor, n_dims=n_dims))
             for chosen, rejected in zip(read[::2], read[1::2], strict=True):
                 states.append(
                     deciding=(chosen.deciding, rejected.deciding),

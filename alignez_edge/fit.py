@@ -1,37 +1,56 @@
 """From hidden states to a control vector: the seam behind which methods differ.
 
 A method turns one layer's two sides, `(n_pairs, n_embd)` each, into a direction and a displacement;
-everything after that is the same for all of them.
+it says where these are read and added, and how layers are chosen. Only `iti` has its displacements
+from elsewhere (`heads.py`). Everything after that is the same for all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from alignez_edge.embeddings import POSITIONS, HiddenStates
-from alignez_edge.layers import choose_layers, interlayer_cosine
+from alignez_edge.embeddings import HiddenStates
+from alignez_edge.heads import AttentionHeads, fit_heads
+from alignez_edge.layers import best_layer, choose_layers, interlayer_cosine
 from alignez_edge.subspace import (
     difference_subspace,
     first_direction,
     separation,
     version_1_edit,
 )
-from alignez_edge.vectors import ControlVector
+from alignez_edge.vectors import ControlVector, check_layers
 
 FloatArray = npt.NDArray[np.floating]
 Estimator = Callable[[FloatArray, FloatArray], tuple[FloatArray, FloatArray]]
 """(chosen, rejected) of one layer and position -> (direction, displacement), `(n_embd,)` each."""
 
-TensorName = Literal["l_out", "ffn_out"]
+TensorName = Literal["l_out", "ffn_out", "kqv_out"]
 RANK = 1
 DECIDING_GAIN, ANSWER_GAIN = 1.5, 0.8
 """Natural lengths that strength 1 adds at the deciding token and at each later one. The first is
 one token of the answer's price and decides most of its style (docs/method.md, section 4)."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a control vector comes from the states of `tensor`.
+
+    `read` names the positions whose displacements are added at the deciding token and at later
+    ones, `gains` their lengths. The residual stream hands on what was added below, so there every
+    layer gets the increment only; an MLP's output is displaced whole. `choose` picks the layers
+    from their separation and their agreement.
+    """
+
+    estimate: Estimator
+    tensor: TensorName = "l_out"
+    read: tuple[str, str] = ("deciding", "answer")
+    gains: tuple[float, float] = (DECIDING_GAIN, ANSWER_GAIN)
+    choose: Callable[[FloatArray, FloatArray], tuple[int, ...]] = choose_layers
 
 
 @dataclass(frozen=True)
@@ -49,8 +68,8 @@ class Fit:
 
 
 def tensor_of(method: str) -> TensorName:
-    """The tensor that a method reads: the MLP's output for the papers' edit, else the residual."""
-    return "ffn_out" if method == "alignez-v1" else "l_out"
+    """The tensor that a method reads: the residual stream, the MLP's output, or the heads'."""
+    return "kqv_out" if method == "iti" else _METHODS[method].tensor
 
 
 def fit(
@@ -59,40 +78,60 @@ def fit(
     method: str,
     layers: Sequence[int] | None = None,
     on_progress: Callable[[str, int, int], None] = lambda *_: None,
+    heads: AttentionHeads | None = None,
 ) -> Fit:
     """Directions, layers and control vector from the pairs `rows`; one layer in memory at a time.
 
-    Raises `ValueError` for layers that the model does not have.
+    `heads` are the model's, for `iti`, whose `states` hold head outputs. Raises `ValueError` for
+    layers that the model does not have.
     """
+    if heads is not None:
+        return _fit_heads(states, rows, heads, layers, on_progress)
+    how = _METHODS[method]
     n_layer, n_embd = states.shape
-    estimate = _ESTIMATORS[method]
-    displaced = {position: np.zeros((n_layer, n_embd)) for position in POSITIONS}
+    displaced = {position: np.zeros((n_layer, n_embd)) for position in how.read}
     directions = np.zeros((n_layer, n_embd))
     apart = np.zeros(n_layer)
     for layer in range(n_layer):
         on_progress("subspace", layer, n_layer)
-        for position in POSITIONS:
+        for position in displaced:
             sides = states.layer(layer, position, rows)
-            direction, displaced[position][layer] = estimate(sides.chosen, sides.rejected)
-            if position == "deciding":
+            direction, displaced[position][layer] = how.estimate(sides.chosen, sides.rejected)
+            if position == how.read[0]:
                 directions[layer] = direction
                 apart[layer] = separation(sides.chosen, sides.rejected)
     on_progress("subspace", n_layer, n_layer)
     agreement = interlayer_cosine(directions)
-    chosen = tuple(sorted(layers)) if layers is not None else choose_layers(apart, agreement)
-    deciding, answer = (displaced[position] for position in POSITIONS)
-    if tensor_of(method) == "l_out":
-        vector = ControlVector.from_displacements(deciding, answer, chosen)
-    else:
-        # An MLP's own output is no running sum: every layer gets its own displacement whole.
-        deciding[0] = answer[0] = 0
-        vector = ControlVector(deciding.astype(np.float32), answer.astype(np.float32)).restrict(
-            chosen
-        )
-    vector = ControlVector(
-        vector.deciding * np.float32(DECIDING_GAIN), vector.answer * np.float32(ANSWER_GAIN)
-    )
+    chosen = tuple(sorted(layers)) if layers is not None else how.choose(apart, agreement)
+    add = ControlVector.from_displacements if how.tensor == "l_out" else _whole
+    vector = add(displaced[how.read[0]], displaced[how.read[1]], chosen)
+    deciding_gain, answer_gain = map(np.float32, how.gains)
+    vector = ControlVector(vector.deciding * deciding_gain, vector.answer * answer_gain)
     return Fit(vector, chosen, apart, agreement)
+
+
+def _fit_heads(
+    states: HiddenStates,
+    rows: Sequence[int],
+    heads: AttentionHeads,
+    layers: Sequence[int] | None,
+    on_progress: Callable[[str, int, int], None],
+) -> Fit:
+    if layers is not None:
+        layers = check_layers(layers, states.shape[0])
+    found = fit_heads(states, rows, heads, layers, on_progress)
+    chosen = tuple(int(layer) for layer in np.flatnonzero(found.mask.any(axis=1)))
+    # Every head's output is new in its layer, so all are displaced whole.
+    vector = _whole(found.displacement, found.displacement, chosen)
+    return Fit(vector, chosen, found.separation, interlayer_cosine(found.displacement))
+
+
+def _whole(deciding: FloatArray, answer: FloatArray, layers: Iterable[int]) -> ControlVector:
+    """Each of `layers` gets its own displacement whole: outputs that are no running sums."""
+    rows = deciding.astype(np.float32), answer.astype(np.float32)
+    for row in rows:
+        row[0] = 0  # nothing can be added there
+    return ControlVector(*rows).restrict(layers)
 
 
 def _alignez(chosen: FloatArray, rejected: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -112,8 +151,12 @@ def _mean(chosen: FloatArray, rejected: FloatArray) -> tuple[FloatArray, FloatAr
     return (shift / length if length else shift), shift
 
 
-_ESTIMATORS: dict[str, Estimator] = {
-    "alignez": _alignez,
-    "alignez-v1": _alignez_v1,
-    "mean": _mean,
+_METHODS = {
+    "alignez": Method(_alignez),
+    "alignez-v1": Method(_alignez_v1, tensor="ffn_out"),
+    "mean": Method(_mean),
+    # The papers' constant: the same displacement at every token. In their papers CAA is read at the
+    # answer, repeng's PCA at the last token before it.
+    "caa": Method(_mean, read=("answer", "answer"), gains=(1.0, 1.0), choose=best_layer),
+    "pca": Method(_alignez, read=("deciding", "deciding"), gains=(1.0, 1.0)),
 }

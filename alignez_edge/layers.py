@@ -39,3 +39,8 @@ def choose_layers(separation: FloatArray, agreement: FloatArray) -> tuple[int, .
         layer for layer in usable if separation[layer] >= max(enough, 0.0) and agreement[layer] > 0
     }
     return tuple(sorted(chosen | {best, len(separation) - 1}))
+
+
+def best_layer(separation: FloatArray, _agreement: FloatArray) -> tuple[int, ...]:
+    """The one layer, from 1 on, that separates the sides best, as `choose_layers` would say it."""
+    return (1 + int(np.argmax(separation[1:])),)

@@ -6,5 +6,8 @@ METHODS: dict[str, str] = {
     "alignez": "SVD of the pairs' differences (version 2), displaced by their natural length",
     "alignez-v1": "first singular vectors of each side (version 1): the mean of the papers' edit",
     "mean": "difference of the two sides' means",
+    "caa": "difference of means at one layer, the same for every token (Panickssery et al.)",
+    "pca": "first principal direction of the differences, the same for every token (repeng)",
+    "iti": "shifts of the attention heads that tell the sides apart best (Li et al.)",
 }
 DEFAULT_METHOD = "alignez"

@@ -67,7 +67,7 @@ def assert_close(found: list[States], expected: list[States], atol: float) -> No
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma2", "phi3", "gpt2"])
-@pytest.mark.parametrize("tensor", ["l_out", "ffn_out"])
+@pytest.mark.parametrize("tensor", ["l_out", "ffn_out", "kqv_out"])
 def test_capture_reads_what_is_there(
     tiny_model: Callable[..., Path], architecture: str, tensor: module.TensorName
 ) -> None:
@@ -116,6 +116,37 @@ def test_the_residual_stream_grows_by_the_mlp(llama_model: Model) -> None:
         np.testing.assert_allclose(before[layer], tap.found[layer][-1], atol=2e-2)
 
 
+def test_heads_outputs_may_be_wider_than_the_residual_stream(
+    tiny_model: Callable[..., Path],
+) -> None:
+    """What all heads put out together, carried through the output matrix, is what the attention
+    adds to the stream: in layer 0, the stream before the MLP without the token's embedding."""
+
+    def wider(name: str, values: FloatArray) -> FloatArray:
+        if "attn_output" in name:
+            return np.concatenate([values, -values], axis=1)
+        grows = any(part in name for part in ("attn_q", "attn_k", "attn_v"))
+        return np.concatenate([values, values[::-1]]) if grows else values
+
+    sizes = {f"qwen3.attention.{part}_length": 64 for part in ("key", "value")}
+    path = tiny_model("qwen3", n_layer=2, metadata=sizes, weights=wider, file_type="F32")
+    with Model.load(path, threads=1) as model:
+        items = items_for(model)[:6]
+        assert model.n_embd == 64
+        with pytest.raises(RuntimeFailure, match="shape"):
+            list(capture(model, items, tensor="kqv_out"))
+        found = list(capture(model, items, tensor="kqv_out", n_dims=128))
+        matrix = model.gguf.tensor("blk.0.attn_output.weight")
+        for (prompt, _), states in zip(items, found, strict=True):
+            tap = Everything("ffn_inp", model.n_embd)
+            with Context(model, capture=tap) as context:
+                n = len(prompt)
+                context.decode(prompt, range(n), [0] * n, [False] * (n - 1) + [True])
+            embedding = model.gguf.tensor("token_embd.weight")[prompt[-1]]
+            before = tap.found[0][-1]
+            np.testing.assert_allclose(embedding + matrix @ states.deciding[0], before, atol=2e-2)
+
+
 def test_items_are_drawn_lazily_and_come_in_order(llama_model: Model) -> None:
     drawn = 0
 
@@ -152,5 +183,5 @@ def test_limits(llama_model: Model) -> None:
 
 
 def test_a_missing_tensor_is_named(llama_model: Model) -> None:
-    with pytest.raises(RuntimeFailure, match="no tensor nothing-0"):
+    with pytest.raises(BadInputError, match="no tensor nothing-0"):
         list(capture(llama_model, [([1], [2])], tensor="nothing"))  # type: ignore[arg-type]

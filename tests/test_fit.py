@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import scipy.linalg
 
 from alignez_edge.embeddings import HiddenStates
-from alignez_edge.fit import ANSWER_GAIN, DECIDING_GAIN, Fit, fit, tensor_of
+from alignez_edge.fit import ANSWER_GAIN, DECIDING_GAIN, Fit, tensor_of
+from alignez_edge.fit import fit as fit_states
+from alignez_edge.heads import AttentionHeads
 from alignez_edge.methods import DEFAULT_METHOD, METHODS
 
 N_PAIRS, N_LAYER, N_EMBD = 24, 7, 32
 FIRST = 3
 """The first layer at which the sides part."""
+TWO_POSITIONS = ["alignez", "mean"]
 RESIDUAL = [method for method in METHODS if tensor_of(method) == "l_out"]
 
 
@@ -53,13 +58,21 @@ def states(tmp_path: Path) -> Iterator[HiddenStates]:
         yield found
 
 
+def fit(states: HiddenStates, rows: Sequence[int], method: str, *args: Any, **more: Any) -> Fit:
+    """`fit`, with four heads that lie in the residual stream as they are."""
+    n_dims = states.shape[1]
+    heads = AttentionHeads(4, n_dims, n_dims, lambda layer, x: x) if method == "iti" else None
+    return fit_states(states, rows, method, *args, **more, heads=heads)
+
+
 def vectors(found: Fit) -> np.ndarray:
     return np.stack([found.vector.deciding, found.vector.answer]).astype(np.float64)
 
 
 def test_the_papers_edit_reads_the_mlp_and_the_others_the_residual_stream() -> None:
     assert tensor_of("alignez-v1") == "ffn_out"
-    assert tensor_of(DEFAULT_METHOD) == tensor_of("mean") == "l_out"
+    assert {tensor_of(method) for method in (DEFAULT_METHOD, *TWO_POSITIONS)} == {"l_out"}
+    assert tensor_of("iti") == "kqv_out"
 
 
 @pytest.mark.parametrize("method", RESIDUAL)
@@ -72,6 +85,50 @@ def test_a_planted_shift_is_found_where_it_is(states: HiddenStates, method: str)
 
 
 @pytest.mark.parametrize("method", RESIDUAL)
+def test_the_planted_direction_is_found(states: HiddenStates, method: str) -> None:
+    """Whatever topics and noise lie around it, at the position that the method reads."""
+    for layer in range(FIRST, N_LAYER):
+        found = vectors(fit(states, range(N_PAIRS), method, [layer]))[:, layer]
+        read = [1, 1] if method == "caa" else [0, 0] if method == "pca" else [0, 1]
+        wanted = shifts()[read, layer]
+        cosines = (found * wanted).sum(axis=1) / np.linalg.norm(found, axis=1)
+        assert (cosines > 0.99 * np.linalg.norm(wanted, axis=1)).all()
+
+
+def test_caa_displaces_one_layer_by_the_difference_of_means(states: HiddenStates) -> None:
+    found = fit(states, range(N_PAIRS), "caa")
+    assert len(found.layers) == 1
+    (layer,) = found.layers
+    assert found.separation[layer] == found.separation[1:].max()
+    sides = states.layer(layer, "answer", range(N_PAIRS))
+    difference = (sides.chosen - sides.rejected).mean(axis=0, dtype=np.float64)
+    for vector in vectors(found):
+        np.testing.assert_allclose(vector[layer], difference, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["caa", "pca", "iti"])
+def test_the_others_methods_add_the_same_at_every_token(states: HiddenStates, method: str) -> None:
+    deciding, answer = vectors(fit(states, range(N_PAIRS), method))
+    assert deciding.any()
+    np.testing.assert_array_equal(deciding, answer)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_sign_of_singular_vectors_does_not_matter(
+    states: HiddenStates, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = vectors(fit(states, range(N_PAIRS), method))
+    decompose = scipy.linalg.svd
+
+    def other_signs(*args: Any, **options: Any) -> Any:
+        u, values, rows = decompose(*args, **options)
+        return -u, values, -rows
+
+    monkeypatch.setattr(scipy.linalg, "svd", other_signs)
+    np.testing.assert_allclose(vectors(fit(states, range(N_PAIRS), method)), before, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", TWO_POSITIONS)
 @pytest.mark.parametrize("layers", [(3, 4, 5, 6), (4, 6), (5,), (1, 6)])
 def test_increments_add_up_to_the_displacement_of_each_layer(
     states: HiddenStates, method: str, layers: tuple[int, ...]
@@ -86,11 +143,12 @@ def test_increments_add_up_to_the_displacement_of_each_layer(
     assert not np.delete(vectors(found), list(layers), axis=1).any()
 
 
-def test_an_mlps_output_is_displaced_whole_in_every_layer(states: HiddenStates) -> None:
+@pytest.mark.parametrize("method", ["alignez-v1"])
+def test_what_is_no_running_sum_is_displaced_whole(states: HiddenStates, method: str) -> None:
     all_layers = range(1, N_LAYER)
-    whole = vectors(fit(states, range(N_PAIRS), "alignez-v1", all_layers))
+    whole = vectors(fit(states, range(N_PAIRS), method, all_layers))
     for layer in all_layers:
-        alone = vectors(fit(states, range(N_PAIRS), "alignez-v1", [layer]))
+        alone = vectors(fit(states, range(N_PAIRS), method, [layer]))
         np.testing.assert_array_equal(alone[:, layer], whole[:, layer])
 
 

@@ -6,7 +6,8 @@ and the sum over those tokens. Once the last layer's rows are read the rest of t
 output matrix) is left out, as nobody needs the logits that were asked for.
 
 Facts of llama.cpp that this stands on: the last layer holds only rows whose logits were asked
-for; the other layers hold all rows of the micro-batch, in the batch's order; nothing is injected
+for (after its attention, whose `kqv_out`, the heads' outputs before the output matrix, still holds
+all); the other layers hold all rows of the micro-batch, in the batch's order; nothing is injected
 here, so `l_out` is the plain residual stream and each name occurs once.
 """
 
@@ -27,7 +28,7 @@ from alignez_edge.runtime.types import States
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model
 
-TensorName = Literal["l_out", "ffn_out"]
+TensorName = Literal["l_out", "ffn_out", "kqv_out"]
 Item = tuple[Sequence[int], Sequence[int]]
 """Prompt tokens and answer tokens; the answer may be empty."""
 
@@ -40,17 +41,19 @@ def capture(
     items: Iterable[Item],
     *,
     tensor: TensorName = "l_out",
+    n_dims: int | None = None,
     width: int = 8,
     n_ctx: int | None = None,
 ) -> Iterator[States]:
     """The `States` of each item, in order; up to `width` items go through llama.cpp together.
 
-    `items` is drawn lazily, at most `width` ahead. Raises `PromptTooLongError` for an item longer
-    than the window (`n_ctx`, default as for a `Session`), `RuntimeFailure` where the model's
-    architecture has no such tensor.
+    `n_dims` is the size of the tensor's rows where it is not `n_embd`. `items` is drawn lazily, at
+    most `width` ahead. Raises `PromptTooLongError` for an item longer than the window (`n_ctx`,
+    default as for a `Session`), `BadInputError` where the model's architecture has no such tensor.
     """
     limit = window(model, n_ctx)
-    with _Reader(model, tensor, width, limit) as reader:
+    pool = _Pool(model.n_layer, n_dims or model.n_embd, tensor)
+    with _Reader(model, pool, width, limit) as reader:
         group: list[_Text] = []
         n_tokens = 0
         for index, (prompt, answer) in enumerate(items):
@@ -111,20 +114,20 @@ class _Span:
 class _Pool:
     """The tap: deciding rows and sums of answer rows, for one group of texts."""
 
-    def __init__(self, model: Model, tensor: TensorName) -> None:
-        self._shape = (model.n_layer, model.n_embd)
+    def __init__(self, n_layer: int, n_dims: int, tensor: TensorName) -> None:
+        self._shape = (n_layer, n_dims)
         self._tensor = tensor
         names = [_FALLBACK[tensor]] if tensor in _FALLBACK else []
         self._layers = {
             f"{name}-{layer}".encode(): layer
             for name in [*names, tensor]
-            for layer in range(model.n_layer)
+            for layer in range(n_layer)
         }
-        self._last = f"{tensor}-{model.n_layer - 1}".encode()
+        self._last = f"{tensor}-{n_layer - 1}".encode()
         self._rows = np.zeros(0, np.int64)
         self._n_tokens = 0
         self._spans: list[_Span] = []
-        self._block = np.empty((0, model.n_embd), np.float32)
+        self._block = np.empty((0, n_dims), np.float32)
         self.start(0)
 
     def start(self, n_texts: int) -> None:
@@ -146,9 +149,9 @@ class _Pool:
         return len(self._rows) > 0 and name in self._layers
 
     def read(self, name: bytes, tensor: int) -> bool:
-        n_embd, n_rows, *others = tensor_shape(tensor)
-        if n_embd != self._shape[1] or others != [1, 1]:
-            raise RuntimeFailure(f"{name.decode()} has the shape {(n_embd, n_rows, *others)}")
+        n_dims, n_rows, *others = tensor_shape(tensor)
+        if n_dims != self._shape[1] or others != [1, 1]:
+            raise RuntimeFailure(f"{name.decode()} has the shape {(n_dims, n_rows, *others)}")
         if n_rows == len(self._rows):
             at = [span.first for span in self._spans]
         elif n_rows == self._n_tokens:
@@ -158,10 +161,10 @@ class _Pool:
                 f"{name.decode()} has {n_rows} rows, not {len(self._rows)} or {self._n_tokens}"
             )
         # A text's rows are neighbours: one copy a text, small enough to stay in the cpu's cache.
-        found = np.zeros((len(self._spans), 2, n_embd), np.float32)
+        found = np.zeros((len(self._spans), 2, n_dims), np.float32)
         for (deciding, total), span, first in zip(found, self._spans, at, strict=True):
             rows = self._block[: span.end - span.first]
-            ggml.tensor_get(tensor, rows.ctypes.data, first * n_embd * 4, rows.nbytes)
+            ggml.tensor_get(tensor, rows.ctypes.data, first * n_dims * 4, rows.nbytes)
             if span.deciding is not None:
                 deciding[:] = rows[0]
             rows[span.begin - span.first :].sum(axis=0, out=total)
@@ -169,12 +172,12 @@ class _Pool:
         return name != self._last
 
     def add(self) -> None:
-        """Take what the decode left. Raises `RuntimeFailure` where a layer's tensor was missing."""
+        """Take what the decode left. Raises `BadInputError` where a layer's tensor was missing."""
         if not len(self._rows):
             return
         for layer in range(self._shape[0]):
             if layer not in self._found:
-                raise RuntimeFailure(
+                raise BadInputError(
                     f"this model's architecture has no tensor {self._tensor}-{layer} in llama.cpp",
                     "its hidden states cannot be read there",
                 )
@@ -187,9 +190,9 @@ class _Pool:
 class _Reader:
     """A context with a tap; its cache grows with the texts, so that short ones take little."""
 
-    def __init__(self, model: Model, tensor: TensorName, width: int, limit: int) -> None:
+    def __init__(self, model: Model, pool: _Pool, width: int, limit: int) -> None:
         self._model = model
-        self._pool = _Pool(model, tensor)
+        self._pool = pool
         self._limit = limit
         self._width = width
         self._context = self._make(limit if width == 1 else rows_that_fit(model.n_vocab))

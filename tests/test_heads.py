@@ -1,0 +1,145 @@
+"""The heads that carry a shift are found, and what ITI shifts them by; what cannot be injected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from alignez_edge.embeddings import HiddenStates
+from alignez_edge.errors import BadInputError
+from alignez_edge.gguffile import read_gguf
+from alignez_edge.heads import (
+    ALPHA,
+    SHARE,
+    AttentionHeads,
+    attention_heads,
+    best_heads,
+    fit_heads,
+    head_shift,
+    probe_score,
+)
+
+N_PAIRS, N_LAYER, N_HEAD, SIZE, N_EMBD = 40, 5, 4, 24, 32
+PLANTED = ((2, 1), (2, 3), (4, 0), (3, 2))
+"""As many heads as are shifted: a quarter of those of layers 1 to 4."""
+
+
+def planted(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Unit directions `(n_layer, n_head, size)` and the states of pairs shifted along those of the
+    planted heads, `(n_layer, n_head, side, n_pairs, size)`."""
+    rng = np.random.default_rng(seed)
+    theta = rng.normal(size=(N_LAYER, N_HEAD, SIZE))
+    theta /= np.linalg.norm(theta, axis=-1, keepdims=True)
+    base = 2 * rng.normal(size=(N_LAYER, N_HEAD, SIZE))
+    noise = 0.5 * rng.normal(size=(N_LAYER, N_HEAD, 2, N_PAIRS, SIZE))
+    states = base[:, :, None, None] + noise
+    for place in PLANTED:
+        states[place] += 3 * np.multiply.outer([[1], [-1]], theta[place])
+    return theta, states
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=20, deadline=None)
+def test_a_heads_direction_is_found(seed: int) -> None:
+    theta, states = planted(seed)
+    for place in PLANTED:
+        chosen, rejected = states[place]
+        shift = head_shift(chosen, rejected)
+        length = np.linalg.norm(shift)
+        assert shift @ theta[place] / length > 0.99
+        spread = (np.concatenate([chosen, rejected]) @ theta[place]).std()
+        np.testing.assert_allclose(length, spread, rtol=0.05)
+        np.testing.assert_allclose(head_shift(rejected, chosen), -shift)
+
+
+def test_probes_judge_pairs_that_they_have_not_seen() -> None:
+    """More dimensions than pairs: a probe tells its own pairs apart perfectly, others by chance."""
+    rng = np.random.default_rng(0)
+    accuracy, _ = probe_score(*rng.normal(size=(2, 30, 200)))
+    assert 0.2 < accuracy < 0.8
+    _, states = planted(0)
+    assert probe_score(*states[2, 1])[0] == 1
+
+
+def test_ties_are_told_apart_by_the_loss() -> None:
+    rng = np.random.default_rng(0)
+    near, far = (np.array([[[d]], [[-d]]]) + rng.normal(size=(2, 30, 8)) for d in (3, 9))
+    assert probe_score(*near)[0] == probe_score(*far)[0] == 1
+    assert probe_score(*near) < probe_score(*far)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_planted_heads_are_shifted_and_no_others(tmp_path: Path, seed: int) -> None:
+    _, planted_states = planted(seed)
+    outward = np.random.default_rng(9).normal(size=(N_LAYER, N_EMBD, N_HEAD * SIZE))
+    heads = AttentionHeads(
+        N_HEAD, N_HEAD * SIZE, N_EMBD, lambda layer, x: np.asarray(outward[layer] @ x)
+    )
+    with HiddenStates(tmp_path / "states", (N_LAYER, N_HEAD * SIZE)) as states:
+        for pair in planted_states.transpose(3, 2, 0, 1, 4).reshape(N_PAIRS, 2, N_LAYER, -1):
+            sides = [side.astype(np.float32) for side in pair]
+            states.append(deciding=sides, answer=sides)
+        found = fit_heads(states, range(N_PAIRS), heads)
+    assert {tuple(place) for place in np.argwhere(found.mask)} == set(PLANTED)
+    wanted = np.zeros((N_LAYER, N_HEAD, SIZE))
+    for place in PLANTED:
+        wanted[place] = ALPHA * head_shift(*planted_states[place])
+    expected = np.einsum("ldh,lh->ld", outward, wanted.reshape(N_LAYER, -1))
+    np.testing.assert_allclose(found.displacement, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_best_heads() -> None:
+    scores = np.zeros((N_LAYER, N_HEAD, 2))
+    scores[..., 0] = np.arange(N_LAYER * N_HEAD).reshape(N_LAYER, N_HEAD)
+    mask = best_heads(scores)
+    assert mask.sum() == round(SHARE * (N_LAYER - 1) * N_HEAD) and mask[-1].all()
+    assert not best_heads(-scores)[0].any(), "layer 0 cannot be edited"
+    named = best_heads(scores, [1, 4])
+    assert named[1].tolist() == [False, False, False, True], "a layer that was named is edited"
+    assert not named[[0, 2, 3]].any() and named[4].sum() == round(SHARE * 2 * N_HEAD)
+    assert best_heads(np.zeros((2, 1, 2))).sum() == 1
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gpt2", "phi3", "qwen2moe", "gemma"])
+def test_the_heads_of_a_model(tiny_model: Callable[..., Path], architecture: str) -> None:
+    gguf = read_gguf(tiny_model(architecture, n_layer=3))
+    heads = attention_heads(gguf)
+    assert (heads.n_head, heads.n_dims, heads.n_embd) == (2, 64, 64)
+    x = np.random.default_rng(0).normal(size=64)
+    matrix = gguf.tensor("blk.1.attn_output.weight")
+    np.testing.assert_allclose(heads.outward(1, x), matrix.astype(float) @ x, rtol=1e-5)
+
+
+def test_a_norm_after_the_heads_is_refused(tiny_model: Callable[..., Path]) -> None:
+    with pytest.raises(BadInputError, match=r"gemma2 .* normalizes its attention's output"):
+        attention_heads(read_gguf(tiny_model("gemma2", n_layer=3)))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("drop", "layer 1 has no attention output matrix"),
+        ("gate", "attn_gate acts on its attention's output"),
+        ("scale", "its attention's output is scaled"),
+        ("heads", "its layers have different heads"),
+    ],
+)
+def test_what_cannot_be_injected_is_refused(tiny_llama: Path, change: str, reason: str) -> None:
+    gguf = read_gguf(tiny_llama)
+    tensors, metadata = dict(gguf.tensors), dict(gguf.metadata)
+    matrix = "blk.1.attn_output.weight"
+    if change == "drop":
+        del tensors[matrix]
+    elif change == "heads":
+        metadata["llama.attention.head_count"] = np.array([2, 2, 4, 2, 2, 2])
+    else:
+        name = {"gate": "blk.1.attn_gate.weight", "scale": "blk.1.attn_output.scale"}[change]
+        tensors[name] = tensors[matrix]
+    with pytest.raises(BadInputError, match=reason):
+        attention_heads(replace(gguf, tensors=tensors, metadata=metadata))
