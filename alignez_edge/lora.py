@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alignez_edge.errors import BadInputError, ModelFileError
+from alignez_edge.files import is_there
 from alignez_edge.gguffile import GGUFFile, TensorInfo, printable, read_gguf
 
 FloatArray = npt.NDArray[np.float32]
@@ -112,7 +113,7 @@ def parse_lora_option(text: str) -> tuple[str, float]:
     `BadInputError` where it is not finite.
     """
     head, colon, tail = text.rpartition(":")
-    if colon and head and not Path(text).is_file():
+    if colon and head and not is_there(text):
         try:
             return head, check_scale(float(tail))
         except ValueError:
