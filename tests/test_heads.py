@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from alignez_edge.axes import Axis
+from alignez_edge.build import build_profile
 from alignez_edge.embeddings import HiddenStates
 from alignez_edge.errors import BadInputError
 from alignez_edge.gguffile import read_gguf
@@ -24,6 +26,9 @@ from alignez_edge.heads import (
     head_shift,
     probe_score,
 )
+from alignez_edge.runtime.context import Context
+from alignez_edge.runtime.llama import ggml
+from alignez_edge.runtime.model import Model
 
 N_PAIRS, N_LAYER, N_HEAD, SIZE, N_EMBD = 40, 5, 4, 24, 32
 PLANTED = ((2, 1), (2, 3), (4, 0), (3, 2))
@@ -143,3 +148,61 @@ def test_what_cannot_be_injected_is_refused(tiny_llama: Path, change: str, reaso
         tensors[name] = tensors[matrix]
     with pytest.raises(BadInputError, match=reason):
         attention_heads(replace(gguf, tensors=tensors, metadata=metadata))
+
+
+class Shift:
+    """A tap that adds a constant to the head outputs of one layer."""
+
+    def __init__(self, layer: int, constant: np.ndarray) -> None:
+        self.name = f"kqv_out-{layer}".encode()
+        self.constant = constant
+
+    def wants(self, name: bytes) -> bool:
+        return name == self.name
+
+    def read(self, name: bytes, tensor: int) -> bool:
+        x = np.empty((ggml.nelements(tensor) // len(self.constant), len(self.constant)), np.float32)
+        ggml.tensor_get(tensor, x.ctypes.data, 0, x.nbytes)
+        x += self.constant
+        ggml.tensor_set(tensor, x.ctypes.data, 0, x.nbytes)
+        return True
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_what_is_injected_is_the_shift_but_for_the_layers_own_mlp(
+    tiny_model: Callable[..., Path], silent: bool
+) -> None:
+    """The intervention itself, in the graph, beside the control vector: where the layer's MLP adds
+    nothing they are one and the same."""
+    layer, tokens = 2, [5, 7, 11, 13]
+
+    def weights(name: str, values: np.ndarray) -> np.ndarray:
+        return values * (not (silent and name == f"blk.{layer}.ffn_down.weight"))
+
+    def logits(context: Context) -> np.ndarray:
+        n = len(tokens)
+        context.decode(tokens, range(n), [0] * n, [True] * n)
+        return np.stack([context.logits(i) for i in range(n)])
+
+    with Model.load(tiny_model(n_layer=4, file_type="F32", weights=weights), threads=1) as model:
+        heads = attention_heads(model.gguf)
+        constant = np.random.default_rng(0).normal(size=heads.n_dims).astype(np.float32)
+        rows = np.zeros((model.n_layer, model.n_embd), np.float32)
+        rows[layer] = heads.outward(layer, constant)
+        with Context(model) as context:
+            plain = logits(context)
+            context.clear()
+            context.inject(rows)
+            injected = logits(context)
+        with Context(model, capture=Shift(layer, constant)) as context:
+            shifted = logits(context)
+    effect = np.abs(shifted - plain).max()
+    assert effect > 0.1
+    assert (np.abs(injected - shifted).max() < 0.01 * effect) == silent
+
+
+def test_a_build_refuses_it_before_the_long_work(tiny_model: Callable[..., Path]) -> None:
+    with Model.load(tiny_model("gemma2", n_layer=3), threads=1) as model:
+        axis = Axis("bright", positive="bright", negative="dark")
+        with pytest.raises(BadInputError, match="iti cannot be used on gemma2 models"):
+            build_profile(model, axis, queries=["Why?"] * 8, method="iti")
