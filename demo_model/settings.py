@@ -106,8 +106,10 @@ DEFAULT = Settings()
 class Tuning:
     """Tuning by DPO (`dpo.py`): shares of the full set of pairs are in per cent.
 
-    `beta` holds the model to the base model as in Rafailov et al. (2023), who take 0.1. Steps are
-    the optimizer's; training ends `patience` steps after the lowest loss on the held-out pairs.
+    Rafailov et al. (2023) take a `beta` of 0.1 or 0.5. On pairs outside of both shares, after
+    training on 1 %, the chosen answers themselves had lost 56 nats with 0.1 and a rate of 3e-3, and
+    0.1 nats as it is now. Steps are the optimizer's; training ends `patience` steps after the
+    lowest loss on the held-out pairs.
     """
 
     seed: int = 1
@@ -115,12 +117,12 @@ class Tuning:
     percents: tuple[int, ...] = (1, 25)
     held_out_share: float = 0.2
     rank: int = 4
-    beta: float = 0.1
-    lr: float = 1e-3
+    beta: float = 0.5
+    lr: float = 2e-3
     batch_pairs: int = 8
-    most_steps: int = 150
-    evaluate_every: int = 5
-    patience: int = 20
+    most_steps: int = 100
+    evaluate_every: int = 10
+    patience: int = 30
 
 
 DEFAULT_TUNING = Tuning()

@@ -192,4 +192,4 @@ def test_shipped_adapters(base: Llama, full: Model, path: Path) -> None:
     with torch.no_grad():
         tuned = dpo.log_probs(with_adapter(base, path), pairs)
         gains = dpo.gains(tuned, dpo.log_probs(base, pairs))
-    assert gains.mean() > 1
+    assert gains.mean() > 0
