@@ -82,7 +82,7 @@ def build_profile(
     if method not in METHODS:
         raise BadInputError(f"no method is called {method!r}", f"choose from {', '.join(METHODS)}")
     _check_steerable(model, layers)
-    heads = attention_heads(model.gguf) if tensor_of(method) == "kqv_out" else None
+    heads = attention_heads(model.gguf, model.lora) if tensor_of(method) == "kqv_out" else None
     builder = _Builder(model, axis, seed, width, work, on_progress or (lambda *_: None))
     if pairs is not None:
         found = builder.that_fit(read_labelled_pairs(pairs, axis))

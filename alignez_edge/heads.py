@@ -31,6 +31,7 @@ import scipy.special
 from alignez_edge.embeddings import HiddenStates
 from alignez_edge.errors import BadInputError
 from alignez_edge.gguffile import GGUFFile, printable
+from alignez_edge.lora import Carried
 from alignez_edge.subspace import separation
 
 FloatArray = npt.NDArray[np.floating]
@@ -68,8 +69,11 @@ class HeadFit:
     separation: FloatArray
 
 
-def attention_heads(gguf: GGUFFile) -> AttentionHeads:
-    """The heads of a model; raises `BadInputError` where a shift of them cannot be injected."""
+def attention_heads(gguf: GGUFFile, lora: Carried = ()) -> AttentionHeads:
+    """The heads of a model that carries the adapters `lora`.
+
+    Raises `BadInputError` where a shift of them cannot be injected.
+    """
     keys = gguf.metadata
     architecture = str(keys["general.architecture"])
     n_layer = int(keys[f"{architecture}.block_count"])
@@ -89,7 +93,11 @@ def attention_heads(gguf: GGUFFile) -> AttentionHeads:
         )
 
     def outward(layer: int, x: FloatArray) -> FloatArray:
-        return np.asarray(gguf.tensor(_output_matrix(layer)) @ x)
+        name = _output_matrix(layer)
+        matrix = gguf.tensor(name)
+        for carried, scale in lora:
+            matrix += np.float32(scale) * carried.product(np.eye(n_embd, dtype=np.float32), name)
+        return np.asarray(matrix @ x)
 
     return AttentionHeads(int(counts[0]), widths.pop(), n_embd, outward)
 

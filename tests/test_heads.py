@@ -26,9 +26,11 @@ from alignez_edge.heads import (
     head_shift,
     probe_score,
 )
+from alignez_edge.lora import read_lora
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.llama import ggml
 from alignez_edge.runtime.model import Model
+from tests.test_lora import factors, write
 
 N_PAIRS, N_LAYER, N_HEAD, SIZE, N_EMBD = 40, 5, 4, 24, 32
 PLANTED = ((2, 1), (2, 3), (4, 0), (3, 2))
@@ -119,6 +121,18 @@ def test_the_heads_of_a_model(tiny_model: Callable[..., Path], architecture: str
     x = np.random.default_rng(0).normal(size=64)
     matrix = gguf.tensor("blk.1.attn_output.weight")
     np.testing.assert_allclose(heads.outward(1, x), matrix.astype(float) @ x, rtol=1e-5)
+
+
+def test_heads_of_a_model_that_carries_adapters(tiny_llama: Path, tmp_path: Path) -> None:
+    made = factors(tiny_llama, "attn_output")
+    gguf = read_gguf(tiny_llama)
+    lora = read_lora(write(tmp_path / "lora.gguf", made, alpha=8.0), gguf)
+    x = np.random.default_rng(0).normal(size=64)
+    matrix = gguf.tensor("blk.1.attn_output.weight").astype(float)
+    a, b = (made[f"blk.1.attn_output.weight.lora_{side}"] for side in "ab")
+    expected = (matrix + 0.5 * 8 / len(a) * b @ a) @ x
+    found = attention_heads(gguf, [(lora, 0.5)]).outward(1, x)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_norm_after_the_heads_is_refused(tiny_model: Callable[..., Path]) -> None:
