@@ -155,8 +155,11 @@ _METHODS = {
     "alignez": Method(_alignez),
     "alignez-v1": Method(_alignez_v1, tensor="ffn_out"),
     "mean": Method(_mean),
-    # The papers' constant: the same displacement at every token. In their papers CAA is read at the
-    # answer, repeng's PCA at the last token before it.
+    # The same displacement at every token, read over the answer's, where its natural length is of
+    # the order of asking: what is read at the deciding token is several times as long and, added to
+    # every token, breaks the text (docs/method.md, section 9).
     "caa": Method(_mean, read=("answer", "answer"), gains=(1.0, 1.0), choose=best_layer),
-    "pca": Method(_alignez, read=("deciding", "deciding"), gains=(1.0, 1.0)),
+    # Uncentred, as in llama.cpp and repeng's `pca_center`; centring the differences (`pca_diff`)
+    # would remove the shift. Their vectors have unit length and go into every layer whole.
+    "pca": Method(_alignez, read=("answer", "answer"), gains=(1.0, 1.0)),
 }

@@ -13,9 +13,10 @@ shift; all later layers do. Layer 0 cannot be edited. Where something acts betwe
 residual stream other than that matrix (a norm, a gate), the constant does not pass, and the method
 is refused.
 
-Ours, where the paper leaves it to the data: pairs are split in halves that judge each other (the
-paper: 4 to 1), accuracies that tie are told apart by the probes' log loss, and the share of heads
-and `alpha` were measured on the demo model (docs/method.md).
+Ours: pairs are split in halves that judge each other (the paper: 4 to 1), accuracies that tie are
+told apart by the probes' log loss, heads are read as the mean over the answer's tokens (the paper:
+its last), and the share of heads and `alpha` were measured on the demo model (docs/method.md,
+section 9; the paper took 48 of 1024 heads and 15).
 """
 
 from __future__ import annotations
@@ -37,10 +38,11 @@ from alignez_edge.subspace import separation
 FloatArray = npt.NDArray[np.floating]
 
 READ = "answer"
-"""Where head outputs are read; the other place is `deciding`."""
+"""Where head outputs are read. Read at the deciding token the probes are surer, but a shift that
+moves as much costs twice as much: share of asking 0.92 at 0.08 nats, here 0.98 at 0.04."""
 SHARE = 0.25
 """The share of the heads that are shifted."""
-ALPHA = 5.0
+ALPHA = 4.0
 """Standard deviations that strength 1 shifts them by, before calibration."""
 _BETWEEN = ("attn_gate", "attn_sub_norm", "attn_output_norm")
 """Tensors of a layer that act between the heads and the residual stream."""

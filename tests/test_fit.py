@@ -89,7 +89,7 @@ def test_the_planted_direction_is_found(states: HiddenStates, method: str) -> No
     """Whatever topics and noise lie around it, at the position that the method reads."""
     for layer in range(FIRST, N_LAYER):
         found = vectors(fit(states, range(N_PAIRS), method, [layer]))[:, layer]
-        read = [1, 1] if method == "caa" else [0, 0] if method == "pca" else [0, 1]
+        read = [0, 1] if method in TWO_POSITIONS else [1, 1]
         wanted = shifts()[read, layer]
         cosines = (found * wanted).sum(axis=1) / np.linalg.norm(found, axis=1)
         assert (cosines > 0.99 * np.linalg.norm(wanted, axis=1)).all()
@@ -107,7 +107,7 @@ def test_caa_displaces_one_layer_by_the_difference_of_means(states: HiddenStates
 
 
 @pytest.mark.parametrize("method", ["caa", "pca", "iti"])
-def test_the_others_methods_add_the_same_at_every_token(states: HiddenStates, method: str) -> None:
+def test_the_other_methods_add_the_same_at_every_token(states: HiddenStates, method: str) -> None:
     deciding, answer = vectors(fit(states, range(N_PAIRS), method))
     assert deciding.any()
     np.testing.assert_array_equal(deciding, answer)
