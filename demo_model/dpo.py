@@ -220,9 +220,15 @@ def train(base: Llama, pairs: Sequence[TokenPair], tuning: Tuning) -> tuple[Llam
         elif step - kept_step >= tuning.patience:
             break
     model.load_state_dict(kept)
-    seconds = time.monotonic() - started
     return model, Outcome(
-        len(pairs), n_held_out, step, kept_step, before, best, accuracy, round(seconds, 1)
+        pairs=len(pairs),
+        held_out=n_held_out,
+        steps=step,
+        kept_step=kept_step,
+        loss_before=round(before, 4),
+        loss=round(best, 4),
+        accuracy=round(accuracy, 4),
+        seconds=round(time.monotonic() - started, 1),
     )
 
 

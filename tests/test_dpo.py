@@ -151,7 +151,7 @@ def test_training_lowers_the_loss_and_is_a_function_of_the_seed(
     first, outcome = dpo.train(base, same, QUICK)
     again, _ = dpo.train(base, same, QUICK)
     other, _ = dpo.train(base, same, replace(QUICK, seed=2))
-    assert outcome.loss < outcome.loss_before == pytest.approx(np.log(2))
+    assert outcome.loss < outcome.loss_before == pytest.approx(np.log(2), abs=1e-4)
     weights, others = first.state_dict(), other.state_dict()
     for name, weight in again.state_dict().items():
         assert torch.equal(weight, weights[name])
