@@ -60,27 +60,27 @@ def test_more_steps_climb_further() -> None:
     assert (np.diff(reached) > 0).all()
 
 
-def planted(n: int = 300, n_embd: int = 24, seed: int = 0) -> tuple[list[np.ndarray], list[float]]:
+def planted(n: int = 400, n_embd: int = 24, seed: int = 0) -> tuple[list[np.ndarray], list[float]]:
     """Answers whose reward lies along one direction of their states, the rest noise."""
     rng = np.random.default_rng(seed)
     direction = np.zeros(n_embd)
     direction[:4] = 0.5
     rewards = rng.uniform(-1, 1, n)
     states = [
-        (rng.standard_normal((length, n_embd)) + 2 * reward * direction).astype(np.float32)
+        (0.5 * rng.standard_normal((length, n_embd)) + reward * direction).astype(np.float32)
         for reward, length in zip(rewards, rng.integers(3, 12, n), strict=True)
     ]
     return states, rewards.tolist()
 
 
-@pytest.mark.parametrize("trace", [0.0, 0.9, 1.0])
-def test_a_planted_direction_is_found(trace: float) -> None:
-    states, rewards = planted(900)
+@pytest.mark.parametrize(("trace", "cosine"), [(0.0, 0.85), (0.9, 0.95), (1.0, 0.95)])
+def test_a_planted_direction_is_found(trace: float, cosine: float) -> None:
+    states, rewards = planted()
     fitted = fit_value(states, rewards, seed=1, trace=trace)
     mean = fitted.value.gradient(np.concatenate(states)).mean(axis=0)
     direction = np.zeros(len(mean))
     direction[:4] = 0.5
-    assert mean @ direction / np.linalg.norm(mean) > 0.95
+    assert mean @ direction / np.linalg.norm(mean) > cosine
     assert 0 < fitted.explained <= 1
 
 
