@@ -10,10 +10,11 @@ import typer
 
 from alignez_edge.errors import AlignezError
 
-from .options import grouped
+from .options import grouped, load_steering
 from .output import Output
 
 if TYPE_CHECKING:
+    from alignez_edge.mix import Mixture
     from alignez_edge.profile import Profile
 
 EFFECT = "effect on pairs that were held back, in nats per token"
@@ -82,6 +83,64 @@ def path(
     out.result(str(found))
 
 
+@app.command("mix")
+@grouped
+def mix_(
+    parts: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PROFILE[:S]", help="Profiles (names or files), each at strength S, else 1."
+        ),
+    ],
+    *,
+    orthogonal: Annotated[
+        bool,
+        typer.Option(
+            "--orthogonal", help="Take out of each part what it has along the axes of the others."
+        ),
+    ] = False,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Its name; else the parts' names.")
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "-o", "--output", metavar="FILE", help="Where the profile goes; else the library."
+        ),
+    ] = None,
+    out: Output,
+) -> None:
+    """Make one profile of several, and show how they interfere.
+
+    Strength 1 of the mix does what its parts do together at their strengths. A part of strength 0
+    adds nothing, but with --orthogonal the others lose what they have along its axis.
+    """
+    from alignez_edge.library import ProfileLibrary
+    from alignez_edge.mix import Mixture, mix
+
+    from .layout import table
+
+    terms = load_steering(parts).terms
+    called = name if name is not None else "-".join(p.name for p, _ in terms)[:64].rstrip("-")
+    profile = mix(terms, called, orthogonal=orthogonal)
+    if output is None:
+        target = ProfileLibrary().save(called, profile)
+    else:
+        target = Path(output)
+        profile.save(target)
+    found = Mixture.of(profile)
+    assert found is not None  # it has just been written there
+    out.record(
+        {"profile": str(target), "axis": profile.name, "layers": list(profile.layers)}
+        | found.to_data()
+    )
+    rows = [("profile", str(target)), ("about", profile.axis.description)]
+    rows.append(("layers", ", ".join(map(str, profile.layers))))
+    lines = [f"{profile.name}: {_sides(profile)}", table(rows, "  "), "", _interference(found)]
+    lines += ["", f'try: alignez run -p {output or called} "Tell me about bread."']
+    out.result("\n".join(lines))
+
+
 def effect_table(profile: Profile, indent: str = "") -> str:
     """What strength 1 does to the pairs that were held back, beside asking; '' if not measured."""
     import numpy as np
@@ -131,6 +190,8 @@ def _sides(profile: Profile) -> str:
 
 
 def _facts(profile: Profile, path: Path) -> dict[str, Any]:
+    from alignez_edge.mix import Mixture
+
     axis = profile.axis
     return {
         "path": str(path),
@@ -150,11 +211,12 @@ def _facts(profile: Profile, path: Path) -> dict[str, Any]:
         "licence": profile.licence,
         "created_at": profile.created_at,
         "versions": dict(profile.versions),
-    }
+    } | ({"mix": mixture.to_data()} if (mixture := Mixture.of(profile)) else {})
 
 
 def _card(profile: Profile, path: Path) -> str:
     from alignez_edge.files import printable
+    from alignez_edge.mix import Mixture
 
     from .layout import table
 
@@ -179,4 +241,23 @@ def _card(profile: Profile, path: Path) -> str:
     ]
     if effect := effect_table(profile, indent="  "):
         lines += ["", EFFECT, effect, "", "the curve", curve_table(profile, indent="  ")]
+    if mixture := Mixture.of(profile):
+        lines += ["", _interference(mixture)]
     return "\n".join(lines)
+
+
+def _interference(mixture: Mixture) -> str:
+    """How far each part of a mix moves along each axis, before and after orthogonalising."""
+    from alignez_edge.files import printable
+
+    from .layout import table
+
+    names = [printable(part.profile, 20) for part in mixture.parts]
+    matrices = [("how far strength 1 of each profile moves along each axis", mixture.interference)]
+    if mixture.remaining:
+        matrices.append(("the same after orthogonalising, the axes as before", mixture.remaining))
+    blocks = []
+    for title, matrix in matrices:
+        rows = [[n, *(f"{x:+.2f}" for x in row)] for n, row in zip(names, matrix, strict=True)]
+        blocks.append(f"{title}\n{table([['', *names], *rows], indent='  ')}")
+    return "\n\n".join(blocks)

@@ -20,6 +20,7 @@ COMMANDS = (
     "profile list",
     "profile show",
     "profile path",
+    "profile mix",
     "model",
     "model show",
     "model list",
