@@ -6,7 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from alignez_edge.errors import BadInputError, ProfileFileError
 from alignez_edge.profile import Profile
@@ -14,6 +17,8 @@ from alignez_edge.runtime.model import Model
 from alignez_edge.steering import Steering
 from alignez_edge.vectors import ControlVector
 from tests.profiles import random_profile
+
+STRENGTHS = st.floats(-3, 3)
 
 
 def injected(steering: Steering | Profile, model: Model) -> tuple[bytes, bytes] | None:
@@ -62,6 +67,39 @@ def test_the_order_of_terms_is_irrelevant_to_the_bit(llama_model: Model) -> None
     ]  # fmt: skip
     sums = {injected(a + b + (c + d), llama_model) for a, b, c, d in itertools.permutations(terms)}
     assert len(sums) == 1
+
+
+def test_two_axes_commute_and_add_up(llama_model: Model) -> None:
+    p = random_profile(llama_model, 0, "a", (1, 2), unit=0.5)
+    q = random_profile(llama_model, 1, "b", (2, 4), unit=3.0)
+    assert injected(p * 0.8 + q * -0.3, llama_model) == injected(q * -0.3 + p * 0.8, llama_model)
+    assert injected(p - q, llama_model) == injected(-q + p, llama_model)
+    injection = (p * 0.8 + q * -0.3).injection(llama_model)
+    assert injection is not None
+    for name in ("deciding", "answer"):
+        wanted = 0.4 * getattr(p.vector, name) - 0.9 * getattr(q.vector, name)
+        np.testing.assert_allclose(getattr(injection, name), wanted, rtol=1e-5, atol=1e-7)
+
+
+@settings(max_examples=30, deadline=None)
+@given(s=STRENGTHS, t=STRENGTHS, factor=STRENGTHS)
+def test_sums_are_linear(llama_model: Model, s: float, t: float, factor: float) -> None:
+    p = random_profile(llama_model, 0, "a", (1, 2))
+    q = random_profile(llama_model, 1, "b", (2, 4))
+
+    def rows(steering: Steering) -> npt.NDArray[np.float64]:
+        found = steering.injection(llama_model)
+        shape = (2, llama_model.n_layer, llama_model.n_embd)
+        return np.zeros(shape) if found is None else np.stack([found.deciding, found.answer])
+
+    scale = max(1.0, abs(factor)) * 100 * 2e-7
+    both = p * s + q * t
+    np.testing.assert_allclose(rows(both), rows(p * s) + rows(q * t), atol=scale)
+    np.testing.assert_allclose(rows(both * factor), factor * rows(both), atol=scale * 10)
+    np.testing.assert_allclose(rows(both - q * t), rows(p * s), atol=scale)
+    assert injected(both * 0, llama_model) is None
+    # A term of strength 0 is as if it were not there, to the bit.
+    assert injected(p * s + q * 0, llama_model) == injected(p * s, llama_model)
 
 
 def test_a_sum_edits_the_layers_of_both(llama_model: Model) -> None:
