@@ -15,7 +15,7 @@ from tests.terminal import ROOT
 CELLAR = ("errors", "files", "gguffile", "lora", "fingerprint")
 """What anybody may import: it knows no model, no axis and no command."""
 FLOORS = ("cellar", "ground", "core", "face")
-MATHEMATICS = ("subspace", "layers", "vectors", "edits", "calibration")
+MATHEMATICS = ("subspace", "layers", "vectors", "edits", "calibration", "value")
 LIBRARY = ROOT / "alignez_edge"
 FILES = sorted([*LIBRARY.rglob("*.py"), *(ROOT / "cli").rglob("*.py")])
 

@@ -19,6 +19,7 @@ from alignez_edge.runtime.score import Scorer, kl_divergence
 from alignez_edge.runtime.session import Session
 from alignez_edge.runtime.types import FloatArray, Injection, Request, Sampling
 from alignez_edge.value import ValueFunction
+from tests.test_lora import factors, write
 from tests.tinymodels import ARCHITECTURES
 
 GREEDY = Sampling(temperature=0, max_tokens=12, min_tokens=12)
@@ -101,6 +102,15 @@ def test_logits_that_are_capped_are_refused(tiny_model: Callable[..., Path]) -> 
             pytest.raises(BadInputError, match="caps this model's logits"),
         ):
             OutputMatrix(model)
+
+
+def test_an_adapter_of_the_output_matrix_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    file = write(tmp_path / "a.gguf", factors(tiny_llama, "output"))
+    with (
+        Model.load(tiny_llama, threads=1, lora=[(file, 1.0)]) as model,
+        pytest.raises(BadInputError, match="changes its output matrix"),
+    ):
+        OutputMatrix(model)
 
 
 def test_rows_are_the_files_and_the_cache_is_bounded(

@@ -55,6 +55,8 @@ class OutputMatrix:
             raise _refusal("llama.cpp caps this model's logits")
         if shape != (model.n_embd, model.n_vocab):
             raise _refusal("this model has no plain output matrix")
+        if any(scale and f"{self._name}.lora_a" in a.gguf.tensors for a, scale in model.lora):
+            raise _refusal("the model carries an adapter that changes its output matrix")
         capacity = int(np.clip(_CACHE_BYTES // (4 * model.n_embd), _PROBED, model.n_vocab))
         self._rows = np.empty((capacity, model.n_embd), np.float32)
         self._place = np.full(model.n_vocab, -1, np.int64)
