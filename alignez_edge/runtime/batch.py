@@ -10,6 +10,9 @@ Shared prefixes. One more sequence, the keeper, holds the body of the last promp
 plain as all bodies are. A new prompt takes over the cells of what it shares with that. Recurrent
 models have one running state in place of cells, so they share nothing.
 
+An injection that depends on the prompt (`Conditional`) differs from prompt to prompt, and a
+context has one control vector: such prompts are answered one after another, by a `Session`.
+
 Memory is flat: requests are drawn only when a place is free, and a prompt is let in only if the
 cells for it and its longest answer are there.
 """
@@ -19,7 +22,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
@@ -27,7 +30,8 @@ from alignez_edge.errors import BadInputError
 from alignez_edge.runtime.context import Context, check_fits, common_prefix, window
 from alignez_edge.runtime.llama import cpp
 from alignez_edge.runtime.sampler import Answer
-from alignez_edge.runtime.types import Completion, Injection, Request
+from alignez_edge.runtime.session import Session
+from alignez_edge.runtime.types import Completion, Conditional, Injection, Request
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model
@@ -51,7 +55,7 @@ def generate_batch(
     model: Model,
     requests: Iterable[Request],
     *,
-    injection: Injection | None = None,
+    injection: Injection | Conditional | None = None,
     width: int = 16,
     n_ctx_per_sequence: int | None = None,
     on_progress: Progress | None = None,
@@ -67,6 +71,8 @@ def generate_batch(
         raise BadInputError(f"a batch of width {width}", "it must be at least 1")
     limit = window(model, n_ctx_per_sequence)
     width = min(width, cpp.llama_max_parallel_sequences() - 1)
+    if injection is not None and not isinstance(injection, Injection):
+        return _one_by_one(model, iter(requests), injection, limit, on_progress)
     if injection is not None and injection.is_zero():
         injection = None
     return _run(model, iter(requests), injection, width, limit, on_progress)
@@ -107,6 +113,34 @@ def _run(
                 on_progress(n_done, batch.n_drawn)
         if batch.refused is not None:
             raise batch.refused
+
+
+def _one_by_one(
+    model: Model,
+    requests: Iterator[Request],
+    injection: Conditional,
+    limit: int,
+    on_progress: Progress | None,
+) -> Iterator[Completion]:
+    n_done = n_drawn = 0
+    with Session(model, n_ctx=limit, reference=injection.needs_reference()) as session:
+        for request in requests:
+            _check(request, limit)
+            for _ in session.stream(request.tokens, request.sampling, injection):
+                pass
+            assert session.completion is not None
+            n_done += 1
+            n_drawn += len(session.completion.tokens)
+            yield replace(session.completion, index=request.index)
+            if on_progress is not None:
+                on_progress(n_done, n_drawn)
+
+
+def _check(request: Request, limit: int) -> None:
+    what = f"prompt {request.index}"
+    if not request.tokens:
+        raise BadInputError(f"{what} is empty")
+    check_fits(len(request.tokens), limit, what)
 
 
 def _need(request: Request, limit: int) -> int:
@@ -170,7 +204,7 @@ class _Batch:
                 self._next = self._next or next(self._requests, None)
                 if self._next is None:
                     break
-                self._check(self._next)
+                _check(self._next, self._limit)
             except Exception as error:  # the caller's own iterator may fail as well
                 self.refused = error
                 break
@@ -198,12 +232,6 @@ class _Batch:
         if self._running:
             context.steer(injection, "answer")
             yield from self._advance(self._running)
-
-    def _check(self, request: Request) -> None:
-        what = f"prompt {request.index}"
-        if not request.tokens:
-            raise BadInputError(f"{what} is empty")
-        check_fits(len(request.tokens), self._limit, what)
 
     def _enter(self, request: Request) -> None:
         """Reserve a place and cells; take over what the keeper has of the prompt."""

@@ -60,8 +60,8 @@ class Context:
 
     `n_ctx` counts tokens: of the one sequence, or of all `n_seq` sequences together, which then
     share the cells of one cache. At most `n_outputs` of the at most `n_batch` tokens of one
-    `decode` may ask for logits (default: all; fewer take less memory). `capture` reads the graph;
-    `reference` (not both) lets `Editor`s edit the MLP's outputs. Raises `BadInputError` for
+    `decode` may ask for logits (default: all; fewer take less memory). `capture` reads the graph,
+    before `reference` lets `Editor`s edit the MLP's outputs. Raises `BadInputError` for
     a window beyond what the model was trained on, `RuntimeFailure` where llama.cpp refuses.
     """
 
@@ -76,8 +76,6 @@ class Context:
         capture: Tap | None = None,
         reference: bool = False,
     ) -> None:
-        if reference and capture is not None:
-            raise ValueError("a context either reads or edits")
         self.model = model
         self.n_ctx = window(model, n_ctx) if n_seq == 1 or n_ctx is None else n_ctx
         self.n_batch = max(min(n_batch, self.n_ctx), n_seq)
@@ -89,6 +87,7 @@ class Context:
         self._logit_edits: LogitEdits = ()
         self._gives_hidden = False
         self._reference: Reference | None = None
+        self._capture = capture
         self._tap_error: BaseException | None = None
 
         params = cpp.llama_context_default_params()
@@ -107,9 +106,10 @@ class Context:
         params.no_perf = True
         if reference:
             self._reference = Reference(model.gguf, model.n_layer, model.n_embd)
-            capture = self._reference
-        if capture is not None:
-            params.cb_eval = self._callback = self._make_callback(capture)
+        self._taps: list[Tap] = []
+        self.listen(True)
+        if self._taps:
+            params.cb_eval = self._callback = self._make_callback(self._taps)
         clear_log()
         handle = cpp.llama_init_from_model(model.handle, params)
         if not handle:
@@ -169,6 +169,11 @@ class Context:
             raise RuntimeFailure(f"llama.cpp could not decode {n} tokens ({status}): {reason}")
         if self._reference is not None:
             self._reference.finish()
+
+    def listen(self, on: bool) -> None:
+        """Let `capture` read from now on, or no longer: a pass that nobody reads costs little."""
+        taps = (self._capture if on else None, self._reference)
+        self._taps[:] = [tap for tap in taps if tap is not None]
 
     def prefill(self, tokens: Sequence[int], start: int = 0, sequence: int = 0) -> None:
         """Compute any number of tokens from position `start` on, without logits."""
@@ -322,8 +327,9 @@ class Context:
     ) -> None:
         self.close()
 
-    def _make_callback(self, tap: Tap) -> Any:
-        """The ctypes callback around `tap`; an exception in it ends the decode and is re-raised."""
+    def _make_callback(self, taps: list[Tap]) -> Any:
+        """The ctypes callback around what `taps` holds at each moment; an exception in it ends the
+        decode and is re-raised."""
         # No reference cycle: a context that is dropped must be freed at once, not at some later
         # collection.
         context = weakref.ref(self)
@@ -331,9 +337,12 @@ class Context:
 
         @cpp.ggml_backend_sched_eval_callback
         def callback(tensor: int, ask: bool, user_data: Any) -> bool:
+            if not taps:
+                return False
             try:
                 name = get_name(tensor)
-                return tap.wants(name) if ask else tap.read(name, tensor)
+                asking = [tap for tap in taps if tap.wants(name)]
+                return bool(asking) if ask else all(tap.read(name, tensor) for tap in asking)
             except BaseException as error:  # ctypes would print and swallow it, Ctrl-C included
                 owner = context()
                 if owner is not None:

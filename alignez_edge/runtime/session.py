@@ -5,6 +5,10 @@ its last token always runs plain, on top of the longest prefix that is already t
 token (the deciding token) always runs alone, steered or not, so that plain and steered answers to
 one prompt come from equally shaped passes. What was computed under an injection is removed when
 the answer ends, however it ends.
+
+An injection that depends on the prompt (`Conditional`) costs one pass more: the last token runs
+once plain and is read, its cell is removed, and it runs again under what came of it. Nothing else
+differs from an injection that was known before.
 """
 
 from __future__ import annotations
@@ -14,10 +18,23 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from alignez_edge.errors import BadInputError
+import numpy as np
+
+from alignez_edge.errors import BadInputError, RuntimeFailure
+from alignez_edge.gguffile import GGUFFile
 from alignez_edge.runtime.context import Context, PlainPrefix, check_fits
+from alignez_edge.runtime.llama import ggml, tensor_shape
+from alignez_edge.runtime.reference import mlp_output
 from alignez_edge.runtime.sampler import Answer
-from alignez_edge.runtime.types import Completion, Injection, Message, Sampling, Steers
+from alignez_edge.runtime.types import (
+    Completion,
+    Conditional,
+    FloatArray,
+    Injection,
+    Message,
+    Sampling,
+    Steers,
+)
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model
@@ -35,7 +52,9 @@ class Session:
 
     def __init__(self, model: Model, *, n_ctx: int | None = None, reference: bool = False) -> None:
         self._model = model
-        self._context = Context(model, n_ctx=n_ctx, n_batch=_STEP, n_outputs=1, reference=reference)
+        self._reference = reference
+        self._tap: _LastToken | None = None
+        self._context = self._make_context(n_ctx)
         self._plain = PlainPrefix(self._context)
         self._current: Generator[str, None, None] | None = None
         self.completion: Completion | None = None
@@ -54,16 +73,18 @@ class Session:
         self,
         prompt_tokens: Sequence[int],
         sampling: Sampling,
-        injection: Injection | None = None,
+        injection: Injection | Conditional | None = None,
     ) -> Iterator[str]:
         """The answer, piece by piece; an answer that is still being streamed is ended first.
 
-        Raises `PromptTooLongError` at once where prompt and one token more do not fit.
+        Raises `PromptTooLongError` at once where prompt and one token more do not fit; once the
+        stream is read, `BadInputError` where the architecture lacks a tensor that a `Conditional`
+        must see.
         """
         if not prompt_tokens:
             raise BadInputError("the prompt is empty")
         check_fits(len(prompt_tokens), self.n_ctx)
-        if injection is not None and injection.is_zero():
+        if isinstance(injection, Injection) and injection.is_zero():
             injection = None
         self._end_current()
         self.completion = None
@@ -100,14 +121,21 @@ class Session:
         self.close()
 
     def _stream(
-        self, prompt: list[int], sampling: Sampling, injection: Injection | None
+        self, prompt: list[int], sampling: Sampling, steering: Injection | Conditional | None
     ) -> Generator[str, None, None]:
+        if isinstance(steering, Injection) or steering is None:
+            injection, conditional = steering, None
+        else:
+            injection, conditional = None, steering
+            self._let_read()
         context, plain = self._context, self._plain
         answer = Answer(self._model, sampling, len(prompt), self.n_ctx)
         n_body = len(prompt) - 1
         try:
             if not answer.finished:
                 plain.hold(prompt[:-1])
+                if conditional is not None:
+                    injection = self._injection(conditional, prompt)
                 context.steer(injection, "deciding")
                 self._decode(prompt[-1], n_body, injection is None)
                 if text := answer.step(context, 0):
@@ -131,7 +159,84 @@ class Session:
         if is_plain:
             self._plain.tokens.append(token)
 
+    def _make_context(self, n_ctx: int | None, tap: _LastToken | None = None) -> Context:
+        context = Context(
+            self._model,
+            n_ctx=n_ctx,
+            n_batch=_STEP,
+            n_outputs=1,
+            capture=tap,
+            reference=self._reference,
+        )
+        context.listen(False)
+        return context
+
+    def _let_read(self) -> None:
+        """Change to a context whose passes can be read: others need not pay for one that can."""
+        if self._tap is not None:
+            return
+        tap = _LastToken(self._model.gguf, self._model.n_layer, self._model.n_embd)
+        # Made first: where there is no memory for it, the session goes on with the old one.
+        old = self._context
+        self._context = self._make_context(self.n_ctx, tap)
+        self._tap = tap
+        old.close()
+        self._plain = PlainPrefix(self._context)
+
+    def _injection(self, steering: Conditional, prompt: list[int]) -> Injection | None:
+        """What steers the answer to `prompt`, whose body is held; afterwards it is held again."""
+        assert self._tap is not None
+        self._tap.start(steering)
+        self._context.listen(True)
+        try:
+            self._context.decode([prompt[-1]], [len(prompt) - 1], [0], [True])
+        finally:
+            self._context.listen(False)
+            self._plain.cut(len(prompt) - 1)
+        # Recurrent models cannot forget one token: they read the body anew.
+        self._plain.hold(prompt[:-1])
+        injection = steering.at(self._tap.finish())
+        return None if injection is None or injection.is_zero() else injection
+
     def _end_current(self) -> None:
         current, self._current = self._current, None
         if current is not None:
             current.close()
+
+
+class _LastToken:
+    """A tap that reads the states of a pass of one token, and ends it with the last of them."""
+
+    def __init__(self, gguf: GGUFFile, n_layer: int, n_embd: int) -> None:
+        self._names = {
+            "l_out": [f"l_out-{layer}".encode() for layer in range(n_layer)],
+            "ffn_out": [mlp_output(gguf, layer).encode() for layer in range(n_layer)],
+        }
+        self._shape = (n_layer, n_embd)
+
+    def start(self, steering: Conditional) -> None:
+        """Expect a pass, and what `steering` must see of it."""
+        names = self._names[steering.tensor]
+        self._wanted = {names[layer]: layer for layer in steering.layers}
+        self._states = np.zeros(self._shape, np.float32)
+
+    def finish(self) -> FloatArray:
+        """`(n_layer, n_embd)`, zero in layers that nobody asked for. Raises `BadInputError` where
+        a tensor did not come by."""
+        if self._wanted:
+            name = min(self._wanted).decode()
+            raise BadInputError(
+                f"this model's architecture has no tensor {name} in llama.cpp",
+                "steering that depends on the query cannot be had with it",
+            )
+        return self._states
+
+    def wants(self, name: bytes) -> bool:
+        return name in self._wanted
+
+    def read(self, name: bytes, tensor: int) -> bool:
+        row = self._states[self._wanted.pop(name)]
+        if tensor_shape(tensor) != (len(row), 1, 1, 1):
+            raise RuntimeFailure(f"{name.decode()} has the shape {tensor_shape(tensor)}")
+        ggml.tensor_get(tensor, row.ctypes.data, 0, row.nbytes)
+        return bool(self._wanted)

@@ -130,10 +130,36 @@ class Injection:
         return not (self.deciding.any() or self.answer.any() or edited)
 
 
+class Conditional(Protocol):
+    """An injection that depends on the prompt: it is known once the prompt's last token is read."""
+
+    @property
+    def layers(self) -> Collection[int]:
+        """The layers whose states it must see."""
+        ...
+
+    @property
+    def tensor(self) -> Literal["l_out", "ffn_out"]:
+        """Where it sees them: the residual stream after a layer, or the MLP's output."""
+        ...
+
+    def at(self, states: FloatArray) -> Injection | None:
+        """What steers the answer; None for nothing.
+
+        `states`, `(n_layer, n_embd)`, are those of the last prompt token in a plain pass; rows of
+        other layers than `layers` are zero.
+        """
+        ...
+
+    def needs_reference(self) -> bool:
+        """Whether an injection of its may hold an `Editor`."""
+        ...
+
+
 class Steers(Protocol):
     """Anything that can say what to inject into a given model: a profile, a sum of profiles."""
 
-    def injection(self, model: Model) -> Injection | None:
+    def injection(self, model: Model) -> Injection | Conditional | None:
         """The injection for `model`; None for none. Raises where it does not fit the model."""
         ...
 
