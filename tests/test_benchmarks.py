@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from alignez_edge.runtime.model import Model
-from benchmarks import build, steering, steering_report
+from benchmarks import build, grid, steering, steering_report
 from tests.profiles import random_profile
 
 
@@ -70,3 +70,37 @@ def test_build_is_timed_and_weighed(tiny_llama: Path, capsys: pytest.CaptureFixt
     assert set(found["seconds"]) == {"pairs", "embeddings", "subspace", "calibration", "total"}
     assert found["seconds"]["total"] >= sum(found["seconds"].values()) / 2
     assert result["bare MB"] > 0
+
+
+def test_slopes_over_a_grid_are_least_squares() -> None:
+    rng = np.random.default_rng(0)
+    s, t = np.meshgrid(grid.STRENGTHS, grid.STRENGTHS, indexing="ij")
+    effects, base = rng.normal(size=(2, 3, 2)), rng.normal(size=(3, 2))
+    planted = base + s[..., None, None] * effects[0] + t[..., None, None] * effects[1]
+    np.testing.assert_allclose(grid.slopes(planted), effects)
+    noisy = planted + rng.normal(size=planted.shape)
+    design = np.stack([s.ravel(), t.ravel(), np.ones(s.size)], axis=1)
+    fitted = np.linalg.lstsq(design, noisy.reshape(s.size, -1), rcond=None)[0][:2]
+    np.testing.assert_allclose(grid.slopes(noisy), fitted.reshape(effects.shape))
+
+
+def test_a_grid_runs_and_draws(
+    tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Model.load(tiny_llama, threads=1) as model:
+        for draw, name in enumerate(("cheerful", "polite", "formal")):
+            random_profile(model, draw, name).save(tmp_path / f"{name}.gguf")
+    picture, page = tmp_path / "grid.png", tmp_path / "page.md"
+    page.write_text("a\n<!-- grid -->\n<!-- /grid -->\nb\n", encoding="utf-8")
+    arguments = ["--model", str(tiny_llama), "--threads", "1", "--profiles", str(tmp_path)]
+    arguments += ["--limit", "2", "--picture", str(picture), "--page", str(page), "--json"]
+    grid.main(arguments)
+    result = json.loads(capsys.readouterr().out)
+    assert [pair["axes"] for pair in result["pairs"]] == [list(pair) for pair in grid.PAIRS]
+    for pair in result["pairs"]:
+        middles = [np.array(table["scores"])[2, 2].tolist() for table in pair["ways"].values()]
+        assert middles[0] == middles[1] == middles[2], "strength 0 is the plain model"
+        for name in pair["axes"]:
+            assert abs(pair["ways"][grid.BOTH]["axes"][name]["predicted"]) < 1e-3
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert page.read_text("utf-8").count("\n| ") == 2 + 2 * 3 * 2

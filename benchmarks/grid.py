@@ -1,0 +1,270 @@
+"""Two axes steered at once on a grid of strengths: `python -m benchmarks.grid`.
+
+For a pair of axes that are independent in the demo world and for the pair that is correlated, the
+profiles as they are and orthogonalised: the scores of both axes by the rule judge over five by
+five strengths, on the unseen queries. Slopes are least squares over the grid: the own effect is how
+far a unit of an axis' strength moves its own score, the cross effect how far it moves the other's.
+A query's draws are the same in all cells; intervals are 95 % and resample the queries.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alignez_edge.axes import Axis
+from alignez_edge.demo.judge import AXES
+from alignez_edge.demo.world import demo_queries
+from alignez_edge.methods import DEFAULT_METHOD
+from alignez_edge.mix import interference, orthogonalise
+from alignez_edge.profile import Profile
+from alignez_edge.runtime.model import Model
+from alignez_edge.runtime.score import Scorer
+from benchmarks.steering import (
+    PLAIN,
+    Bench,
+    Figure,
+    Floats,
+    Resamples,
+    figure,
+    plain_data,
+    profile_of,
+)
+from benchmarks.steering_report import BLUE, GREY, ORANGE, insert
+
+STRENGTHS = (-1.0, -0.5, 0.0, 0.5, 1.0)
+PAIRS = (("cheerful", "formal"), ("polite", "formal"))
+"""Independent in the demo world, and correlated on purpose (the model's card)."""
+AS_THEY_ARE, SECOND, BOTH = "as they are", "second against first", "each against the other"
+DRAWN = (AS_THEY_ARE, BOTH)
+
+Pair = tuple[Profile, Profile]
+Table = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The judged answers of all cells.
+
+    `scores` has shape `(5, 5, n_query, n_seed, 2)`: first axis' strength, second axis' strength,
+    then the answers, then the score on either axis. `nats` and `tokens` have its first four.
+    """
+
+    scores: Floats
+    nats: Floats
+    tokens: Floats
+
+
+def ways(first: Profile, second: Profile) -> dict[str, Pair]:
+    """The two profiles as they are and orthogonalised, by the name of the way."""
+    other = orthogonalise(second, first)
+    return {
+        AS_THEY_ARE: (first, second),
+        SECOND: (first, other),
+        BOTH: (orthogonalise(first, second), other),
+    }
+
+
+def predicted(pair: Pair, axes: Pair) -> list[float]:
+    """What the profiles alone say of how far each moves the other's axis, in units of what the
+    other does itself; `axes` are the two as they were before they were orthogonalised."""
+    along = [[interference(profile, axis) for axis in axes] for profile in pair]
+    return [along[0][1] / along[1][1], along[1][0] / along[0][0]]
+
+
+def measure(bench: Bench, pair: Pair, n_seed: int, scorer: Scorer) -> Grid:
+    """Steer both axes at once, cell by cell."""
+    columns = [AXES.index(profile.name) for profile in pair]
+    size = len(STRENGTHS)
+    shape = (size, size, len(bench.queries), n_seed)
+    scores, nats, tokens = np.zeros((*shape, 2)), np.zeros(shape), np.zeros(shape)
+    for cell in np.ndindex(size, size):
+        s, t = (STRENGTHS[i] for i in cell)
+        injection = (pair[0] * s + pair[1] * t).injection(bench.model)
+        found = bench.answers(PLAIN, injection, n_seed, scorer)
+        scores[cell] = found.scores[..., columns]
+        nats[cell], tokens[cell] = found.nats, found.tokens
+    return Grid(scores, nats, tokens)
+
+
+def slopes(scores: Floats) -> Floats:
+    """Least-squares slopes per unit of strength, of scores `(5, 5, ...)`: `(2, ...)`.
+
+    First the strength that is raised. The grid is balanced, so that either slope is
+    `sum(s * score) / sum(s * s)` over all cells.
+    """
+    strengths = np.array(STRENGTHS)
+    sums = [np.einsum(f"{index},ij...->...", strengths, scores) for index in "ij"]
+    return np.stack(sums) / (len(strengths) * (strengths**2).sum())
+
+
+def figures(grid: Grid, names: Sequence[str], foretold: Sequence[float]) -> Table:
+    """The table of one grid: per axis own effect, cross effect and interference; and the price.
+
+    The interference is the cross effect in units of what the other axis does itself, beside what
+    the profiles alone foretold (`predicted`).
+    """
+    resamples = Resamples(grid.scores.shape[2])
+    rising = slopes(grid.scores)
+    effect = [[resamples.mean(rising[i, ..., j]) for j in (0, 1)] for i in (0, 1)]
+    nats = resamples.ratio(*(x.mean(axis=(0, 1)) for x in (grid.nats, grid.tokens)))
+    zero = STRENGTHS.index(0.0)
+    plain = resamples.ratio(grid.nats[zero, zero], grid.tokens[zero, zero])
+    return {
+        "axes": {
+            name: {
+                "own effect": figure(effect[i][i]),
+                "cross effect": figure(effect[i][1 - i]),
+                "interference": figure(effect[i][1 - i] / effect[1 - i][1 - i]),
+                "predicted": foretold[i],
+            }
+            for i, name in enumerate(names)
+        },
+        "nats above plain": figure(nats - plain),
+        "scores": grid.scores.mean(axis=(2, 3)).tolist(),
+    }
+
+
+def markdown(result: Table) -> str:
+    """The slopes of every pair and way as a table."""
+    lines = [
+        f"{result['model']}: {result['queries']} unseen queries, answers to each per cell: "
+        f"{result['seeds']}; 95 % intervals. Interference is the cross effect over what the other "
+        "axis does itself; predicted is the same from the profiles alone; nats are per token, the "
+        "mean of the cells above plain.",
+        "",
+        "| profiles | axis | own effect | cross effect | interference | predicted | nats |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for pair in result["pairs"]:
+        for way, table in pair["ways"].items():
+            for name, row in table["axes"].items():
+                cells = [f"{' and '.join(pair['axes'])}, {way}", name]
+                cells += [_interval(row[k]) for k in ("own effect", "cross effect", "interference")]
+                cells += [_number(row["predicted"]), _number(table["nats above plain"].mean, 3)]
+                lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _interval(found: Figure) -> str:
+    return f"{_number(found.mean)} [{_number(found.low)}, {_number(found.high)}]"
+
+
+def _number(value: float, digits: int = 2) -> str:
+    return f"{value + 0.0:+.{digits}f}".replace("-", "−")
+
+
+def draw(result: Table, path: Path) -> None:
+    """Write the picture: per pair and way the two scores as heat maps over both strengths, and
+    below them the same cells in the plane of the two scores, joined along either strength."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    panels = [(pair["axes"], way, pair["ways"][way]) for pair in result["pairs"] for way in DRAWN]
+    with plt.rc_context({"font.size": 11}):
+        drawing, grid = plt.subplots(
+            3, len(panels), figsize=(2.9 * len(panels), 9), dpi=130, layout="constrained",
+            squeeze=False,
+        )  # fmt: skip
+        for column, (names, way, table) in zip(grid.T, panels, strict=True):
+            scores = np.array(table["scores"])
+            for panel, score, name in zip(column, np.moveaxis(scores, -1, 0), names, strict=False):
+                image = _heat(panel, score, names)
+                panel.set_title(f"score of {name}", fontsize=11)
+            column[0].set_title(f"{' and '.join(names)},\n{way}\n\nscore of {names[0]}")
+            _mesh(column[2], scores, names)
+        drawing.colorbar(image, ax=grid[:2], label="score", shrink=0.6, aspect=30)
+        handles, labels = grid[2][0].get_legend_handles_labels()
+        drawing.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        drawing.savefig(path)
+        plt.close(drawing)
+
+
+def _heat(panel: Any, score: Floats, names: Sequence[str]) -> Any:
+    """One score over both strengths: the first axis' to the right, the second's upwards."""
+    image = panel.imshow(score.T, origin="lower", cmap="RdBu_r", vmin=-1, vmax=1)
+    for (i, j), value in np.ndenumerate(score):
+        colour = "white" if abs(value) > 0.6 else "black"
+        panel.text(i, j, _number(value, 1), ha="center", va="center", color=colour, fontsize=9)
+    ticks = [_number(s, 1) if s else "0" for s in STRENGTHS]
+    panel.set_xticks(range(len(ticks)), ticks)
+    panel.set_yticks(range(len(ticks)), ticks)
+    panel.set_xlabel(f"strength of {names[0]}")
+    panel.set_ylabel(f"strength of {names[1]}")
+    return image
+
+
+def _mesh(panel: Any, scores: Floats, names: Sequence[str]) -> None:
+    """Where the cells lie in the plane of both scores: a square net is full control of both."""
+    for i in range(len(STRENGTHS)):
+        label = "raising the first strength" if i == 0 else None
+        panel.plot(*scores[:, i].T, color=BLUE, lw=1.8, label=label)
+        label = "raising the second strength" if i == 0 else None
+        panel.plot(*scores[i].T, color=ORANGE, lw=1.8, ls="--", label=label)
+    panel.plot(*scores.reshape(-1, 2).T, "o", color=GREY, ms=3.5)
+    panel.plot(*scores[-1, -1], "^", color="black", ms=8, label="both at +1")
+    panel.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), aspect="equal")
+    panel.set_xlabel(f"score of {names[0]}")
+    panel.set_ylabel(f"score of {names[1]}")
+    panel.grid(color="0.9")
+    panel.set_axisbelow(True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--model", type=Path, help="a GGUF file (default: the demo model)")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--seeds", type=int, default=1, help="answers to each query")
+    parser.add_argument("--limit", type=int, help="use only so many of the unseen queries")
+    parser.add_argument("--profiles", type=Path, help="folder with <axis>.gguf to use as they are")
+    parser.add_argument("--picture", type=Path, help="write scores over both strengths (PNG)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, no tables")
+    parser.add_argument("--page", type=Path, help="put the table between this file's markers")
+    options = parser.parse_args(arguments)
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    model = (
+        Model.load(options.model, threads=options.threads)
+        if options.model
+        else Model.demo(threads=options.threads)
+    )
+    queries = demo_queries("unseen")[: options.limit]
+    result: Table = {"model": model.path.name, "queries": len(queries), "seeds": options.seeds}
+    result["pairs"] = []
+    with model, Scorer(model) as scorer:
+        bench = Bench(model, queries, say)
+        profiles = {
+            name: profile_of(model, Axis.builtin(name), DEFAULT_METHOD, options.profiles, 0, say)
+            for name in {name: None for pair in PAIRS for name in pair}
+        }
+        for names in PAIRS:
+            axes = profiles[names[0]], profiles[names[1]]
+            found = {}
+            for way, pair in ways(*axes).items():
+                say(f"{' and '.join(names)}, {way}")
+                grid = measure(bench, pair, options.seeds, scorer)
+                found[way] = figures(grid, names, predicted(pair, axes))
+            result["pairs"].append({"axes": list(names), "ways": found})
+    if options.picture:
+        draw(result, options.picture)
+    text = markdown(result)
+    if options.page:
+        insert(text, options.page, "grid")
+    print(json.dumps(plain_data(result)) if options.json else text)
+
+
+if __name__ == "__main__":
+    main()
