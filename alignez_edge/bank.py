@@ -103,8 +103,8 @@ class Bank:
             for p, position in enumerate(POSITIONS):
                 read = states.layer(layer, position, rows)
                 for s, side in enumerate((read.chosen, read.rejected)):
-                    pairs[i, p, s], pair_scales[i, p, s] = _packed(side)
-            own[i], own_scales[i] = _packed(queries[:, layer])
+                    pairs[i, p, s], pair_scales[i, p, s] = packed(side)
+            own[i], own_scales[i] = packed(queries[:, layer])
         return cls(chosen, tensor, pairs, pair_scales, own, own_scales)
 
     @property
@@ -213,7 +213,7 @@ class Bank:
         return _unit(rows - self._mean_query[:, None])
 
 
-def _packed(rows: npt.NDArray[np.floating]) -> tuple[HalfArray, float]:
+def packed(rows: npt.NDArray[np.floating]) -> tuple[HalfArray, float]:
     """`rows` as float16 and the power of two that they were divided by."""
     largest = float(np.abs(rows).max(initial=0.0))
     if not largest < _LARGEST * 2**15:

@@ -1,211 +1,202 @@
-"""Query-conditioned steering: what a turn's neighbours give, and how the runtime asks for it."""
+"""A turn's neighbours: their directions, control vectors and edits against the plain forms."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pytest
 
-from alignez_edge.edits import Edit, LayerEdit
-from alignez_edge.errors import AlignezError, BadInputError, PromptTooLongError
-from alignez_edge.exact import exact_edit
-from alignez_edge.runtime.adapter import Adapter
-from alignez_edge.runtime.batch import generate_batch
-from alignez_edge.runtime.capture import capture
-from alignez_edge.runtime.context import Context
-from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.session import Session
-from alignez_edge.runtime.types import Completion, FloatArray, Injection, Request, Sampling
-from tests.test_session import GREEDY, injection_for, next_logits
+from alignez_edge.bank import Bank
+from alignez_edge.conditioned import Recipe, Turn, condition
+from alignez_edge.edits import LayerEdit
+from alignez_edge.embeddings import POSITIONS, HiddenStates
+from alignez_edge.fit import fit
+from alignez_edge.subspace import difference_subspace, first_direction, right_singular_vectors
 
-PROMPTS = ("Why is the sky blue?", "Why is the sea salt?", "Who are you?")
+N_LAYER, N_EMBD, N_PAIRS = 6, 40, 16
+LAYERS = (1, 2, 4)
+Method = Literal["alignez", "alignez-v1"]
 
 
-@dataclass
-class Fixed:
-    """A `Conditional` that gives the same injection to every prompt, and keeps what it saw."""
+class Made:
+    """Random pairs of two kinds, which differ between their sides along two directions; a bank."""
 
-    injection: Injection | None
-    tensor: Literal["l_out", "ffn_out"] = "l_out"
-    layers: tuple[int, ...] = (1, 2, 4)
-    seen: list[FloatArray] = field(default_factory=list)
-
-    def at(self, states: FloatArray) -> Injection | None:
-        self.seen.append(states.copy())
-        return self.injection
-
-    def needs_reference(self) -> bool:
-        return self.injection is not None and self.injection.needs_reference()
-
-
-def ask(
-    session: Session, tokens: list[int], steering: Injection | Fixed | None, sampling: Sampling
-) -> Completion:
-    for _ in session.stream(tokens, sampling, steering):
-        pass
-    assert session.completion is not None
-    return session.completion
+    def __init__(self, path: Path, tensor: str, noise: float = 0.3) -> None:
+        rng = np.random.default_rng(5)
+        self.planted = np.linalg.qr(rng.standard_normal((N_EMBD, 4)))[0].T.astype(np.float32)
+        self.kind = np.arange(N_PAIRS) % 2
+        pairs = noise * rng.standard_normal((N_PAIRS, 2, 2, N_LAYER, N_EMBD))
+        pairs += 3 * self.planted[3]  # what both sides share
+        pairs[:, 0] += 4 * self.planted[self.kind][:, None, None]
+        queries = noise * rng.standard_normal((N_PAIRS, N_LAYER, N_EMBD)) + 10
+        queries += 3 * (self.planted[2] * (2 * self.kind - 1)[:, None])[:, None]
+        self.queries = queries.astype(np.float32)
+        self.states = HiddenStates(path, (N_LAYER, N_EMBD))
+        for pair in pairs.astype(np.float32):
+            self.states.append(pair[:, 0], pair[:, 1])
+        self.bank = Bank.from_states(self.states, range(N_PAIRS), self.queries, LAYERS, tensor)
 
 
 @pytest.fixture
-def prompts(llama_model: Model) -> list[list[int]]:
-    return [llama_model.tokenize(text, begin=True) for text in PROMPTS]
+def make(tmp_path: Path) -> Callable[..., Made]:
+    return lambda tensor="l_out", **options: Made(tmp_path / f"{tensor}.f32", tensor, **options)
 
 
-def spied(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """The bytes of all logits that answers are drawn from, as they come."""
-    found: list[bytes] = []
-    real = Context.edit_logits
-
-    def edit_logits(self: Context, index: int) -> None:
-        real(self, index)
-        found.append(self.logits(index).tobytes())
-
-    monkeypatch.setattr(Context, "edit_logits", edit_logits)
-    return found
+def assert_parallel(a: np.ndarray, b: np.ndarray) -> None:
+    np.testing.assert_allclose(a * np.sign(a @ b), b, atol=2e-5)
 
 
-def test_a_fixed_one_is_the_static_injection_to_the_bit(
-    llama_model: Model, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+def test_version_2_is_the_svd_of_the_differences(make: Callable[..., Made]) -> None:
+    made = make()
+    turn = condition(made.bank, made.queries[0], Recipe(k=7, rank=4))
+    assert turn.rows[0] == 0
+    for i, layer in enumerate(LAYERS):
+        for p, position in enumerate(POSITIONS):
+            sides = made.bank.sides(turn.rows, position, layer)
+            whole = difference_subspace(sides.chosen, sides.rejected, 4)
+            for found, expected in zip(turn.directions[i, p], whole.directions, strict=True):
+                assert_parallel(found, expected)
+            np.testing.assert_allclose(turn.displacement[i, p], whole.displacement(), atol=1e-4)
+            shift = (sides.chosen - sides.rejected).mean(axis=0)
+            assert (turn.directions[i, p] @ shift >= 0).all()
+
+
+def test_version_1_is_the_svd_of_each_side(make: Callable[..., Made]) -> None:
+    made = make("ffn_out")
+    turn = condition(made.bank, made.queries[3], Recipe("alignez-v1", k=5))
+    for i, layer in enumerate(LAYERS):
+        for p, position in enumerate(POSITIONS):
+            sides = made.bank.sides(turn.rows, position, layer)
+            pair = [first_direction(side) for side in (sides.chosen, sides.rejected)]
+            np.testing.assert_allclose(turn.directions[i, p], pair, atol=2e-5)
+            middle = (sides.chosen.mean(axis=0) + sides.rejected.mean(axis=0)) / 2
+            own = turn.edit(position).layers[layer]
+            expected = LayerEdit.swap(*pair)
+            np.testing.assert_allclose(own.change(middle), expected.change(middle), atol=1e-3)
+            # The constant is the edit's mean field.
+            np.testing.assert_allclose(
+                turn.displacement[i, p], expected.change(middle), atol=1e-3, rtol=1e-3
+            )
+
+
+@pytest.mark.parametrize("method", ["alignez", "alignez-v1"])
+def test_directions_and_edits_are_made_of_the_banks_rows(
+    make: Callable[..., Made], method: Method
 ) -> None:
-    logits = spied(monkeypatch)
-    injection = injection_for(llama_model)
-    answers = []
-    for steering in (injection, Fixed(injection), None, Fixed(None)):
-        with Session(llama_model) as session:
-            answers.append([ask(session, prompt, steering, GREEDY).tokens for prompt in prompts])
-    assert answers[0] == answers[1] != answers[2] == answers[3]
-    static, conditional, plain, nothing = np.array_split(np.array(logits, object), 4)
-    assert static.tolist() == conditional.tolist()
-    assert plain.tolist() == nothing.tolist()
+    made = make("ffn_out")
+    turn = condition(made.bank, made.queries[1], Recipe(method, k=6, rank=3))
+    for i, layer in enumerate(LAYERS):
+        for p, position in enumerate(POSITIONS):
+            sides = made.bank.sides(turn.rows, position, layer)
+            rows = np.concatenate([sides.chosen, sides.rejected])
+            found = turn.coefficients[i, p] @ rows
+            np.testing.assert_allclose(found, turn.directions[i, p], atol=1e-4)
+            inward = turn.edit(position).layers[layer].inward
+            np.testing.assert_allclose(turn.inward(position)[layer] @ rows, inward, atol=1e-4)
 
 
-@pytest.mark.parametrize("tensor", ["l_out", "ffn_out"])
-def test_it_sees_the_plain_state_of_the_last_token(
-    llama_model: Model, prompts: list[list[int]], tensor: Literal["l_out", "ffn_out"]
+@pytest.mark.parametrize(("method", "tensor"), [("alignez", "l_out"), ("alignez-v1", "ffn_out")])
+def test_all_pairs_as_neighbours_are_the_static_profile(
+    make: Callable[..., Made], method: Method, tensor: str
 ) -> None:
-    steering = Fixed(injection_for(llama_model), tensor, layers=(0, 2, 5))
-    with Session(llama_model) as session:
-        for prompt in prompts:  # from the second on after an answer that was steered
-            ask(session, prompt, steering, GREEDY)
-    captured = capture(llama_model, [(prompt, []) for prompt in prompts], tensor=tensor, width=1)
-    for seen, states in zip(steering.seen, captured, strict=True):
-        others = [1, 3, 4]
-        assert not seen[others].any()
-        expected = states.deciding.copy()
-        expected[others] = 0
-        np.testing.assert_allclose(seen, expected, atol=2e-2 * np.abs(expected).max())
+    made = make(tensor)
+    expected = fit(made.states, range(N_PAIRS), method, LAYERS).vector
+    found = condition(made.bank, made.queries[0], Recipe(method, k=N_PAIRS)).vector(N_LAYER)
+    for position in POSITIONS:
+        np.testing.assert_allclose(getattr(found, position), getattr(expected, position), atol=1e-2)
+        np.testing.assert_allclose(getattr(found, position)[[0, 3, 5]], 0)
 
 
-def test_the_cache_holds_plain_states_only(llama_model: Model, prompts: list[list[int]]) -> None:
-    steering = Fixed(injection_for(llama_model))
-    with Session(llama_model) as session, Session(llama_model) as fresh:
-        ask(session, prompts[0], steering, GREEDY)
-        assert session.plain_tokens == tuple(prompts[0][:-1])
-        assert np.array_equal(next_logits(session, prompts[0]), next_logits(fresh, prompts[0]))
-        # A plain answer that a conditional gave stays, as a plain one does.
-        answer = ask(session, prompts[1], Fixed(None), GREEDY)
-        assert session.plain_tokens == (*prompts[1], *answer.tokens[:-1])
-        # Its context changes once, at the first conditional, and the window does not.
-        assert session.n_ctx == fresh.n_ctx
+def test_the_direction_of_a_querys_own_kind_is_found(make: Callable[..., Made]) -> None:
+    made = make()
+    for row in (0, 1, 6, 9):
+        turn = condition(made.bank, made.queries[row], Recipe(k=5))
+        kind = made.kind[row]
+        assert (made.kind[turn.rows] == kind).all()
+        assert (turn.directions[:, :, 0] @ made.planted[kind] > 0.99).all()
 
 
-def test_a_failure_leaves_a_plain_cache(llama_model: Model, prompts: list[list[int]]) -> None:
-    class Fails(Fixed):
-        def at(self, states: FloatArray) -> Injection | None:
-            raise KeyboardInterrupt
-
-    with Session(llama_model) as session, Session(llama_model) as fresh:
-        with pytest.raises(KeyboardInterrupt):
-            ask(session, prompts[0], Fails(None), GREEDY)
-        assert session.plain_tokens == tuple(prompts[0][:-1])
-        assert np.array_equal(next_logits(session, prompts[0]), next_logits(fresh, prompts[0]))
-
-
-def test_a_missing_tensor_is_named(llama_model: Model, prompts: list[list[int]]) -> None:
-    steering = Fixed(None)
-    with Session(llama_model) as session:
-        ask(session, prompts[0], steering, GREEDY)
-        assert session._tap is not None
-        session._tap._names["l_out"][4] = b"nothing-4"
-        with pytest.raises(BadInputError, match="no tensor nothing-4"):
-            ask(session, prompts[0], steering, GREEDY)
-        assert session.plain_tokens == tuple(prompts[0][:-1])
+def test_opposed_directions_alone_are_kept(make: Callable[..., Made]) -> None:
+    made = make()
+    everything = condition(made.bank, made.queries[2], Recipe(k=8, rank=6))
+    turn = condition(made.bank, made.queries[2], Recipe(k=8, rank=6, opposed=True))
+    kept = turn.directions.any(axis=-1)
+    assert 0 < kept.sum() < kept.size
+    for i, layer in enumerate(LAYERS):
+        towards = everything.directions[i] @ made.queries[2][layer]
+        np.testing.assert_array_equal(kept[i], towards <= 0)
+    np.testing.assert_array_equal(turn.directions[kept], everything.directions[kept])
+    shares = np.einsum("lpd,lprd->lpr", turn.displacement, everything.directions)
+    np.testing.assert_allclose(shares[~kept], 0, atol=1e-4)
 
 
-def test_one_token_is_a_prompt(llama_model: Model) -> None:
-    injection = injection_for(llama_model)
-    with Session(llama_model) as session:
-        static = ask(session, [5], injection, GREEDY)
-        assert ask(session, [5], Fixed(injection), GREEDY).tokens == static.tokens
-
-
-def test_models_that_cannot_forget_a_token_read_the_body_anew(
-    llama_model: Model, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As recurrent models do, of which no tiny one can be made here."""
-    monkeypatch.setattr(Context, "remove", lambda *_: False)
-    injection = injection_for(llama_model)
-    for static, steering in ((injection, Fixed(injection)), (None, Fixed(None))):
-        with Session(llama_model) as session:
-            answers = [ask(session, prompts[0], x, GREEDY).tokens for x in (static, steering)]
-        assert answers[0] == answers[1]
-
-
-def test_exact_edits_and_their_reference(llama_model: Model, prompts: list[list[int]]) -> None:
-    rng = np.random.default_rng(0)
-    edit = Edit({3: LayerEdit.swap(*rng.standard_normal((2, llama_model.n_embd)))})
-    zeros = np.zeros((llama_model.n_layer, llama_model.n_embd), np.float32)
-    adapter = Adapter(llama_model, exact_edit(llama_model.gguf, edit).adapter)
-    for term, reference in ((adapter, False), (edit, True)):
-        injection = Injection(zeros, zeros, ((term, 4.0),), ((term, -4.0),))
-        steering = Fixed(injection)
-        assert steering.needs_reference() == reference
-        with Session(llama_model, reference=reference) as session:
-            static = ask(session, prompts[0], injection, GREEDY)
-            assert ask(session, prompts[0], steering, GREEDY).tokens == static.tokens
-            assert static.tokens != ask(session, prompts[0], None, GREEDY).tokens
-        # The state that it sees is the plain one, edits or not.
-        (states,) = capture(llama_model, [(prompts[0], [])])
-        np.testing.assert_allclose(steering.seen[0][4], states.deciding[4], atol=0.1)
-
-
-def test_a_batch_is_one_prompt_at_a_time(llama_model: Model, prompts: list[list[int]]) -> None:
-    injection = injection_for(llama_model)
-    sampling = Sampling(max_tokens=9, min_tokens=9)
-    requests = [Request(p, sampling.with_seed(i), 10 + i) for i, p in enumerate(prompts)]
-    calls: list[tuple[int, int]] = []
-    steering = Fixed(injection)
-    found = list(
-        generate_batch(
-            llama_model, requests, injection=steering, on_progress=lambda *x: calls.append(x)
-        )
+def test_layers_of_which_nothing_is_kept_hand_on(make: Callable[..., Made]) -> None:
+    """Layer 2 keeps nothing: layer 4 then gets the increment over layer 1."""
+    made = make()
+    query = np.zeros((N_LAYER, N_EMBD), np.float32)
+    query[2] = made.planted[0] + made.planted[1]
+    query[[1, 4]] = -query[2]
+    turn = condition(made.bank, query, Recipe(k=N_PAIRS, opposed=True))
+    vector = turn.vector(N_LAYER)
+    assert vector.layers == (1, 4)
+    np.testing.assert_allclose(
+        vector.deciding.sum(axis=0), 1.5 * turn.displacement[2, 0], atol=1e-4
     )
-    assert [completion.index for completion in found] == [10, 11, 12]
-    assert calls == [(1, 9), (2, 18), (3, 27)]
-    assert len(steering.seen) == 3
-    for completion, request in zip(found, requests, strict=True):
-        with Session(llama_model) as session:
-            alone = ask(session, list(request.tokens), injection, request.sampling)
-        assert completion.tokens == alone.tokens
+    everything = made.planted[0] + made.planted[1]
+    query[:] = everything
+    assert condition(made.bank, query, Recipe(opposed=True)).vector(N_LAYER).is_zero()
 
 
-def test_a_batch_refuses_what_does_not_fit(llama_model: Model, prompts: list[list[int]]) -> None:
-    def answers(bad: Request) -> Iterator[Completion]:
-        good = Request(prompts[0], GREEDY)
-        return generate_batch(
-            llama_model, [good, bad], injection=Fixed(None), n_ctx_per_sequence=100
-        )
+def test_the_best_agreeing_layers_are_taken(make: Callable[..., Made]) -> None:
+    made = make("ffn_out")
+    pairs = made.bank.pairs.copy()
+    pairs[1] = np.random.default_rng(0).standard_normal(pairs[1].shape)
+    arrays = made.bank.to_arrays()
+    for i, kind in enumerate(("deciding.chosen", "deciding.rejected")):
+        arrays[kind] = pairs[:, 0, i]
+    bank = Bank.from_arrays(arrays, "ffn_out")
+    turn = condition(bank, made.queries[0], Recipe(k=5, n_layers=2))
+    assert turn.layers == (1, 4)
+    assert turn.vector(N_LAYER).layers == (1, 4)
+    assert set(turn.edit("deciding").layers) == {1, 4}
 
-    cases: list[tuple[Request, type[AlignezError]]] = [
-        (Request([], index=1), BadInputError),
-        (Request([3] * 100, index=1), PromptTooLongError),
-    ]
-    for bad, error in cases:
-        stream = answers(bad)
-        assert next(stream).index == 0
-        with pytest.raises(error, match="prompt 1"):
-            next(stream)
+
+def test_less_rank_than_asked_for_and_no_difference_at_all(make: Callable[..., Made]) -> None:
+    made = make("ffn_out", noise=0.0)
+    turn = condition(made.bank, made.queries[0], Recipe(k=5, rank=4))
+    assert turn.directions.any(axis=-1).sum(axis=-1).tolist() == [[1, 1]] * len(LAYERS)
+    arrays = made.bank.to_arrays()
+    for position in POSITIONS:
+        arrays[f"{position}.rejected"] = arrays[f"{position}.chosen"]
+    scales = arrays["scales"].copy()
+    scales[:, [1, 3]] = scales[:, [0, 2]]
+    same = Bank.from_arrays({**arrays, "scales": scales}, "ffn_out")
+    turn = condition(same, made.queries[0], Recipe(rank=2))
+    assert turn.vector(N_LAYER).is_zero()
+    assert turn.edit("answer").is_zero()
+    assert turn.inward("answer") == {}
+
+
+def test_large_states_do_not_overflow(make: Callable[..., Made]) -> None:
+    made = make()
+    arrays = made.bank.to_arrays()
+    arrays["scales"] = arrays["scales"] * np.float32(2.0**14)
+    turn: Turn = condition(Bank.from_arrays(arrays, "l_out"), made.queries[0] * 2.0**14)
+    rows = made.bank.sides(turn.rows, "answer", 4)
+    vectors, _ = right_singular_vectors(rows.chosen - rows.rejected, 1)
+    assert_parallel(turn.directions[2, 1, 0], vectors[0])
+
+
+def test_bad_recipes(make: Callable[..., Made]) -> None:
+    made = make()
+    for wrong in ({"k": 0}, {"rank": 0}, {"n_layers": 0}):
+        with pytest.raises(ValueError, match="counts from 1"):
+            Recipe(**wrong)  # type: ignore[arg-type]
+    for layers in ((), (3,), (1, 9)):
+        with pytest.raises(ValueError, match="the bank holds the layers"):
+            condition(made.bank, made.queries[0], Recipe(layers=layers))
+    with pytest.raises(ValueError, match="cannot edit the MLP"):
+        condition(made.bank, made.queries[0]).edit("answer")
