@@ -135,10 +135,10 @@ def figures(grid: Grid, names: Sequence[str], foretold: Sequence[float]) -> Tabl
 def markdown(result: Table) -> str:
     """The slopes of every pair and way as a table."""
     lines = [
-        f"{result['model']}: {result['queries']} unseen queries, answers to each per cell: "
-        f"{result['seeds']}; 95 % intervals. Interference is the cross effect over what the other "
-        "axis does itself; predicted is the same from the profiles alone; nats are per token, the "
-        "mean of the cells above plain.",
+        f"{result['model']}: {result['queries']} unseen queries in each of 25 cells, answers to "
+        f"each: {result['seeds']}; 95 % intervals. Effects are per unit of strength. Interference "
+        "is the cross effect over what the other axis does itself, predicted is the same from the "
+        "profiles alone; nats are per token, the mean of the cells above plain.",
         "",
         "| profiles | axis | own effect | cross effect | interference | predicted | nats |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
@@ -158,7 +158,8 @@ def _interval(found: Figure) -> str:
 
 
 def _number(value: float, digits: int = 2) -> str:
-    return f"{value + 0.0:+.{digits}f}".replace("-", "−")
+    # Rounded first, and 0.0 added, so that nothing reads as −0.00.
+    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")
 
 
 def draw(result: Table, path: Path) -> None:
@@ -196,9 +197,8 @@ def _heat(panel: Any, score: Floats, names: Sequence[str]) -> Any:
     for (i, j), value in np.ndenumerate(score):
         colour = "white" if abs(value) > 0.6 else "black"
         panel.text(i, j, _number(value, 1), ha="center", va="center", color=colour, fontsize=9)
-    ticks = [_number(s, 1) if s else "0" for s in STRENGTHS]
-    panel.set_xticks(range(len(ticks)), ticks)
-    panel.set_yticks(range(len(ticks)), ticks)
+    panel.set_xticks([0, 2, 4], ["−1", "0", "+1"])
+    panel.set_yticks([0, 2, 4], ["−1", "0", "+1"])
     panel.set_xlabel(f"strength of {names[0]}")
     panel.set_ylabel(f"strength of {names[1]}")
     return image

@@ -129,10 +129,24 @@ def test_orthogonal_in_every_layer_and_position(overlapping: list[Profile]) -> N
             assert interference(left, other) == pytest.approx(0, abs=1e-5)
         assert set(left.layers) <= {2, 3, 5}
         # What was taken away lies in the span of the others, so it is orthogonal to what is left.
-        gone = displacements(a) - displacements(left)
+        gone = displacements(a) - displacements(left) * (a.unit / left.unit)
         assert abs((gone * displacements(left)).sum(axis=2)).max() < 1e-4
-    assert (left.name, left.unit, left.calibration) == (a.name, a.unit, {})
+        assert left.unit > a.unit
+    assert (left.name, left.calibration) == (a.name, {})
     assert left.report["orthogonal_to"][0] == {"profile": "b", "digest": b.order[1]}
+
+
+def test_orthogonalising_keeps_the_length(llama_model: Model) -> None:
+    b = random_profile(llama_model, 1, "b", unit=0.5)
+    other = random_profile(llama_model, 2)
+    away = orthogonalise(other, b).vector
+    for share in (0.3, 3.0):
+        left = orthogonalise(replace(b, vector=away + b.vector * share, unit=2.0), b)
+        np.testing.assert_allclose(cosines(left, replace(b, vector=away))[:, 2:], 1, atol=1e-5)
+    a = replace(b, vector=ControlVector(*(away.deciding + b.vector.deciding,) * 2))
+    b = replace(b, vector=ControlVector(*(b.vector.deciding,) * 2))
+    before, after = (np.linalg.norm(displacements(p)[:, [2, 3]]) for p in (a, orthogonalise(a, b)))
+    assert after == pytest.approx(before, rel=1e-5)
 
 
 def test_orthogonalising_is_a_projection(overlapping: list[Profile]) -> None:
@@ -225,6 +239,9 @@ def test_mixes_that_make_no_sense(overlapping: list[Profile], llama_model: Model
             mix(terms, "x")
     with pytest.raises(BadInputError, match="nothing of a is left: it lies along a"):
         mix([(a, 1), (replace(a, unit=7.0), 1)], "x", orthogonal=True)
+    near = replace(a, vector=a.vector + b.vector * 1e-3)
+    with pytest.raises(BadInputError, match="nothing of a is left"):
+        orthogonalise(near, a)
     with pytest.raises(AxisError, match="cannot be named"):
         mix([(a, 1), (b, 1)], "a/b")
 
