@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from alignez_edge.bank import Bank, FloatArray, IntArray, packed
+from alignez_edge.bank import Bank, FloatArray, IntArray, packed, widened
 from alignez_edge.conditioned import Turn
 from alignez_edge.edits import Edit, LayerEdit
 from alignez_edge.embeddings import POSITIONS
@@ -102,7 +102,7 @@ class BankProduct:
         cell = self.cells[self.bank.layers.index(layer)]
         p = POSITIONS.index(position)
         both = np.concatenate([rows, rows + self.bank.n_pairs])
-        product = coefficients @ cell["rows"][p, both].astype(np.float32)
+        product = coefficients @ widened(cell["rows"][p, both])
         product *= cell["scales"][p]
         if not np.isfinite(product).all():
             raise AlignezError(

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alignez_edge.bank import Bank
+from alignez_edge.bank import Bank, widened
 from alignez_edge.embeddings import HiddenStates
 
 N_LAYER, N_EMBD, N_PAIRS = 5, 48, 24
@@ -77,6 +77,14 @@ def test_states_come_back_to_eleven_bits(make: Maker) -> None:
         for found, side in ((sides.chosen, 0), (sides.rejected, 1)):
             np.testing.assert_allclose(found, pairs[rows, side, p, 3], rtol=2**-10, atol=1e-3)
     np.testing.assert_array_equal(bank.take(rows, [3])[0, 1, 0], sides.chosen)
+
+
+def test_every_finite_half_is_widened_to_the_bit() -> None:
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    halves = halves[np.isfinite(halves)]
+    expected = halves.astype(np.float32)
+    assert widened(halves).tobytes() == expected.tobytes()
+    np.testing.assert_array_equal(widened(halves[::-3]), expected[::-3])
 
 
 def test_arrays_and_back(make: Maker) -> None:
