@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,10 @@ from alignez_edge.files import cache_dir
 from alignez_edge.gguffile import GGUFFile, read_gguf
 from alignez_edge.lora import Lora, adapter_file, read_lora
 from alignez_edge.products import BankProduct
+from alignez_edge.runtime.adapter import Adapter
+from alignez_edge.runtime.model import Model
+from alignez_edge.runtime.session import Session
+from alignez_edge.runtime.types import FloatArray, Injection, Sampling
 
 N_PAIRS, LAYERS = 9, (1, 3)
 
@@ -139,3 +144,54 @@ def test_models_with_experts_are_refused(tiny_model: Callable[..., Path], tmp_pa
     gguf = read_gguf(tiny_model("llama", n_layer=5, experts=4))
     with pytest.raises(BadInputError, match="one MLP a layer"):
         BankProduct.of(bank_for(gguf, tmp_path), gguf)
+
+
+@dataclass
+class Neighbours:
+    """A `Conditional` as a profile makes one: a turn of the bank, natively or by the reference."""
+
+    bank: Bank
+    model: Model
+    product: BankProduct | None
+    tensor: Literal["l_out", "ffn_out"] = "ffn_out"
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return self.bank.layers
+
+    def at(self, states: FloatArray) -> Injection | None:
+        turn = condition(self.bank, states, Recipe("alignez-v1", k=4))
+        rows, edits = [], []
+        for position in POSITIONS:
+            if self.product is None:
+                rows.append(np.zeros_like(states))
+                edits.append(((turn.edit(position), 2.0),))
+            else:
+                found = self.product.exact_edit(turn, position)
+                rows.append(2 * found.constants)
+                edits.append(((Adapter(self.model, found.adapter), 2.0),))
+        return Injection(rows[0], rows[1], edits[0], edits[1])
+
+    def needs_reference(self) -> bool:
+        return self.product is None
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_a_turn_of_a_session_is_the_reference(
+    tiny_model: Callable[..., Path], tmp_path: Path, architecture: str
+) -> None:
+    """Within 1 % of the edit's own effect on the logits of the first answer token."""
+    with Model.load(tiny_model(architecture, n_layer=5), threads=1) as model:
+        bank = bank_for(model.gguf, tmp_path)
+        product = BankProduct.of(bank, model.gguf)
+        prompt = model.tokenize("Why is the sky blue?", begin=True)
+        logits = []
+        for steering in (None, Neighbours(bank, model, None), Neighbours(bank, model, product)):
+            reference = steering is not None and steering.needs_reference()
+            with Session(model, reference=reference) as session:
+                list(session.stream(prompt, Sampling(temperature=0, max_tokens=1), steering))
+                logits.append(session._context.logits(0).copy())
+        plain, expected, found = logits
+        effect = np.linalg.norm(expected - plain)
+        assert effect > 0.1
+        assert np.linalg.norm(found - expected) < 0.01 * effect
