@@ -29,6 +29,7 @@ _NOISE = 1e-5
 """What is shorter than this share of a displacement is the rounding of float32 increments."""
 _LEAST = 0.01
 """Where less than this of an axis is left, what is left is chance and not worth its strength."""
+_HUGE = 1e100
 _KEY = "mix"
 
 Floats = npt.NDArray[np.float64]
@@ -89,9 +90,16 @@ class Mixture:
 
 
 def displacements(profile: Profile) -> Floats:
-    """What strength 1 displaces each layer by: `(2, n_layer, n_embd)`, deciding token first."""
+    """What strength 1 displaces each layer by: `(2, n_layer, n_embd)`, deciding token first.
+
+    Raises `BadInputError` where its numbers are so large that nothing can be computed with them.
+    """
     rows = np.stack([profile.vector.deciding, profile.vector.answer])
-    return profile.unit * np.cumsum(rows, axis=1, dtype=np.float64)
+    with np.errstate(over="ignore"):
+        found = profile.unit * np.cumsum(rows, axis=1, dtype=np.float64)
+    if not np.abs(found).max() < _HUGE:
+        raise BadInputError(f"the numbers of the profile {printable(profile.name)} are too large")
+    return found
 
 
 def interference(a: Profile, b: Profile) -> float:
@@ -118,7 +126,7 @@ def interferences(profiles: Sequence[Profile], along: Sequence[Profile]) -> Matr
     return tuple(tuple(round(interference(a, b), 4) + 0.0 for b in along) for a in profiles)
 
 
-def orthogonalise(profile: Profile, *against: Profile) -> Profile:
+def orthogonalise(profile: Profile, against: Profile, *more: Profile) -> Profile:
     """`profile` without what it has along the others, in every layer and at both positions.
 
     Its displacement `A_l` loses its projection on the span of the others' displacements there. The
@@ -127,17 +135,18 @@ def orthogonalise(profile: Profile, *against: Profile) -> Profile:
     holds, goes. Raises `BadInputError` where next to nothing is left, and `ProfileFileError` on
     profiles for different models.
     """
-    check_same_model([profile, *against])
+    others = (against, *more)
+    check_same_model([profile, *others])
     own = displacements(profile)
-    span = np.stack([displacements(other) for other in against], axis=-1)
+    span = np.stack([displacements(other) for other in others], axis=-1)
     # Normalized, because what counts as rounding must not depend on the others' strengths.
     lengths = np.linalg.norm(span, axis=2, keepdims=True)
     span = np.divide(span, lengths, out=np.zeros_like(span), where=lengths > 0)
     left = own - (span @ (np.linalg.pinv(span, rcond=_NOISE) @ own[..., None]))[..., 0]
     rounding = _NOISE * np.linalg.norm(own, axis=2, keepdims=True)
     left = np.where(np.linalg.norm(left, axis=2, keepdims=True) > rounding, left, 0) / profile.unit
-    vector = ControlVector.from_displacements(left[0], left[1], _layers([profile, *against]))
-    names = ", ".join(printable(other.name) for other in against)
+    vector = ControlVector.from_displacements(left[0], left[1], _layers([profile, *others]))
+    names = ", ".join(printable(other.name) for other in others)
     nothing = BadInputError(f"nothing of {printable(profile.name)} is left: it lies along {names}")
     if vector.is_zero():
         raise nothing
@@ -155,7 +164,7 @@ def orthogonalise(profile: Profile, *against: Profile) -> Profile:
         author=profile.author,
         licence=profile.licence,
         model=profile.model,
-        report={"orthogonal_to": [_named(other) for other in against]},
+        report={"orthogonal_to": [_named(other) for other in others]},
     )
     # What is left is orthogonal to what went, so this is the square of its length against before.
     if (share := interference(found, profile)) < _LEAST:
@@ -165,6 +174,8 @@ def orthogonalise(profile: Profile, *against: Profile) -> Profile:
 
 def mix(terms: Iterable[tuple[Profile, float]], name: str, *, orthogonal: bool = False) -> Profile:
     """One profile, called `name`, whose strength 1 does what the sum of the terms does.
+
+    What is added up are control vectors: another form that a part may have is left out.
 
     With `orthogonal` every part first loses what it has along the parts as they were given, the
     same for all of them: of two axes that overlap neither keeps what they share, and the order of
@@ -235,10 +246,10 @@ def check_same_model(profiles: Sequence[Profile]) -> None:
 def _sum(steering: Steering, like: ControlVector) -> ControlVector:
     """The sum as `Steering.injection` takes it, to the bit."""
     deciding, answer = np.zeros((2, like.n_layer, like.n_embd), np.float64)
-    for profile, strength in steering.joined():
-        deciding += strength * profile.unit * profile.vector.deciding.astype(np.float64)
-        answer += strength * profile.unit * profile.vector.answer.astype(np.float64)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
+        for profile, strength in steering.joined():
+            deciding += strength * profile.unit * profile.vector.deciding.astype(np.float64)
+            answer += strength * profile.unit * profile.vector.answer.astype(np.float64)
         rows = deciding.astype(np.float32), answer.astype(np.float32)
     if not all(np.isfinite(row).all() for row in rows):
         raise BadInputError("the strengths are so large that the mix overflows")

@@ -239,6 +239,12 @@ def test_mixes_that_make_no_sense(overlapping: list[Profile], llama_model: Model
             mix(terms, "x")
     with pytest.raises(BadInputError, match="nothing of a is left: it lies along a"):
         mix([(a, 1), (replace(a, unit=7.0), 1)], "x", orthogonal=True)
+    for unit in (1e308, 1e150):
+        for orthogonal in (False, True):
+            with pytest.raises(BadInputError, match="numbers of the profile a are too large"):
+                mix([(replace(a, unit=unit), 1), (b, 1)], "x", orthogonal=orthogonal)
+    faint = replace(a, unit=1e-300)
+    assert np.isfinite([interference(faint, b), interference(b, faint)]).all()
     near = replace(a, vector=a.vector + b.vector * 1e-3)
     with pytest.raises(BadInputError, match="nothing of a is left"):
         orthogonalise(near, a)
