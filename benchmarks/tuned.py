@@ -170,6 +170,15 @@ def markdown(axis: str, found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def summary(found: Mapping[str, Any]) -> str:
+    """The claim in one line, over all axes."""
+    answers: dict[str, list[str]] = {}
+    for axis, table in found.items():
+        answers.setdefault(verdict(table["claim"]["score"]), []).append(axis)
+    said = "; ".join(f"{how} it on {', '.join(axes)}" for how, axes in answers.items())
+    return f"By the score, {STEERED} against {TUNED}: {said}."
+
+
 def _interval(found: Figure, scale: float = 1.0, digits: int = 2, sign: str = "+") -> str:
     mean, low, high = (
         f"{scale * x:{sign}.{digits}f}".replace("-", "−")
@@ -213,7 +222,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         answers = measure(load, options.adapters, axis, queries, options.seeds, profile_for, say)
         found[axis] = figures(answers, axis)
-    text = "\n\n".join(markdown(axis, table) for axis, table in found.items())
+    tables = (markdown(axis, table) for axis, table in found.items())
+    text = "\n\n".join([summary(found), *tables])
     if options.page:
         insert(text, options.page, "tuned")
     print(json.dumps(plain_data(found)) if options.json else text)

@@ -38,6 +38,7 @@ def test_figures_and_the_claim() -> None:
     assert found["claim"]["score"].mean == pytest.approx(-0.25)
     assert found["claim"]["net win"].mean == pytest.approx(-1)
     assert "**falls short of** DPO on 25 %" in tuned.markdown(AXIS, found)
+    assert tuned.summary({AXIS: found}).endswith(f"falls short of it on {AXIS}.")
 
 
 @pytest.mark.parametrize(
