@@ -27,6 +27,8 @@ from alignez_edge.mix import interference, orthogonalise
 from alignez_edge.profile import Profile
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.score import Scorer
+from alignez_edge.runtime.types import Injection
+from alignez_edge.vectors import ControlVector
 from benchmarks.steering import (
     PLAIN,
     Bench,
@@ -87,11 +89,19 @@ def measure(bench: Bench, pair: Pair, n_seed: int, scorer: Scorer) -> Grid:
     scores, nats, tokens = np.zeros((*shape, 2)), np.zeros(shape), np.zeros(shape)
     for cell in np.ndindex(size, size):
         s, t = (STRENGTHS[i] for i in cell)
-        injection = (pair[0] * s + pair[1] * t).injection(bench.model)
+        # As control vectors in all ways alike: that is what can be orthogonalised.
+        vector = sum_of(pair, (s, t))
+        injection = Injection(vector.deciding, vector.answer)
         found = bench.answers(PLAIN, injection, n_seed, scorer)
         scores[cell] = found.scores[..., columns]
         nats[cell], tokens[cell] = found.nats, found.tokens
     return Grid(scores, nats, tokens)
+
+
+def sum_of(pair: Pair, strengths: tuple[float, float]) -> ControlVector:
+    """The control vector of both profiles at their strengths."""
+    first, second = (p.vector * (p.unit * s) for p, s in zip(pair, strengths, strict=True))
+    return first + second
 
 
 def slopes(scores: Floats) -> Floats:
