@@ -127,12 +127,14 @@ def figures(grid: Grid, names: Sequence[str], foretold: Sequence[float]) -> Tabl
     nats = resamples.ratio(*(x.mean(axis=(0, 1)) for x in (grid.nats, grid.tokens)))
     zero = STRENGTHS.index(0.0)
     plain = resamples.ratio(grid.nats[zero, zero], grid.tokens[zero, zero])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = [effect[i][1 - i] / effect[1 - i][1 - i] for i in (0, 1)]
     return {
         "axes": {
             name: {
                 "own effect": figure(effect[i][i]),
                 "cross effect": figure(effect[i][1 - i]),
-                "interference": figure(effect[i][1 - i] / effect[1 - i][1 - i]),
+                "interference": figure(share[i]),
                 "predicted": foretold[i],
             }
             for i, name in enumerate(names)
