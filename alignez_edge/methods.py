@@ -1,6 +1,11 @@
-"""The names of the methods that find directions. Light: `--help` imports it."""
+"""The names of the methods that find directions, and of the ways in which they are injected.
+
+Light: `--help` imports it.
+"""
 
 from __future__ import annotations
+
+from typing import Literal, get_args
 
 METHODS: dict[str, str] = {
     "alignez": "SVD of the pairs' differences (version 2), displaced by their natural length",
@@ -11,3 +16,6 @@ METHODS: dict[str, str] = {
     "iti": "shifts of the attention heads that tell the sides apart best (Li et al.)",
 }
 DEFAULT_METHOD = "alignez"
+
+Way = Literal["auto", "control-vector", "exact", "reference"]
+WAYS: tuple[Way, ...] = get_args(Way)

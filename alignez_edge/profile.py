@@ -22,6 +22,7 @@ import numpy as np
 from alignez_edge.axes import MAX_TEXT, Axis
 from alignez_edge.files import is_unprintable, printable
 from alignez_edge.fingerprint import Fingerprint
+from alignez_edge.forms import ExactForm
 from alignez_edge.steering import Steering
 from alignez_edge.vectors import ControlVector, check_layers
 
@@ -55,7 +56,8 @@ class Profile:
     that strength `s` adds `s * unit * vector` and strength 1 means 'as calibrated'. `calibration`
     holds curves (tuples of numbers) and single numbers by name; `report` is anything that JSON can
     say. `pairs` were used, `dropped` counts those that were not by reason. The axis' queries are
-    not kept. Raises `ValueError` where something contradicts.
+    not kept. `exact` is what is injected in place of the vector where the model allows it; None
+    for methods that are control vectors. Raises `ValueError` where something contradicts.
     """
 
     axis: Axis
@@ -74,6 +76,7 @@ class Profile:
     created_at: str = field(default_factory=timestamp)
     model: str = ""
     report: Mapping[str, Any] = field(default_factory=dict)
+    exact: ExactForm | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "axis", replace(self.axis, queries=()))
@@ -82,6 +85,8 @@ class Profile:
             raise ValueError(
                 f"the vector edits layers {self.vector.layers}, the profile names {self.layers}"
             )
+        if self.exact is not None:
+            self._check_exact(self.exact)
         object.__setattr__(self, "unit", float(self.unit))
         if not math.isfinite(self.unit) or self.unit <= 0:
             raise ValueError(f"the calibrated scale must be a positive number, not {self.unit}")
@@ -101,6 +106,16 @@ class Profile:
                 check_text(name, key)
                 check_text(name, str(value))
 
+    def _check_exact(self, form: ExactForm) -> None:
+        for edit in form.edits.values():
+            if not set(edit.layers) <= {0, *self.layers}:
+                raise ValueError(
+                    f"the exact form edits layers {sorted(edit.layers)}, the profile names "
+                    f"{self.layers}"
+                )
+            if any(x.n_embd != self.vector.n_embd for x in edit.layers.values()):
+                raise ValueError("the exact form is of another hidden size than the vector")
+
     @property
     def name(self) -> str:
         """The name of its axis."""
@@ -114,6 +129,14 @@ class Profile:
         """
         digest = hashlib.sha256(self.vector.deciding.tobytes() + self.vector.answer.tobytes())
         digest.update(repr(self.unit).encode())
+        if self.exact is not None:
+            form = self.exact
+            digest.update(repr((form.displacement, form.even, form.unit)).encode())
+            for position, edit in form.edits.items():
+                for layer, x in edit.layers.items():
+                    digest.update(f"{position}.{layer}".encode())
+                    for part in (x.outward, x.inward, x.constant):
+                        digest.update(part.tobytes())
         for key, value in sorted(self.fingerprint.to_metadata().items()):
             digest.update(key.encode())
             digest.update(

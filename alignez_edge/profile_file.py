@@ -1,8 +1,9 @@
 """The profile file: one GGUF that holds a steering profile and nothing that could run.
 
-Tensors `deciding.<l>` and `answer.<l>` for the edited layers, keys `profile.*` for everything else;
-no code, no pickle, no path. Reading trusts nothing: the header goes through `gguffile`, every key
-is checked for type and bounds, every number for being finite.
+Tensors `deciding.<l>` and `answer.<l>` for the edited layers, `exact.<position>.<l>.<part>` for the
+exact form, keys `profile.*` for everything else; no code, no pickle, no path. Reading trusts
+nothing: the header goes through `gguffile`, every key is checked for type and bounds, every number
+for being finite.
 """
 
 from __future__ import annotations
@@ -16,17 +17,21 @@ from typing import Any
 import numpy as np
 
 from alignez_edge.axes import Axis
+from alignez_edge.edits import Edit, LayerEdit
+from alignez_edge.embeddings import POSITIONS
 from alignez_edge.errors import AxisError, BadInputError, ProfileFileError
 from alignez_edge.files import printable, write_atomic
 from alignez_edge.fingerprint import Fingerprint
+from alignez_edge.forms import ExactForm
 from alignez_edge.gguffile import GGUFFile, read_gguf
 from alignez_edge.profile import MAX_NUMBERS, MAX_REPORT, Profile, check_text, to_json
 from alignez_edge.vectors import ControlVector, FloatArray, check_layers
 
 ARCHITECTURE = "steering-profile"
-VERSION = (1, 0)
+VERSION = (1, 1)
 """Major and minor version of the file. What a newer minor adds is ignored; a newer major is
 refused, because what we would do with it might not be what it means."""
+MAX_RANK = 64  # of a layer's exact edit
 MAX_CELLS = 1 << 24  # n_layer * n_embd; the largest open model has an eighth of it
 _AXIS_TEXTS = ("description", "positive_prompt", "negative_prompt")
 _TEXTS = ("author", "licence", "created_at", "model")
@@ -92,11 +97,71 @@ def _write(profile: Profile, path: Path) -> None:
         for layer in profile.layers:
             writer.add_tensor(f"deciding.{layer}", profile.vector.deciding[layer])
             writer.add_tensor(f"answer.{layer}", profile.vector.answer[layer])
+        if profile.exact is not None:
+            _add_exact(writer, profile.exact)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
     finally:
         writer.close()
+
+
+def _add_exact(writer: Any, form: ExactForm) -> None:
+    import gguf
+
+    kinds = gguf.GGUFValueType
+    writer.add_float64("profile.exact.unit", form.unit)
+    writer.add_key_value(
+        "profile.exact.displacement", form.displacement, kinds.ARRAY, kinds.FLOAT64
+    )
+    writer.add_bool("profile.exact.even", form.even)
+    for position, edit in form.edits.items():
+        layers = list(edit.layers)
+        if layers:
+            key = f"profile.exact.{position}.layers"
+            writer.add_key_value(key, layers, kinds.ARRAY, kinds.UINT32)
+        for layer, own in edit.layers.items():
+            name = f"exact.{position}.{layer}"
+            if own.rank:
+                writer.add_tensor(f"{name}.outward", np.ascontiguousarray(own.outward.T))
+                writer.add_tensor(f"{name}.inward", own.inward)
+            writer.add_tensor(f"{name}.constant", own.constant)
+
+
+def _exact_of(file: GGUFFile, keys: _Keys, n_layer: int, n_embd: int) -> ExactForm | None:
+    if "profile.exact.unit" not in file.metadata:
+        return None
+    shares = keys.curve("profile.exact.displacement")
+    if not isinstance(shares, tuple) or len(shares) != 2:
+        raise ValueError("profile.exact.displacement is not two numbers")
+    edits = []
+    for position in POSITIONS:
+        key = f"profile.exact.{position}.layers"
+        layers = keys.integers(key) if key in file.metadata else []
+        if layers != sorted(set(layers)) or any(not 0 <= layer < n_layer for layer in layers):
+            raise ValueError(f"{key} are no layers: {layers[:8]}")
+        edits.append(Edit({i: _layer_edit(file, f"exact.{position}.{i}", n_embd) for i in layers}))
+    return ExactForm(
+        edits[0],
+        edits[1],
+        displacement=(shares[0], shares[1]),
+        even=keys.flag("profile.exact.even"),
+        unit=keys.real("profile.exact.unit"),
+    )
+
+
+def _layer_edit(file: GGUFFile, name: str, n_embd: int) -> LayerEdit:
+    rank = 0
+    if f"{name}.inward" in file.tensors:
+        shape = file.tensors[f"{name}.inward"].shape
+        rank = shape[1] if len(shape) == 2 else 1
+    if rank > MAX_RANK:
+        raise ValueError(f"{name} has rank {rank}, more than {MAX_RANK}")
+    factors = [
+        _tensor(file, f"{name}.{part}", n_embd, rank) if rank else np.zeros((0, n_embd), np.float32)
+        for part in ("outward", "inward")
+    ]
+    return LayerEdit(factors[0].T, factors[1], _tensor(file, f"{name}.constant", n_embd)[0])
 
 
 def _profile_of(file: GGUFFile) -> Profile:
@@ -142,6 +207,7 @@ def _profile_of(file: GGUFFile) -> Profile:
         dropped=keys.table("profile.dropped", int),
         versions=keys.table("profile.versions", str),
         report=keys.table("profile.report", object),
+        exact=_exact_of(file, keys, n_layer, n_embd),
         **{key: keys.text(f"profile.{key}") for key in _TEXTS},
     )
 
@@ -172,6 +238,12 @@ class _Keys:
         value = self._get(key)
         if type(value) is not float:
             raise ValueError(f"{key} is not a floating-point number")
+        return value
+
+    def flag(self, key: str) -> bool:
+        value = self._get(key)
+        if type(value) is not bool:
+            raise ValueError(f"{key} is not true or false")
         return value
 
     def integers(self, key: str) -> list[int]:
@@ -211,15 +283,21 @@ def _rows(
             raise ValueError(f"the tensor {printable(found)} is of no layer in profile.layers")
     rows = np.zeros((n_layer, n_embd), np.float32)
     for tensor, layer in wanted.items():
-        if tensor not in file.tensors:
-            raise ValueError(f"the tensor {tensor} is missing")
-        info = file.tensors[tensor]
-        if info.type != "F32" or info.shape != (n_embd,):
-            raise ValueError(
-                f"the tensor {tensor} is {info.type} of shape {info.shape}, not F32 of ({n_embd},)"
-            )
-        rows[layer] = file.tensor(tensor)
+        rows[layer] = _tensor(file, tensor, n_embd)[0]
     return rows
+
+
+def _tensor(file: GGUFFile, name: str, n_embd: int, n_rows: int = 1) -> FloatArray:
+    """The float32 tensor `name` as `(n_rows, n_embd)`; raises `ValueError` on another shape."""
+    if name not in file.tensors:
+        raise ValueError(f"the tensor {name} is missing")
+    info = file.tensors[name]
+    if info.type != "F32" or info.shape not in ((n_embd, n_rows), (n_embd,) * (n_rows == 1)):
+        wanted = (n_embd, n_rows) if n_rows > 1 else (n_embd,)
+        raise ValueError(
+            f"the tensor {name} is {info.type} of shape {info.shape}, not F32 of {wanted}"
+        )
+    return np.asarray(file.tensor(name), np.float32).reshape(n_rows, n_embd)
 
 
 def _check_version(text: str) -> None:

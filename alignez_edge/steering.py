@@ -1,7 +1,7 @@
 """A steering is a value: a sum of profiles, each with a strength.
 
 `polite * 0.8 + terse * -0.3` does the same in whatever order it is written: terms of one profile
-are joined, and the sum is taken in a canonical order.
+are joined, and the sum is taken in a canonical order. How it gets into a model is `inject.py`'s.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import numpy as np
 from alignez_edge.errors import BadInputError, ProfileFileError
 from alignez_edge.files import printable
 from alignez_edge.fingerprint import Fit, compare
+from alignez_edge.methods import WAYS, Way
 
 if TYPE_CHECKING:
     from alignez_edge.profile import Profile
     from alignez_edge.runtime.model import Model
-    from alignez_edge.runtime.types import Injection
+    from alignez_edge.runtime.types import Edits, Injection
 
 
 class Term(TypedDict):
@@ -33,17 +34,25 @@ class Term(TypedDict):
 class Steering:
     """Profiles with strengths. No terms, or strengths of 0, are the base model.
 
-    Raises `BadInputError` where a strength is not a finite number.
+    `way` is how it is injected; a sum takes the way of the first term that is not `auto`. Raises
+    `BadInputError` where a strength is not a finite number, and for an unknown way.
     """
 
     terms: tuple[tuple[Profile, float], ...] = ()
+    way: Way = "auto"
 
     def __post_init__(self) -> None:
+        if self.way not in WAYS:
+            raise BadInputError(
+                f"steering cannot be injected by {printable(str(self.way), 40)!r}",
+                f"choose from {', '.join(WAYS)}",
+            )
         terms = tuple((profile, _finite(strength)) for profile, strength in self.terms)
         object.__setattr__(self, "terms", terms)
 
     def __add__(self, other: Steering | Profile) -> Steering:
-        return Steering(self.terms + _steering(other).terms)
+        added = _steering(other)
+        return Steering(self.terms + added.terms, self.way if self.way != "auto" else added.way)
 
     def __radd__(self, other: Profile) -> Steering:
         return _steering(other) + self
@@ -56,9 +65,14 @@ class Steering:
 
     def __mul__(self, factor: float) -> Steering:
         factor = _finite(factor)
-        return Steering(tuple((profile, strength * factor) for profile, strength in self.terms))
+        terms = tuple((profile, strength * factor) for profile, strength in self.terms)
+        return Steering(terms, self.way)
 
     __rmul__ = __mul__
+
+    def by(self, way: Way) -> Steering:
+        """The same profiles and strengths, injected by `way`."""
+        return Steering(self.terms, way)
 
     def joined(self) -> tuple[tuple[Profile, float], ...]:
         """The terms in canonical order, one per profile, without those of strength 0."""
@@ -69,39 +83,50 @@ class Steering:
         return tuple((profile, strength) for profile, strength in sums if strength)
 
     def injection(self, model: Model) -> Injection | None:
-        """What is injected into `model`: the sum of `strength * unit * vector`; None for nothing.
+        """What is injected into `model`: the sum of what the terms add; None for nothing.
 
         Raises `ProfileFileError` where a profile was made for another model, naming what differs,
-        and `BadInputError` where a strength is so large that the sum overflows.
+        and `BadInputError` where a strength is so large that the sum overflows, or where a profile
+        cannot be injected in the way that was asked for.
         """
+        from alignez_edge.inject import shares, way_into
         from alignez_edge.runtime.types import Injection
 
         terms = self.joined()
         if not terms:
             return None
-        self.notices(model)
-        shape = (model.n_layer, model.n_embd)
-        deciding, answer = np.zeros(shape, np.float64), np.zeros(shape, np.float64)
+        for profile, _ in terms:
+            check_fit(profile, model)
+        rows = np.zeros((2, model.n_layer, model.n_embd), np.float64)
+        edits: tuple[Edits, Edits] = ((), ())
         for profile, strength in terms:
-            deciding += strength * profile.unit * profile.vector.deciding.astype(np.float64)
-            answer += strength * profile.unit * profile.vector.answer.astype(np.float64)
+            way, _ = way_into(model, profile, self.way)
+            both = shares(model, profile, strength, way)
+            rows += [share.vector for share in both]
+            edits = edits[0] + both[0].edits, edits[1] + both[1].edits
         with np.errstate(over="ignore"):
-            rows = deciding.astype(np.float32), answer.astype(np.float32)
-        if not all(np.isfinite(row).all() for row in rows):
+            deciding, answer = rows.astype(np.float32)
+        if not (np.isfinite(deciding).all() and np.isfinite(answer).all()):
             raise BadInputError("the strength is so large that the steering overflows")
-        injection = Injection(*rows)
+        injection = Injection(deciding, answer, *edits)
         return None if injection.is_zero() else injection
 
     def notices(self, model: Model) -> list[str]:
         """What a user should know about how the profiles fit `model`, one line each.
 
-        Raises `ProfileFileError` where one does not fit.
+        Raises `ProfileFileError` where one does not fit, `BadInputError` where one cannot be
+        injected as asked.
         """
+        from alignez_edge.inject import way_into
+
         found = []
         for profile, _ in self.joined():
             notice = check_fit(profile, model)
             if notice is not None:
                 found.append(notice)
+            _, reason = way_into(model, profile, self.way)
+            if reason is not None:
+                found.append(f"{printable(profile.name)} is injected as a control vector: {reason}")
         return found
 
     def describe(self) -> list[Term]:
