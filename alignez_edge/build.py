@@ -10,18 +10,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from alignez_edge import prompts
 from alignez_edge.axes import Axis
 from alignez_edge.calibration import GRID, Calibration, Reading, calibrate, read_pair
 from alignez_edge.embeddings import HiddenStates
 from alignez_edge.errors import BadInputError
+from alignez_edge.exact import exact_edit
 from alignez_edge.files import cache_dir, make_folder, printable, user_dir
 from alignez_edge.fit import Fit, TensorName, fit, tensor_of
+from alignez_edge.forms import ExactForm, swap
 from alignez_edge.heads import attention_heads
 from alignez_edge.methods import DEFAULT_METHOD, METHODS
 from alignez_edge.pairs import (
@@ -38,6 +42,7 @@ from alignez_edge.vectors import ControlVector, check_layers
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model
+    from alignez_edge.runtime.types import Injection
 
 DEFAULT_LIMIT = 48
 """Queries a build uses unless it is told otherwise."""
@@ -48,6 +53,7 @@ MAX_HELD_BACK = 12
 STATES_CHUNK = 4
 """Pairs whose states are computed and kept together."""
 TEMPERATURE = 0.8
+_BOTH_SIGNS = (*GRID, *(-strength for strength in GRID))
 
 Progress = Callable[[str, int, int], None]
 
@@ -100,7 +106,12 @@ def build_profile(
     n_dims = heads.n_dims if heads else model.n_embd
     with builder.states(usable, tensor_of(method), n_dims) as states:
         result = fit(states, train, method, layers, builder.progress, heads)
-    calibration = builder.calibration([usable[i] for i in held_back], result.vector)
+        form = swap(states, train, result.layers) if method == "alignez-v1" else None
+    judges = [usable[i] for i in held_back]
+    calibration = builder.calibration(judges, result.vector)
+    if form is not None:
+        exact = builder.exact_calibration(judges, form)
+        form = replace(form, unit=exact.unit) if exact is not None else None
     return Profile(
         axis=axis,
         vector=result.vector,
@@ -117,6 +128,7 @@ def build_profile(
         licence=licence,
         model=printable(model.facts.name),
         report=_report(result, calibration, held_back),
+        exact=form,
     )
 
 
@@ -276,9 +288,37 @@ class _Builder:
         """Measure the held-back pairs over the grid; finished ones are read back."""
         from alignez_edge.runtime.types import Injection
 
-        scaled = [vector * (sign * strength) for sign in (1, -1) for strength in GRID]
-        injections = [Injection(v.deciding, v.answer) for v in scaled]
+        scaled = [vector * strength for strength in _BOTH_SIGNS]
         edit = vector.deciding.tobytes().hex() + vector.answer.tobytes().hex()
+        return self._calibrated(pairs, [Injection(v.deciding, v.answer) for v in scaled], edit)
+
+    def exact_calibration(
+        self, pairs: Sequence[PreferencePair], form: ExactForm
+    ) -> Calibration | None:
+        """The same for an exact form; None where this model cannot be edited exactly."""
+        from alignez_edge.runtime.adapter import Adapter
+        from alignez_edge.runtime.types import Injection
+
+        try:
+            made = [
+                exact_edit(self.model.gguf, e, lora=self.model.lora) for e in form.edits.values()
+            ]
+        except BadInputError:
+            return None
+        adapters = [Adapter(self.model, each.adapter) for each in made]
+        injections = [
+            Injection(
+                *(np.float32(strength) * each.constants for each in made),
+                *(((adapter, strength),) for adapter in adapters),
+            )
+            for strength in _BOTH_SIGNS
+        ]
+        edit = hashlib.sha256(b"".join(each.adapter for each in made)).hexdigest()
+        return self._calibrated(pairs, injections, edit)
+
+    def _calibrated(
+        self, pairs: Sequence[PreferencePair], injections: Sequence[Injection], edit: str
+    ) -> Calibration:
         key = _digest([self.settings, [asdict(pair) for pair in pairs], list(GRID), edit])
         log = self.cache / f"calibration-{key}.jsonl"
         readings = [Reading.from_json(line) for line in _whole_lines(log)][: len(pairs)]

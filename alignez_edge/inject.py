@@ -47,12 +47,11 @@ def way_into(model: Model, profile: Profile, way: Way) -> tuple[Way, str | None]
 
     Raises `BadInputError` where `exact` or `reference` was asked for and is not to be had.
     """
-    form = profile.exact
-    if way == "control-vector" or (way == "auto" and (form is None or any(form.displacement))):
+    if way == "control-vector" or (way == "auto" and profile.exact is None):
         return "control-vector", None
     reason = _reason_against(model, profile, way)
     if reason is None:
-        return ("reference" if way == "reference" else "exact"), None
+        return (way if way == "reference" else "exact"), None
     if way == "auto":
         return "control-vector", reason
     raise BadInputError(
@@ -71,27 +70,24 @@ def shares(model: Model, profile: Profile, strength: float, way: Way) -> tuple[S
         deciding, answer = (Share(scale * v.astype(np.float64)) for v in vectors)
         return deciding, answer
     found = []
-    scale = form.scale(strength)
-    for vector, share, (position, edit) in zip(
-        vectors, form.displacement, form.edits.items(), strict=True
-    ):
-        rows = strength * form.unit * share * vector.astype(np.float64)
-        if not edit.is_zero() and scale:
-            if way == "reference":
-                # The edit as it stands: the callback adds its constants where they belong.
-                found.append(Share(rows, ((edit, scale),)))
-                continue
+    scale = strength * form.unit
+    for position, edit in form.edits.items():
+        rows = np.zeros(profile.vector.deciding.shape)
+        if way == "reference":
+            # The edit as it stands: the callback adds its constants where they belong.
+            found.append(Share(rows, ((edit, scale),)))
+        elif edit.is_zero() or not scale:
+            found.append(Share(rows))
+        else:
             adapter, added = _prepared(model, profile, position, edit)
             found.append(Share(rows + scale * added, ((adapter, scale),)))
-        else:
-            found.append(Share(rows))
     return found[0], found[1]
 
 
 def _reason_against(model: Model, profile: Profile, way: Way) -> str | None:
     form = profile.exact
     if form is None:
-        return f"the method {profile.method or 'that made it'} has no exact form"
+        return f"the method {profile.method or 'that made it'} is a control vector by nature"
     if way == "reference":
         return None
     for edit in form.edits.values():

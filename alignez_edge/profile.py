@@ -131,7 +131,7 @@ class Profile:
         digest.update(repr(self.unit).encode())
         if self.exact is not None:
             form = self.exact
-            digest.update(repr((form.displacement, form.even, form.unit)).encode())
+            digest.update(repr(form.unit).encode())
             for position, edit in form.edits.items():
                 for layer, x in edit.layers.items():
                     digest.update(f"{position}.{layer}".encode())

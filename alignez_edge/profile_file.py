@@ -111,10 +111,6 @@ def _add_exact(writer: Any, form: ExactForm) -> None:
 
     kinds = gguf.GGUFValueType
     writer.add_float64("profile.exact.unit", form.unit)
-    writer.add_key_value(
-        "profile.exact.displacement", form.displacement, kinds.ARRAY, kinds.FLOAT64
-    )
-    writer.add_bool("profile.exact.even", form.even)
     for position, edit in form.edits.items():
         layers = list(edit.layers)
         if layers:
@@ -131,9 +127,6 @@ def _add_exact(writer: Any, form: ExactForm) -> None:
 def _exact_of(file: GGUFFile, keys: _Keys, n_layer: int, n_embd: int) -> ExactForm | None:
     if "profile.exact.unit" not in file.metadata:
         return None
-    shares = keys.curve("profile.exact.displacement")
-    if not isinstance(shares, tuple) or len(shares) != 2:
-        raise ValueError("profile.exact.displacement is not two numbers")
     edits = []
     for position in POSITIONS:
         key = f"profile.exact.{position}.layers"
@@ -141,13 +134,7 @@ def _exact_of(file: GGUFFile, keys: _Keys, n_layer: int, n_embd: int) -> ExactFo
         if layers != sorted(set(layers)) or any(not 0 <= layer < n_layer for layer in layers):
             raise ValueError(f"{key} are no layers: {layers[:8]}")
         edits.append(Edit({i: _layer_edit(file, f"exact.{position}.{i}", n_embd) for i in layers}))
-    return ExactForm(
-        edits[0],
-        edits[1],
-        displacement=(shares[0], shares[1]),
-        even=keys.flag("profile.exact.even"),
-        unit=keys.real("profile.exact.unit"),
-    )
+    return ExactForm(edits[0], edits[1], keys.real("profile.exact.unit"))
 
 
 def _layer_edit(file: GGUFFile, name: str, n_embd: int) -> LayerEdit:
@@ -238,12 +225,6 @@ class _Keys:
         value = self._get(key)
         if type(value) is not float:
             raise ValueError(f"{key} is not a floating-point number")
-        return value
-
-    def flag(self, key: str) -> bool:
-        value = self._get(key)
-        if type(value) is not bool:
-            raise ValueError(f"{key} is not true or false")
         return value
 
     def integers(self, key: str) -> list[int]:

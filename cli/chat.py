@@ -40,7 +40,8 @@ def chat(
     from alignez_edge.runtime.session import Session
 
     steering = steered.load()
-    with loading.load(out) as model, Session(model, n_ctx=ctx) as session:
+    reference = steered.needs_reference
+    with loading.load(out) as model, Session(model, n_ctx=ctx, reference=reference) as session:
         check_fit(steering, model, out)
         conversation = Conversation(model, session, drawing.sampling(model), steering, out)
         terminal = sys.stdin.isatty() and sys.stdout.isatty()

@@ -167,7 +167,7 @@ class Conversation:
                 names = shlex.split(rest)
             except ValueError:
                 raise BadInputError("a quotation mark is not closed") from None
-            steering = load_steering(names)
+            steering = load_steering(names, self._steering.way)
             check_fit(steering, self._model, self._out)
             self._steering, self._is_plain = steering, False
         self._out.notice(f"({self.steered_by()})")
@@ -180,7 +180,8 @@ class Conversation:
             what = "no profile is on" if not terms else "several profiles are on"
             raise BadInputError(what, "say /profile NAME:STRENGTH for each")
         # A text that is no number is refused there, as nan is.
-        self._steering = Steering(((terms[0][0], rest),))  # type: ignore[arg-type]
+        steering = Steering(((terms[0][0], rest),), self._steering.way)  # type: ignore[arg-type]
+        self._steering = steering
         self._is_plain = False
         self._out.notice(f"({self.steered_by()})")
 

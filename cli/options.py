@@ -7,11 +7,12 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 
 import typer
 
 from alignez_edge.errors import BadInputError
+from alignez_edge.methods import WAYS, Way
 
 from .output import Output
 
@@ -143,38 +144,43 @@ class SteeringOptions:
     ] = field(default_factory=list)
     inject: Annotated[
         str,
-        typer.Option(metavar="WAY", help="How steering gets in: auto or control-vector."),
+        typer.Option(metavar="WAY", help=f"How steering gets in: {', '.join(WAYS)}."),
     ] = "auto"
 
     def __post_init__(self) -> None:
-        if self.inject == "exact":
+        if self.inject not in WAYS:
             raise BadInputError(
-                "--inject exact is not available for now", "use auto or control-vector"
+                f"--inject cannot be {self.inject!r}", f"choose from {', '.join(WAYS)}"
             )
-        if self.inject not in ("auto", "control-vector"):
-            raise BadInputError(f"--inject cannot be {self.inject!r}", "use auto or control-vector")
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether contexts must be made for the reference."""
+        return self.inject == "reference"
 
     def load(self) -> Steering:
         """The sum of the profiles; no profiles are the base model."""
-        return load_steering(self.profile)
+        return load_steering(self.profile, self.inject)
 
 
-def load_steering(texts: Sequence[str]) -> Steering:
-    """The sum of what each `NAME_OR_FILE[:STRENGTH]` names."""
+def load_steering(texts: Sequence[str], way: str = "auto") -> Steering:
+    """The sum of what each `NAME_OR_FILE[:STRENGTH]` names, injected by `way`, one of `WAYS`."""
     from alignez_edge.library import ProfileLibrary, parse_profile_option
     from alignez_edge.profile import Profile
     from alignez_edge.steering import Steering
 
     library = ProfileLibrary()
     named = [parse_profile_option(text) for text in texts]
-    return Steering(tuple((Profile.load(library.find(name)), s) for name, s in named))
+    terms = tuple((Profile.load(library.find(name)), s) for name, s in named)
+    return Steering(terms, cast(Way, way))
 
 
 def check_fit(steering: Steering, model: Model, out: Output) -> None:
     """Raise `ProfileFileError` unless every profile is for `model`, those of strength 0 as well."""
     from alignez_edge.steering import Steering
 
-    for notice in Steering(tuple((profile, 1.0) for profile, _ in steering.terms)).notices(model):
+    every = Steering(tuple((profile, 1.0) for profile, _ in steering.terms), steering.way)
+    for notice in every.notices(model):
         out.notice(notice)
 
 

@@ -274,7 +274,8 @@ class Model:
             for i, text in enumerate(prompts)
         ]
         injection = steering.injection(self) if steering is not None else None
-        return list(generate_batch(self, requests, injection=injection, width=width))
+        answers = generate_batch(self, requests, injection=injection, width=width)
+        return sorted(answers, key=lambda answer: answer.index)
 
     def chat(
         self,
