@@ -151,7 +151,6 @@ def test_a_bare_noun_shows_its_help(alignez: Alignez, command: list[str]) -> Non
         (["run", "x", "--threads", "0"], "error: --threads is 0"),
         (["run", "x", "--gpu-layers", "-2"], "error: --gpu-layers is -2"),
         (["run", "x", "--parallel", "0"], "error: --parallel is 0"),
-        (["run", "x", "--inject", "exact"], "error: --inject exact is not available for now"),
         (["run", "x", "--inject", "y"], "error: --inject cannot be 'y'"),
         (["run", " "], "error: the prompt is empty"),
         (["run", "x", "-m", "nowhere.gguf"], "error: no model called 'nowhere.gguf'"),
