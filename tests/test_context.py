@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from alignez_edge.errors import BadInputError, PromptTooLongError, RuntimeFailure
-from alignez_edge.runtime.context import Context, PlainPrefix, check_fits, common_prefix
+from alignez_edge.runtime.context import Context, check_fits
 from alignez_edge.runtime.llama import ggml
 from alignez_edge.runtime.model import Model
+from alignez_edge.runtime.prefix import PlainPrefix, common_prefix
 from alignez_edge.runtime.types import FloatArray
 
 TEXT = "The quick brown fox jumps over the lazy dog."

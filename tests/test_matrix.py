@@ -17,8 +17,9 @@ from alignez_edge import pairs
 from alignez_edge.axes import Axis
 from alignez_edge.build import build_profile
 from alignez_edge.profile import Profile
-from alignez_edge.runtime.context import Context, PlainPrefix
+from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.model import Model
+from alignez_edge.runtime.prefix import PlainPrefix
 from alignez_edge.runtime.session import Session
 from alignez_edge.runtime.types import FloatArray, Message, Sampling
 from tests.test_context import Rows

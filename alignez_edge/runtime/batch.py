@@ -27,8 +27,9 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from alignez_edge.errors import BadInputError
-from alignez_edge.runtime.context import Context, check_fits, common_prefix, window
+from alignez_edge.runtime.context import Context, check_fits, window
 from alignez_edge.runtime.llama import cpp
+from alignez_edge.runtime.prefix import common_prefix
 from alignez_edge.runtime.sampler import Answer
 from alignez_edge.runtime.session import Session
 from alignez_edge.runtime.types import Completion, Conditional, Injection, Request

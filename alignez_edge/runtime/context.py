@@ -3,7 +3,7 @@
 Invariants:
 
 - Cells of the cache are computed under whatever injection is set at that moment. `Context` does
-  not remember which; whoever injects also removes (see `PlainPrefix`, `batch.py`).
+  not remember which; whoever injects also removes (see `prefix.py`, `batch.py`).
 - `inject` and `adapt` talk to llama.cpp only when something changes, and never for a context that
   has only ever seen nothing: such a context is the base model to the bit.
 - The adapters that the model carries are always set, under whatever edits are added: a plain pass
@@ -352,35 +352,6 @@ class Context:
         return callback
 
 
-class PlainPrefix:
-    """Sequence 0 of a context as a prefix of plain states, reused from prompt to prompt.
-
-    `tokens` are those whose cells are known to be plain; whatever else the cache holds is removed
-    by the next `hold` (or at once by `cut`).
-    """
-
-    def __init__(self, context: Context) -> None:
-        self.context = context
-        self.tokens: list[int] = []
-
-    def hold(self, tokens: Sequence[int]) -> None:
-        """Make the sequence exactly `tokens`, all plain, computing only what is not yet there."""
-        self.context.steer(None)
-        self.cut(common_prefix(self.tokens, tokens))
-        start = len(self.tokens)
-        for begin in range(start, len(tokens), self.context.n_batch):
-            step = tokens[begin : begin + self.context.n_batch]
-            self.context.prefill(step, begin)
-            self.tokens.extend(step)
-
-    def cut(self, length: int) -> None:
-        """Keep the first `length` tokens and drop all other cells, steered ones included."""
-        del self.tokens[length:]
-        if not self.context.remove(0, length):
-            self.context.clear()
-            self.tokens.clear()
-
-
 def window(model: Model, n_ctx: int | None) -> int:
     """The tokens of one sequence: `n_ctx` checked against the model, or a sensible default."""
     trained = model.n_ctx_train
@@ -403,12 +374,6 @@ def check_fits(n_tokens: int, n_ctx: int, what: str = "the prompt") -> None:
             f"{what} has {n_tokens} tokens, the context window only {n_ctx}",
             "shorten it, or use a larger context (--ctx)",
         )
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two texts share at their beginning."""
-    n = min(len(a), len(b))
-    return next((i for i in range(n) if a[i] != b[i]), n)
 
 
 def _pointer(array: Any, kind: Any) -> Any:

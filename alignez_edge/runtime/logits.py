@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from alignez_edge.errors import BadInputError
-from alignez_edge.runtime.context import Context, PlainPrefix, check_fits
+from alignez_edge.runtime.context import Context, check_fits
+from alignez_edge.runtime.prefix import PlainPrefix
 from alignez_edge.runtime.score import rows_that_fit
 from alignez_edge.runtime.types import FloatArray, IntArray
 

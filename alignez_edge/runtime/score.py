@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from alignez_edge.errors import BadInputError, PromptTooLongError
-from alignez_edge.runtime.context import Context, PlainPrefix
+from alignez_edge.runtime.context import Context
+from alignez_edge.runtime.prefix import PlainPrefix
 from alignez_edge.runtime.types import FloatArray, Injection
 
 if TYPE_CHECKING:

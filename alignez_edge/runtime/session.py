@@ -22,8 +22,9 @@ import numpy as np
 
 from alignez_edge.errors import BadInputError, RuntimeFailure
 from alignez_edge.gguffile import GGUFFile
-from alignez_edge.runtime.context import Context, PlainPrefix, check_fits
+from alignez_edge.runtime.context import Context, check_fits
 from alignez_edge.runtime.llama import ggml, tensor_shape
+from alignez_edge.runtime.prefix import PlainPrefix
 from alignez_edge.runtime.reference import mlp_output
 from alignez_edge.runtime.sampler import Answer
 from alignez_edge.runtime.types import (
