@@ -127,7 +127,7 @@ def measure(model: Model, n_tokens: int, repeat: int) -> tuple[dict[str, float],
         "one by one through Llama (tokens/s)": few * n_tokens / statistics.median(single),
         "batch of 16 (tokens/s)": WIDTH * n_tokens / statistics.median(batch),
         "prefill (tokens/s)": n_read / statistics.median(prefill),
-        # What llama.cpp's own passes leave: no batch of 16 can be better than this.
+        # What llama.cpp's own passes allow, prompts and drawing apart.
         "a pass of 16 / a pass of 1 (tokens/s)": ratio(one, wide) * WIDTH,
         # The last layer computes only rows that are asked for, and a bare prefill asks for one.
         "capture / prefill of the same rows (time)": ratio(read, same_rows),
