@@ -27,6 +27,7 @@ from alignez_edge.pairs import ANSWER_TOKENS
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.types import Sampling
 from benchmarks.runtime import WIDTH, bare_loop, peak_rss
+from benchmarks.steering import open_model
 
 AXIS = "polite"
 SECONDS_WANTED = 60.0
@@ -74,8 +75,7 @@ def run(model: Path | None, threads: int | None, n_queries: int) -> dict[str, An
 
 def child(path: Path | None, threads: int | None, n_queries: int) -> dict[str, Any]:
     """Build (or decode), then say how long each step took and how much memory it needed."""
-    model = Model.load(path, threads=threads) if path else Model.demo(threads=threads)
-    with model:
+    with open_model(path, threads) as model:
         if n_queries:
             found = timed_build(model, n_queries)
         else:

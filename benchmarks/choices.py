@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,7 +27,15 @@ from alignez_edge.runtime.score import Scorer
 from alignez_edge.runtime.types import Injection
 from alignez_edge.subspace import difference_subspace
 from alignez_edge.vectors import ControlVector
-from benchmarks.steering import Answers, Arm, Bench, profile_of, work_folder
+from benchmarks.steering import (
+    Answers,
+    Arm,
+    Bench,
+    open_model,
+    profile_of,
+    say,
+    work_folder,
+)
 from benchmarks.steering_report import insert
 
 Displacements = dict[str, np.ndarray]
@@ -128,14 +135,7 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="put the table between this file's markers")
     options = parser.parse_args()
 
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    opened = (
-        Model.load(options.model, threads=options.threads)
-        if options.model
-        else Model.demo(threads=options.threads)
-    )
+    opened = open_model(options.model, options.threads)
     rows: dict[str, list[tuple[float, float, float]]] = {}
     with opened as model, Scorer(model) as scorer:
         bench = Bench(model, tuning_queries(), say)

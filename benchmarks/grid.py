@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,6 @@ from alignez_edge.demo.world import demo_queries
 from alignez_edge.methods import DEFAULT_METHOD
 from alignez_edge.mix import interference, orthogonalise
 from alignez_edge.profile import Profile
-from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.score import Scorer
 from alignez_edge.runtime.types import Injection
 from alignez_edge.vectors import ControlVector
@@ -36,8 +34,10 @@ from benchmarks.steering import (
     Floats,
     Resamples,
     figure,
+    open_model,
     plain_data,
     profile_of,
+    say,
 )
 from benchmarks.steering_report import BLUE, GREY, ORANGE, insert
 
@@ -245,14 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--page", type=Path, help="put the table between this file's markers")
     options = parser.parse_args(arguments)
 
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    model = (
-        Model.load(options.model, threads=options.threads)
-        if options.model
-        else Model.demo(threads=options.threads)
-    )
+    model = open_model(options.model, options.threads)
     queries = demo_queries("unseen")[: options.limit]
     result: Table = {"model": model.path.name, "queries": len(queries), "seeds": options.seeds}
     result["pairs"] = []

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -32,6 +31,7 @@ from benchmarks.steering import (
     Resamples,
     figure,
     plain_data,
+    say,
 )
 
 STRENGTHS = (-1.0, -0.5, 0.5, 1.0)
@@ -55,9 +55,6 @@ def measure(
     model: Model, axes: Sequence[str], n_seed: int, limit: int | None, drift: float
 ) -> dict[str, Any]:
     """All figures by axis and arm; the leaves are `Figure`s and numbers."""
-
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
 
     queries = demo_queries("unseen")[:limit]
     bench = Bench(model, queries, say)

@@ -301,6 +301,16 @@ def work_folder(model: Model, axis: Axis, seed: int) -> Path:
     return CACHE / key / f"{axis.name}-{wording}-{seed}"
 
 
+def open_model(path: Path | None, threads: int | None) -> Model:
+    """The model at `path`; without one the demo model."""
+    return Model.load(path, threads=threads) if path else Model.demo(threads=threads)
+
+
+def say(line: str) -> None:
+    """A line of progress, apart from the results."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def plain_data(value: Any) -> Any:
     """Figures and tables as JSON can say them; NaN becomes None."""
     if isinstance(value, Figure):
@@ -329,14 +339,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--readme", type=Path, help="put the tables between this file's markers")
     options = parser.parse_args(arguments)
 
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    model = (
-        Model.load(options.model, threads=options.threads)
-        if options.model
-        else Model.demo(threads=options.threads)
-    )
+    model = open_model(options.model, options.threads)
     with model:
         profiles = {
             name: profile_of(

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -39,6 +38,7 @@ from benchmarks.steering import (
     figure,
     plain_data,
     profile_of,
+    say,
 )
 from benchmarks.steering_report import insert
 
@@ -205,9 +205,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     if not axes:
         raise SystemExit(f"no adapters in {options.adapters}: run `python -m demo_model dpo` first")
-
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
 
     def load(lora: Sequence[tuple[Path, float]]) -> Model:
         return Model.demo(threads=options.threads, lora=lora)

@@ -40,7 +40,7 @@ def chat(
     from alignez_edge.runtime.session import Session
 
     steering = steered.load()
-    reference = steered.needs_reference
+    reference = steering.way == "reference"
     with loading.load(out) as model, Session(model, n_ctx=ctx, reference=reference) as session:
         check_fit(steering, model, out)
         conversation = Conversation(model, session, drawing.sampling(model), steering, out)

@@ -153,11 +153,6 @@ class SteeringOptions:
                 f"--inject cannot be {self.inject!r}", f"choose from {', '.join(WAYS)}"
             )
 
-    @property
-    def needs_reference(self) -> bool:
-        """Whether contexts must be made for the reference."""
-        return self.inject == "reference"
-
     def load(self) -> Steering:
         """The sum of the profiles; no profiles are the base model."""
         return load_steering(self.profile, self.inject)
