@@ -1,0 +1,57 @@
+"""What a judge is asked and what it answers: the small interface that all judges stand behind.
+
+A judge sees two answers to one query and says which shows more of one side of an axis. It is never
+told which of them was steered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from alignez_edge.axes import Axis
+from alignez_edge.prompts import Side
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two answers to `query`, of which the better one shows more of `side` of `axis`.
+
+    `facts` are what the file of queries says beside the query (the demo queries: `topic`).
+    """
+
+    query: str
+    first: str
+    second: str
+    axis: Axis
+    side: Side = "positive"
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a judge found.
+
+    `preference` is from −1 (the second answer is better) to 1 (the first is); 0 is a tie. `scores`
+    are the two answers' own by aspect, where the judge gives any.
+    """
+
+    preference: float
+    scores: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+
+class Judge(Protocol):
+    """Anything that can tell two answers apart."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in results."""
+        ...
+
+    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
+        """One verdict for each comparison, in their order, as they come.
+
+        Raises `AlignezError` where it cannot go on.
+        """
+        ...
