@@ -200,7 +200,7 @@ def _record(profile: Profile, path: Path, seconds: dict[str, float]) -> dict[str
 
 
 def _summary(profile: Profile, path: Path, output: str | None, seconds: float) -> str:
-    from .profile import EFFECT, effect_table
+    from .cards import EFFECT, effect_table
 
     dropped = sum(profile.dropped.values())
     layers = ", ".join(map(str, profile.layers))
