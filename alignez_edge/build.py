@@ -26,6 +26,7 @@ from alignez_edge.exact import exact_edit
 from alignez_edge.files import cache_dir, make_folder, printable, user_dir
 from alignez_edge.fit import Fit, TensorName, fit, tensor_of
 from alignez_edge.forms import ExactForm, swap
+from alignez_edge.geometry import Geometry
 from alignez_edge.heads import attention_heads
 from alignez_edge.methods import DEFAULT_METHOD, METHODS
 from alignez_edge.pairs import (
@@ -107,6 +108,7 @@ def build_profile(
     with builder.states(usable, tensor_of(method), n_dims) as states:
         result = fit(states, train, method, layers, builder.progress, heads)
         form = swap(states, train, result.layers) if method == "alignez-v1" else None
+        geometry = Geometry.measure(states, train)
     judges = [usable[i] for i in held_back]
     calibration = builder.calibration(judges, result.vector)
     if form is not None:
@@ -127,7 +129,7 @@ def build_profile(
         author=author,
         licence=licence,
         model=printable(model.facts.name),
-        report=_report(result, calibration, held_back),
+        report=_report(result, calibration, held_back) | geometry.to_report(),
         exact=form,
     )
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from alignez_edge.embeddings import HiddenStates
     from alignez_edge.profile import Profile
 
-Floats = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.floating]
 Numbers = tuple[float, ...]
 _KEY = "geometry"
 
