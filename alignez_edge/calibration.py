@@ -86,19 +86,25 @@ class Calibration:
     asked_margin: FloatArray
     asked_drift: FloatArray
 
+    def curves(self) -> dict[str, float | tuple[float, ...]]:
+        """What a profile keeps of it, by name."""
+        names = ("strengths", *_READINGS)
+        return {name: tuple(map(float, getattr(self, name))) for name in names}
+
 
 def read_pair(
     model: Model,
     plain: Sequence[int],
     asked: Sequence[Sequence[int]],
     answers: Sequence[Sequence[int]],
-    injections: Sequence[Injection],
+    injections: Sequence[Injection | None],
+    n_ctx: int | None = None,
 ) -> Reading:
     """Measure one pair.
 
     `plain` is the prompt; `asked` the prompts that ask for the wanted and for the unwanted side;
     `answers` the wanted and the unwanted answer; `injections` those of the grid, + and then -.
-    All are tokens.
+    All are tokens. `n_ctx` is the window, by default as for a `Session`.
     """
     from alignez_edge.runtime.score import Scorer, answer_log_prob, kl_divergence
 
@@ -106,7 +112,7 @@ def read_pair(
     gain = np.zeros((2, n_steered + n_asked))
     drift = np.zeros((2, n_steered + n_asked))
     # One context a pair: what a pair's numbers are must not depend on the pairs before it.
-    with Scorer(model) as scorer:
+    with Scorer(model, n_ctx=n_ctx) as scorer:
         for side, answer in enumerate(answers):
             rows = scorer.log_probs(plain, answer, [None, *injections])
             base = next(rows)
