@@ -12,9 +12,11 @@ from .conversation import Conversation
 from .options import (
     ContextOption,
     ModelOptions,
+    PromptOptions,
     SamplingOptions,
     SteeringOptions,
     check_fit,
+    check_preamble,
     grouped,
 )
 from .output import Output, complain
@@ -28,6 +30,7 @@ def chat(
     *,
     loading: ModelOptions,
     steered: SteeringOptions,
+    prompted: PromptOptions,
     drawing: SamplingOptions,
     ctx: ContextOption = None,
     out: Output,
@@ -39,11 +42,13 @@ def chat(
     """
     from alignez_edge.runtime.session import Session
 
-    steering = steered.load()
+    steering, preamble = steered.load(), prompted.load()
     reference = steering.way == "reference"
     with loading.load(out) as model, Session(model, n_ctx=ctx, reference=reference) as session:
         check_fit(steering, model, out)
-        conversation = Conversation(model, session, drawing.sampling(model), steering, out)
+        check_preamble(preamble, model, ctx, out)
+        sampling = drawing.sampling(model)
+        conversation = Conversation(model, session, sampling, steering, preamble, out)
         terminal = sys.stdin.isatty() and sys.stdout.isatty()
         if terminal:
             out.notice(f"{model.facts.name}, {conversation.steered_by()}; /help lists commands")

@@ -20,6 +20,7 @@ from .output import Output, shown
 from .run import answer_record, unindented
 
 if TYPE_CHECKING:
+    from alignez_edge.preamble import Preamble
     from alignez_edge.runtime.model import Model
     from alignez_edge.runtime.session import Session
     from alignez_edge.runtime.types import Message, Sampling
@@ -51,12 +52,19 @@ class Conversation:
     """One chat: what was said, what steers it now, and the commands that change that."""
 
     def __init__(
-        self, model: Model, session: Session, sampling: Sampling, steering: Steering, out: Output
+        self,
+        model: Model,
+        session: Session,
+        sampling: Sampling,
+        steering: Steering,
+        preamble: Preamble,
+        out: Output,
     ) -> None:
         self._model = model
         self._session = session
         self._sampling = sampling
         self._steering = steering
+        self._preamble = preamble
         self._out = out
         self._is_plain = False
         self._turns: list[Turn] = []
@@ -120,7 +128,10 @@ class Conversation:
         answer = self._session.completion
         assert answer is not None
         asked, text = messages[-1]["content"], self._model.prompt(messages).text
-        self._out.record(answer_record(self._model, steering, asked, text, sampling.seed, answer))
+        record = answer_record(
+            self._model, steering, self._preamble, asked, text, sampling.seed, answer
+        )
+        self._out.record(record)
 
     def _remember(self, messages: list[Message], sampling: Sampling, said: list[str]) -> None:
         self._last = messages, sampling
@@ -144,7 +155,7 @@ class Conversation:
         room = window - min(self._sampling.max_tokens, window // 2)
         first = self._first_kept
         while True:
-            messages: list[Message] = []
+            messages = self._preamble.before([])
             for turn in self._turns[first:]:
                 messages.append({"role": "user", "content": turn.question})
                 messages.append({"role": "assistant", "content": turn.answer})

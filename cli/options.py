@@ -17,6 +17,7 @@ from alignez_edge.methods import WAYS, Way
 from .output import Output
 
 if TYPE_CHECKING:
+    from alignez_edge.preamble import Preamble
     from alignez_edge.runtime.model import Model
     from alignez_edge.runtime.types import Sampling
     from alignez_edge.steering import Steering
@@ -176,6 +177,31 @@ def check_fit(steering: Steering, model: Model, out: Output) -> None:
 
     every = Steering(tuple((profile, 1.0) for profile, _ in steering.terms), steering.way)
     for notice in every.notices(model):
+        out.notice(notice)
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    """What stands before every conversation."""
+
+    system: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="A text file as system prompt; 'urial' is a built-in preamble for base models.",
+        ),
+    ] = None
+
+    def load(self) -> Preamble:
+        """The system prompt; nothing where none was asked for."""
+        from alignez_edge.preamble import Preamble
+
+        return Preamble() if self.system is None else Preamble.find(self.system)
+
+
+def check_preamble(preamble: Preamble, model: Model, n_ctx: int | None, out: Output) -> None:
+    """Raise where the system prompt does not fit; say where it cannot stand as such."""
+    for notice in preamble.notices(model, n_ctx):
         out.notice(notice)
 
 

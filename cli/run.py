@@ -16,15 +16,18 @@ from .options import (
     ContextOption,
     ModelOptions,
     ParallelOption,
+    PromptOptions,
     SamplingOptions,
     SteeringOptions,
     check_fit,
+    check_preamble,
     check_width,
     grouped,
 )
 from .output import Output, complain, shown
 
 if TYPE_CHECKING:
+    from alignez_edge.preamble import Preamble
     from alignez_edge.runtime.model import Model
     from alignez_edge.runtime.types import Completion, Request, Sampling
     from alignez_edge.steering import Steering
@@ -42,6 +45,7 @@ def run(
     *,
     loading: ModelOptions,
     steered: SteeringOptions,
+    prompted: PromptOptions,
     drawing: SamplingOptions,
     ctx: ContextOption = None,
     parallel: ParallelOption = DEFAULT_WIDTH,
@@ -58,21 +62,28 @@ def run(
         raise BadInputError("there is nothing to answer", 'try: alignez run "Tell me about bread."')
     if prompt is not None and not prompt.strip():
         raise BadInputError("the prompt is empty")
-    steering = steered.load()
+    steering, preamble = steered.load(), prompted.load()
     with loading.load(out) as model:
         check_fit(steering, model, out)
+        check_preamble(preamble, model, ctx, out)
         sampling = drawing.sampling(model)
         if prompt is not None:
-            _answer_one(model, steering, sampling, prompt, ctx, out)
+            _answer_one(model, steering, preamble, sampling, prompt, ctx, out)
             return
-        lines = _Lines(model, sampling, ctx)
+        lines = _Lines(model, preamble, sampling, ctx)
         _answer_lines(lines, steering, parallel, out)
     if lines.n_refused:
         raise typer.Exit(2)
 
 
 def answer_record(
-    model: Model, steering: Steering, asked: str, prompt_text: str, seed: int, answer: Completion
+    model: Model,
+    steering: Steering,
+    preamble: Preamble,
+    asked: str,
+    prompt_text: str,
+    seed: int,
+    answer: Completion,
 ) -> dict[str, Any]:
     """One answer as `--json` says it."""
     speed = len(answer.tokens) / answer.seconds if answer.seconds else 0.0
@@ -83,6 +94,7 @@ def answer_record(
         "model": model.path.name,
         **({"lora": model.describe_lora()} if model.lora else {}),
         "steering": steering.describe(),
+        **({"system": preamble.name} if preamble.messages else {}),
         "seed": seed,
         "prompt_tokens": answer.prompt_tokens,
         "completion_tokens": len(answer.tokens),
@@ -106,6 +118,7 @@ def stdin_lines() -> Iterator[tuple[int, str | None]]:
 def _answer_one(
     model: Model,
     steering: Steering,
+    preamble: Preamble,
     sampling: Sampling,
     asked: str,
     n_ctx: int | None,
@@ -113,7 +126,7 @@ def _answer_one(
 ) -> None:
     from alignez_edge.runtime.session import Session
 
-    messages = [{"role": "user", "content": asked}]
+    messages = preamble.before([{"role": "user", "content": asked}])
     with Session(model, n_ctx=n_ctx, reference=steering.way == "reference") as session:
         pieces = session.answer(messages, steering=steering, sampling=sampling)
         try:
@@ -123,8 +136,8 @@ def _answer_one(
         finally:
             out.result()
         assert session.completion is not None
-        text = model.prompt(messages).text
-        out.record(answer_record(model, steering, asked, text, sampling.seed, session.completion))
+        text, answer = model.prompt(messages).text, session.completion
+        out.record(answer_record(model, steering, preamble, asked, text, sampling.seed, answer))
 
 
 def unindented(pieces: Iterator[str]) -> Iterator[str]:
@@ -144,8 +157,11 @@ class _Lines:
     line that was refused and reported.
     """
 
-    def __init__(self, model: Model, sampling: Sampling, n_ctx: int | None) -> None:
+    def __init__(
+        self, model: Model, preamble: Preamble, sampling: Sampling, n_ctx: int | None
+    ) -> None:
         self.model = model
+        self.preamble = preamble
         self.sampling = sampling
         self.n_ctx = n_ctx
         self.waiting: dict[int, tuple[str, str] | None] = {}
@@ -161,7 +177,8 @@ class _Lines:
             try:
                 if line is None:
                     raise BadInputError("it is not UTF-8 text")
-                prompt = self.model.prompt([{"role": "user", "content": line}])
+                messages = self.preamble.before([{"role": "user", "content": line}])
+                prompt = self.model.prompt(messages)
                 check_fits(len(prompt.tokens), limit)
             except BadInputError as failure:
                 complain(f"line {number}: {failure.message}", failure.hint)
@@ -190,7 +207,7 @@ def _answer_lines(lines: _Lines, steering: Steering, width: int, out: Output) ->
                 answer = finished.pop(following)
                 out.result(" ".join(answer.text.split()))
                 seed = lines.sampling.seed + following
-                out.record(answer_record(model, steering, *entry, seed, answer))
+                out.record(answer_record(model, steering, lines.preamble, *entry, seed, answer))
             following += 1
 
     answers = generate_batch(

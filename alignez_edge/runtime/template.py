@@ -57,6 +57,7 @@ def check_messages(messages: Sequence[Message]) -> None:
 def question_answer(messages: Sequence[Message]) -> str:
     """The form for models without a template: `Question: …` and `Answer:`, a blank line between."""
     forms = {"system": "{}", "user": "Question: {}", "assistant": "Answer: {}"}
+    messages = [m for m in messages if m["role"] != "system" or m["content"].strip()]
     return (
         "\n\n".join(
             # The cue to answer stands right below the last question, as an answer does.
