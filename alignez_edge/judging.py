@@ -34,11 +34,19 @@ class Verdict:
     """What a judge found.
 
     `preference` is from −1 (the second answer is better) to 1 (the first is); 0 is a tie. `scores`
-    are the two answers' own by aspect, where the judge gives any.
+    are the two answers' own by aspect, where the judge gives any. `orders` is there where a judge
+    was shown the answers in both orders: what it preferred with the first shown first, and with
+    the first shown second. A judge without position bias prefers the same in both.
     """
 
     preference: float
     scores: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    orders: tuple[float, float] | None = None
+
+    @property
+    def position_bias(self) -> float | None:
+        """From −1 (it prefers whatever is shown second) to 1 (first); None if asked once."""
+        return None if self.orders is None else (self.orders[0] - self.orders[1]) / 2
 
 
 class Judge(Protocol):

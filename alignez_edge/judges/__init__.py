@@ -5,20 +5,102 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 from alignez_edge.errors import BadInputError
 from alignez_edge.files import printable
 from alignez_edge.judging import Judge
 
-FORMS = "demo"
+if TYPE_CHECKING:
+    from alignez_edge.judges.human import AskPerson
+    from alignez_edge.judges.model import PromptForm
+
+FORMS = ("demo", "FILE.toml", "FILE.gguf", "model:NAME", "command:PROGRAM ARGS", "human")
 
 
-def judge_of(text: str) -> Judge:
-    """The judge that `text` names: `demo`.
+@dataclass(frozen=True)
+class JudgeSettings:
+    """How judges are asked, each setting where it applies.
 
-    What can be checked without judging is checked here. Raises `BadInputError`.
+    Models and programs are shown the answers in `both_orders` and may take `timeout` seconds over
+    a verdict (programs only; None for the default). `prompt` is the wording for models; `threads`
+    and `gpu_layers` are as for `Model.load`. A person is asked through `ask`, in an order that
+    `seed` decides.
     """
+
+    both_orders: bool = True
+    prompt: PromptForm = "short"
+    threads: int | None = None
+    gpu_layers: int | None = None
+    timeout: float | None = None
+    ask: AskPerson | None = None
+    seed: int = 0
+
+
+def judge_of(text: str, settings: JudgeSettings = JudgeSettings()) -> Judge:
+    """The judge that `text` names, in one of the `FORMS`.
+
+    What can be checked without judging is checked here; models and programs are loaded and started
+    when they are first asked. Raises `BadInputError`.
+    """
+    kind, _, rest = text.partition(":")
     if text == "demo":
         from alignez_edge.judges.demo import DemoJudge
 
         return DemoJudge()
-    raise BadInputError(f"no judge is called {printable(text, 120)!r}", f"a judge is one of {FORMS}")
+    if text == "human":
+        return _human(settings)
+    if kind == "command":
+        return _command(rest, settings)
+    if kind == "model":
+        return _model(rest, settings)
+    if text.lower().endswith(".toml"):
+        from alignez_edge.judges.rules import RuleJudge
+
+        return RuleJudge.load(text)
+    if text.lower().endswith(".gguf"):
+        return _model(text, settings)
+    raise BadInputError(
+        f"no judge is called {printable(text, 120)!r}", f"a judge is one of: {', '.join(FORMS)}"
+    )
+
+
+def _command(text: str, settings: JudgeSettings) -> Judge:
+    from alignez_edge.judges.command import TIMEOUT, CommandJudge
+    from alignez_edge.judges.orders import Asked
+
+    timeout = TIMEOUT if settings.timeout is None else settings.timeout
+    return Asked(CommandJudge.parse(text, timeout), settings.both_orders)
+
+
+def _model(name: str, settings: JudgeSettings) -> Judge:
+    from alignez_edge.config import DEMO, ModelNames
+    from alignez_edge.gguffile import read_gguf
+    from alignez_edge.judges.model import TIE_BAND, ModelJudge
+    from alignez_edge.judges.orders import Asked
+    from alignez_edge.runtime.check import check_model
+    from alignez_edge.runtime.model import Model
+
+    path = None if name == DEMO else ModelNames().find(name)
+    if path is not None:
+        check_model(read_gguf(path))
+    shown = "demo-model" if path is None else printable(path.stem, 60)
+
+    def load() -> Model:
+        threads, gpu_layers = settings.threads, settings.gpu_layers
+        if path is None:
+            return Model.demo(threads=threads, gpu_layers=gpu_layers)
+        return Model.load(path, threads=threads, gpu_layers=gpu_layers)
+
+    judge = ModelJudge(f"{shown} ({settings.prompt} prompt)", load, settings.prompt)
+    return Asked(judge, settings.both_orders, TIE_BAND)
+
+
+def _human(settings: JudgeSettings) -> Judge:
+    from alignez_edge.judges.human import HumanJudge
+    from alignez_edge.judges.orders import Asked
+
+    if settings.ask is None:
+        raise BadInputError("a person can only judge at a terminal")
+    return Asked(HumanJudge(settings.ask, settings.seed), both_orders=False)
