@@ -11,7 +11,8 @@ once (`products.py`). NumPy in, NumPy out; all layers and positions at a time, i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,8 @@ from alignez_edge.vectors import ControlVector
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
+
+RecipeMethod = Literal["alignez", "alignez-v1"]
 
 NEIGHBOURS = 10
 """Below 5 noise wins, above 20 unrelated pairs do (AlignEZ, figure 4a)."""
@@ -43,16 +46,59 @@ class Recipe:
     cosine with its state at most 0 (the papers' filter). Raises `ValueError` on numbers below 1.
     """
 
-    method: Literal["alignez", "alignez-v1"] = "alignez"
+    method: RecipeMethod = "alignez"
     k: int = NEIGHBOURS
     layers: tuple[int, ...] | None = None
     n_layers: int | None = None
     rank: int = 1
     opposed: bool = False
 
+    @classmethod
+    def of(cls, method: str, k: int) -> Recipe:
+        """The recipe of one of `methods.BY_QUERY`: version 2's own edit takes its filter along."""
+        if method == "alignez-v1":
+            return cls("alignez-v1", k)
+        return cls("alignez", k, opposed=method == "alignez-v2")
+
     def __post_init__(self) -> None:
+        if self.method not in get_args(RecipeMethod):
+            raise ValueError(f"no recipe has the method {self.method!r}")
         if min(self.k, self.rank, 1 if self.n_layers is None else self.n_layers) < 1:
             raise ValueError(f"a recipe counts from 1: {self}")
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbourhood:
+    """What makes a profile query-conditioned: the pairs that it remembers, and how a turn is made
+    of those nearest to the query.
+
+    `exact_unit` is the calibrated scale of a turn's exact edit, as a profile's unit is of its
+    control vector; None where the method is a displacement, which a control vector holds whole, or
+    where the model allows no exact edit. Raises `ValueError` where these contradict each other.
+    """
+
+    bank: Bank
+    recipe: Recipe
+    exact_unit: float | None = None
+
+    def __post_init__(self) -> None:
+        layers = self.recipe.layers
+        if layers is not None and not (layers and set(layers) <= set(self.bank.layers)):
+            raise ValueError(f"the bank holds the layers {self.bank.layers}, not all of {layers}")
+        if self.exact_unit is not None:
+            if self.bank.tensor != "ffn_out":
+                raise ValueError(f"states of {self.bank.tensor} make no exact edit")
+            if not np.isfinite(self.exact_unit) or self.exact_unit <= 0:
+                raise ValueError(f"the calibrated scale must be positive, not {self.exact_unit}")
+
+    @cached_property
+    def digest(self) -> str:
+        """Equal neighbourhoods have equal ones."""
+        return f"{self.bank.digest} {self.recipe} {self.exact_unit!r}"
+
+    def turn(self, states: npt.NDArray[np.floating]) -> Turn:
+        """See `condition`."""
+        return condition(self.bank, states, self.recipe)
 
 
 @dataclass(frozen=True, eq=False)

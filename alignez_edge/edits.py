@@ -9,8 +9,10 @@ the sign of a singular vector change nothing in the linear edits.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import Literal
 
@@ -157,6 +159,16 @@ class Edit:
     ) -> npt.NDArray[np.floating]:
         """The MLP output `x`, `(..., n_embd)`, of `layer`, edited at `strength`."""
         return x + x.dtype.type(strength) * self.change(layer, x)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over everything in it, in hexadecimal: equal edits have equal ones."""
+        digest = hashlib.sha256()
+        for layer, x in self.layers.items():
+            digest.update(f"{layer} {x.activation} {x.rank}".encode())
+            for part in (x.outward, x.inward, x.constant):
+                digest.update(part.tobytes())
+        return digest.hexdigest()
 
     def is_linear(self) -> bool:
         """Whether it has no activation: then it can be a LoRA and constants."""

@@ -14,7 +14,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from alignez_edge.edits import LayerEdit
 from alignez_edge.embeddings import HiddenStates
+from alignez_edge.forms import ExactForm, LayerEditor, amplify, exact_form, move, swap
 from alignez_edge.heads import AttentionHeads, fit_heads
 from alignez_edge.layers import best_layer, choose_layers, interlayer_cosine
 from alignez_edge.subspace import (
@@ -43,7 +45,8 @@ class Method:
     `read` names the positions whose displacements are added at the deciding token and at later
     ones, `gains` their lengths. The residual stream hands on what was added below, so there every
     layer gets the increment only; an MLP's output is displaced whole. `choose` picks the layers
-    from their separation and their agreement.
+    from their separation and their agreement. `edit` is the method's own edit of MLP outputs where
+    its displacement is only that edit's mean.
     """
 
     estimate: Estimator
@@ -51,12 +54,14 @@ class Method:
     read: tuple[str, str] = ("deciding", "answer")
     gains: tuple[float, float] = (DECIDING_GAIN, ANSWER_GAIN)
     choose: Callable[[FloatArray, FloatArray], tuple[int, ...]] = choose_layers
+    edit: LayerEditor | None = None
 
 
 @dataclass(frozen=True)
 class Fit:
     """A control vector at natural length, and what the layers were chosen by.
 
+    `exact` is the edit that the vector is only the mean of, where the method is such an edit.
     `separation` (d' at the deciding token) and `interlayer` (mean cosine of the layer's direction
     with the others') are `(n_layer,)`.
     """
@@ -65,6 +70,7 @@ class Fit:
     layers: tuple[int, ...]
     separation: FloatArray
     interlayer: FloatArray
+    exact: ExactForm | None = None
 
 
 def tensor_of(method: str) -> TensorName:
@@ -107,7 +113,8 @@ def fit(
     vector = add(displaced[how.read[0]], displaced[how.read[1]], chosen)
     deciding_gain, answer_gain = map(np.float32, how.gains)
     vector = ControlVector(vector.deciding * deciding_gain, vector.answer * answer_gain)
-    return Fit(vector, chosen, apart, agreement)
+    form = exact_form(states, rows, chosen, how.edit) if how.edit else None
+    return Fit(vector, chosen, apart, agreement, form)
 
 
 def _fit_heads(
@@ -145,6 +152,21 @@ def _alignez_v1(chosen: FloatArray, rejected: FloatArray) -> tuple[FloatArray, F
     return help_, version_1_edit(middle, help_, harm)
 
 
+def _alignez_v2(chosen: FloatArray, rejected: FloatArray) -> tuple[FloatArray, FloatArray]:
+    return _mean_field(amplify(chosen, rejected), chosen, rejected)
+
+
+def _affine(chosen: FloatArray, rejected: FloatArray) -> tuple[FloatArray, FloatArray]:
+    return _mean_field(move(chosen, rejected), chosen, rejected)
+
+
+def _mean_field(
+    edit: LayerEdit, chosen: FloatArray, rejected: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    middle = (np.mean(chosen, axis=0, dtype=np.float64) + np.mean(rejected, axis=0)) / 2
+    return edit.outward[:, 0], edit.change(middle)
+
+
 def _mean(chosen: FloatArray, rejected: FloatArray) -> tuple[FloatArray, FloatArray]:
     shift = np.mean(np.asarray(chosen, np.float64) - rejected, axis=0)
     length = np.linalg.norm(shift)
@@ -153,7 +175,9 @@ def _mean(chosen: FloatArray, rejected: FloatArray) -> tuple[FloatArray, FloatAr
 
 _METHODS = {
     "alignez": Method(_alignez),
-    "alignez-v1": Method(_alignez_v1, tensor="ffn_out"),
+    "alignez-v1": Method(_alignez_v1, tensor="ffn_out", edit=swap),
+    "alignez-v2": Method(_alignez_v2, tensor="ffn_out", edit=amplify),
+    "affine": Method(_affine, tensor="ffn_out", edit=move),
     "mean": Method(_mean),
     # The same displacement at every token, read over the answer's, where its natural length is of
     # the order of asking: what is read at the deciding token is several times as long and, added to

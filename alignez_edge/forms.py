@@ -1,18 +1,23 @@
-"""The exact form of a profile: the papers' edit of MLP outputs itself, not its mean over tokens.
+"""The exact form of a profile: an edit of MLP outputs itself, not its mean over tokens.
 
 NumPy in, NumPy out; `exact.py` makes the adapter of a model from it, `inject.py` takes it there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from alignez_edge.edits import Edit, LayerEdit
 from alignez_edge.embeddings import POSITIONS, HiddenStates
-from alignez_edge.subspace import first_direction
+from alignez_edge.subspace import difference_subspace, first_direction
+
+FloatArray = npt.NDArray[np.floating]
+LayerEditor = Callable[[FloatArray, FloatArray], LayerEdit]
+"""(chosen, rejected) of one layer and position, `(n_pairs, n_embd)` each -> the edit there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,18 +45,33 @@ class ExactForm:
         return {"deciding": self.deciding, "answer": self.answer}
 
 
-def swap(mlp: HiddenStates, rows: Sequence[int], layers: Sequence[int]) -> ExactForm:
-    """Version 1 of the papers (000, section 2.3) in `layers`: harm removed, help doubled.
+def exact_form(
+    mlp: HiddenStates, rows: Sequence[int], layers: Sequence[int], edit: LayerEditor
+) -> ExactForm:
+    """What `edit` makes of the two sides in each of `layers`, at either position.
 
     `mlp` are the MLP outputs of the pairs, of which `rows` are used.
     """
-    edits = []
-    for position in POSITIONS:
-        found = {}
-        for layer in layers:
-            sides = mlp.layer(layer, position, rows)
-            found[layer] = LayerEdit.swap(
-                first_direction(sides.chosen), first_direction(sides.rejected)
-            )
-        edits.append(Edit(found))
-    return ExactForm(edits[0], edits[1])
+
+    def at(position: str) -> Edit:
+        sides = {layer: mlp.layer(layer, position, rows) for layer in layers}
+        return Edit({layer: edit(both.chosen, both.rejected) for layer, both in sides.items()})
+
+    deciding, answer = map(at, POSITIONS)
+    return ExactForm(deciding, answer)
+
+
+def swap(chosen: FloatArray, rejected: FloatArray) -> LayerEdit:
+    """Version 1 (AlignEZ, section 2.3): the harm component removed, the help component doubled."""
+    return LayerEdit.swap(first_direction(chosen), first_direction(rejected))
+
+
+def amplify(chosen: FloatArray, rejected: FloatArray) -> LayerEdit:
+    """Version 2 without its activation: doubled along the first direction of the differences."""
+    return LayerEdit.amplify(difference_subspace(chosen, rejected).directions)
+
+
+def move(chosen: FloatArray, rejected: FloatArray) -> LayerEdit:
+    """Along that direction every state is moved to the mean of the wanted side."""
+    directions = difference_subspace(chosen, rejected).directions
+    return LayerEdit.move(directions, directions @ np.mean(chosen, axis=0, dtype=np.float64))

@@ -7,107 +7,227 @@
   else the control vector, which is then the whole of what was fitted.
 
 What an adapter takes of a model is computed once: it is kept with the model, and in the user's
-cache folder by the profile's digest and the model's.
+cache folder by the edit's digest and the model's.
 """
 
 from __future__ import annotations
 
 import hashlib
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from alignez_edge.conditioned import Turn
 from alignez_edge.edits import Edit
+from alignez_edge.embeddings import POSITIONS
 from alignez_edge.errors import AlignezError, BadInputError
 from alignez_edge.exact import ExactEdit, can_inject_exactly, constants, exact_edit
 from alignez_edge.files import cache_dir, make_folder, printable, write_atomic
 from alignez_edge.methods import Way
+from alignez_edge.products import BankProduct, not_by_query
 
 if TYPE_CHECKING:
     from alignez_edge.profile import Profile
     from alignez_edge.runtime.adapter import Adapter
     from alignez_edge.runtime.model import Model
-    from alignez_edge.runtime.types import Edits, FloatArray
+    from alignez_edge.runtime.types import Conditional, Edits, FloatArray, Injection, LogitEdits
+
+Rows = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
 class Share:
-    """What one profile adds at one position: rows for `l_out`, `(n_layer, n_embd)`, and edits."""
+    """What one profile adds to an injection: rows `(n_layer, n_embd)` for `l_out` at the deciding
+    token and at later ones, and edits."""
 
-    vector: npt.NDArray[np.float64]
-    edits: Edits = ()
+    deciding: Rows
+    answer: Rows
+    deciding_edits: Edits = ()
+    answer_edits: Edits = ()
+    logit_edits: LogitEdits = ()
+
+
+def injected(
+    model: Model, terms: Sequence[tuple[Profile, float]], way: Way
+) -> Injection | Conditional | None:
+    """What profiles with strengths add up to; None for nothing.
+
+    Raises `BadInputError` where one cannot be injected by `way`, where the sum overflows, and where
+    two look at different states of a query.
+    """
+    parts = [(profile, s, way_into(model, profile, way)[0]) for profile, s in terms]
+    fixed = [shares(model, *part) for part in parts if part[0].neighbours is None]
+    turning = [part for part in parts if part[0].neighbours is not None]
+    return Turns(model, fixed, turning) if turning else _total(model, fixed)
+
+
+class Turns:
+    """A steering of which some profiles look at the query: a `Conditional` of the runtime."""
+
+    tensor: Literal["l_out", "ffn_out"]
+
+    def __init__(
+        self, model: Model, fixed: Sequence[Share], turning: Sequence[tuple[Profile, float, Way]]
+    ) -> None:
+        self._model, self._fixed = model, fixed
+        self._turning = [(p, p.neighbours, s, way) for p, s, way in turning if p.neighbours]
+        banks = [neighbours.bank for _, neighbours, _, _ in self._turning]
+        if len({bank.tensor for bank in banks}) > 1:
+            raise BadInputError(
+                "profiles that look at different states of a query cannot be added up",
+                "use profiles of one method, or leave one out",
+            )
+        self.tensor = banks[0].tensor  # type: ignore[assignment]
+        self.layers = tuple(sorted({layer for bank in banks for layer in bank.layers}))
+
+    def at(self, states: FloatArray) -> Injection | None:
+        """What steers the answer to the query whose plain states at its last token these are."""
+        turns = [
+            shares(self._model, profile, strength, way, neighbours.turn(states))
+            for profile, neighbours, strength, way in self._turning
+        ]
+        return _total(self._model, [*self._fixed, *turns])
+
+    def needs_reference(self) -> bool:
+        """Whether a profile is injected by the reference."""
+        return any(way == "reference" for *_, way in self._turning)
 
 
 def way_into(model: Model, profile: Profile, way: Way) -> tuple[Way, str | None]:
-    """The way that is really taken, never `auto`, and why not the exact one, where that was wanted.
+    """The way that is really taken, and why not the exact one, where that was wanted.
 
-    Raises `BadInputError` where `exact` or `reference` was asked for and is not to be had.
+    `auto` is left only to a value function, which moves the logits: there is no other way. Raises
+    `BadInputError` where a way was asked for that is not to be had.
     """
-    if way == "control-vector" or (way == "auto" and profile.exact is None):
+    if profile.value is not None:
+        if way == "auto":
+            return way, None
+        raise _not_to_be_had(profile, way, "it moves the logits, no layer", "use --inject auto")
+    has_edit = profile.exact is not None
+    if profile.neighbours is not None:
+        has_edit = profile.neighbours.exact_unit is not None
+    if way == "control-vector" or (way == "auto" and not has_edit):
         return "control-vector", None
-    reason = _reason_against(model, profile, way)
+    reason = _reason_against(model, profile, way, has_edit)
     if reason is None:
         return (way if way == "reference" else "exact"), None
     if way == "auto":
         return "control-vector", reason
-    raise BadInputError(
-        f"--inject {way} is not available for the profile {printable(profile.name)}: {reason}",
-        "use --inject auto or control-vector",
+    raise _not_to_be_had(profile, way, reason, "use --inject auto or control-vector")
+
+
+def shares(
+    model: Model, profile: Profile, strength: float, way: Way, turn: Turn | None = None
+) -> Share:
+    """What `profile` adds at `strength`, in a way that `way_into` gave; in `turn`, where it looks
+    at the query."""
+    nothing = np.zeros((model.n_layer, model.n_embd))
+    if profile.value is not None:
+        found = (profile.value * (strength * profile.unit)).injection(model)
+        return Share(nothing, nothing, logit_edits=found.logit_edits if found else ())
+    if way == "control-vector":
+        vector = turn.vector(model.n_layer) if turn else profile.vector
+        scale = strength * profile.unit
+        deciding, answer = (v.astype(np.float64) for v in (vector.deciding, vector.answer))
+        return Share(scale * deciding, scale * answer)
+    if turn is not None:
+        assert profile.neighbours is not None and profile.neighbours.exact_unit is not None
+        scale = strength * profile.neighbours.exact_unit
+        edits = {position: turn.edit(position) for position in POSITIONS}
+    else:
+        assert profile.exact is not None
+        scale = strength * profile.exact.unit
+        edits = profile.exact.edits
+    rows: list[Rows] = []
+    made: list[Edits] = []
+    for position, edit in edits.items():
+        if way == "reference":
+            # The edit as it stands: the callback adds its constants where they belong.
+            rows.append(nothing)
+            made.append(((edit, scale),))
+        elif edit.is_zero() or not scale:
+            rows.append(nothing)
+            made.append(())
+        else:
+            adapter, added = (
+                _of_turn(model, profile, position, turn) if turn else _prepared(model, edit)
+            )
+            rows.append(scale * added.astype(np.float64))
+            made.append(((adapter, scale),))
+    return Share(rows[0], rows[1], made[0], made[1])
+
+
+def _total(model: Model, parts: Sequence[Share]) -> Injection | None:
+    """The sum of what profiles add; None for nothing."""
+    from alignez_edge.runtime.types import Injection
+
+    rows = np.zeros((2, model.n_layer, model.n_embd))
+    for part in parts:
+        rows += part.deciding, part.answer
+    with np.errstate(over="ignore"):
+        deciding, answer = rows.astype(np.float32)
+    if not (np.isfinite(deciding).all() and np.isfinite(answer).all()):
+        raise BadInputError("the strength is so large that the steering overflows")
+    injection = Injection(
+        deciding,
+        answer,
+        tuple(edit for part in parts for edit in part.deciding_edits),
+        tuple(edit for part in parts for edit in part.answer_edits),
+        tuple(edit for part in parts for edit in part.logit_edits),
+    )
+    return None if injection.is_zero() else injection
+
+
+def _not_to_be_had(profile: Profile, way: Way, reason: str, hint: str) -> BadInputError:
+    return BadInputError(
+        f"--inject {way} is not available for the profile {printable(profile.name)}: {reason}", hint
     )
 
 
-def shares(model: Model, profile: Profile, strength: float, way: Way) -> tuple[Share, Share]:
-    """What `profile` adds at `strength` at the deciding token and at later ones, in a way that
-    `way_into` gave."""
-    vectors = profile.vector.deciding, profile.vector.answer
-    form = profile.exact
-    if way == "control-vector" or form is None:
-        scale = strength * profile.unit
-        deciding, answer = (Share(scale * v.astype(np.float64)) for v in vectors)
-        return deciding, answer
-    found = []
-    scale = strength * form.unit
-    for position, edit in form.edits.items():
-        rows = np.zeros(profile.vector.deciding.shape)
-        if way == "reference":
-            # The edit as it stands: the callback adds its constants where they belong.
-            found.append(Share(rows, ((edit, scale),)))
-        elif edit.is_zero() or not scale:
-            found.append(Share(rows))
-        else:
-            adapter, added = _prepared(model, profile, position, edit)
-            found.append(Share(rows + scale * added, ((adapter, scale),)))
-    return found[0], found[1]
-
-
-def _reason_against(model: Model, profile: Profile, way: Way) -> str | None:
-    form = profile.exact
-    if form is None:
+def _reason_against(model: Model, profile: Profile, way: Way, has_edit: bool) -> str | None:
+    if not has_edit:
         return f"the method {profile.method or 'that made it'} is a control vector by nature"
     if way == "reference":
         return None
-    for edit in form.edits.values():
-        reason = can_inject_exactly(model.gguf, edit.layers)
-        if reason is not None:
-            return reason
-        try:
+    try:
+        if profile.neighbours is not None:
+            layers = profile.neighbours.bank.layers
+            return can_inject_exactly(model.gguf, layers) or not_by_query(model.gguf, layers)
+        assert profile.exact is not None
+        for edit in profile.exact.edits.values():
+            reason = can_inject_exactly(model.gguf, edit.layers)
+            if reason is not None:
+                return reason
             constants(model.gguf, edit)
-        except BadInputError as failure:
-            return failure.message
+    except BadInputError as failure:
+        return failure.message
     return None
 
 
-def _prepared(
-    model: Model, profile: Profile, position: str, edit: Edit
+def _of_turn(
+    model: Model, profile: Profile, position: str, turn: Turn
 ) -> tuple[Adapter, FloatArray]:
+    """The adapter of a turn's edit and its constants, out of a product that is kept."""
+    from alignez_edge.runtime.adapter import Adapter
+
+    assert profile.neighbours is not None
+    bank = profile.neighbours.bank
+    if bank.digest not in model.kept:
+        model.kept[bank.digest] = BankProduct.of(bank, model.gguf, model.lora)
+    found = model.kept[bank.digest].exact_edit(turn, position)
+    return Adapter(model, found.adapter), found.constants
+
+
+def _prepared(model: Model, edit: Edit) -> tuple[Adapter, FloatArray]:
     """The adapter of an edit in llama.cpp, and its constants; made at most once a model."""
     from alignez_edge.runtime.adapter import Adapter
 
-    key = f"{profile.order[1]}-{position}"
+    key = edit.digest
     if key not in model.kept:
         facts = (key, model.fingerprint.digest(), model.facts.quantization, model.gguf.size)
         name = hashlib.sha256(repr(facts).encode()).hexdigest()[:40]

@@ -10,12 +10,17 @@ from typing import Literal, get_args
 METHODS: dict[str, str] = {
     "alignez": "SVD of the pairs' differences (version 2), displaced by their natural length",
     "alignez-v1": "first singular vectors of each side (version 1): the mean of the papers' edit",
+    "alignez-v2": "version 2's own edit: doubled along the directions of the pairs' differences",
+    "affine": "moved, along those directions, to the mean of the wanted side",
     "mean": "difference of the two sides' means",
     "caa": "difference of means at one layer, the same for every token (Panickssery et al.)",
     "pca": "first principal direction of the differences, the same for every token (repeng)",
     "iti": "shifts of the attention heads that tell the sides apart best (Li et al.)",
+    "recontrol": "a value function on the last hidden state moves the logits (Kong et al.)",
 }
 DEFAULT_METHOD = "alignez"
+BY_QUERY = ("alignez", "alignez-v1", "alignez-v2")
+"""The methods that can look at the query (`--neighbors`)."""
 
 Way = Literal["auto", "control-vector", "exact", "reference"]
 WAYS: tuple[Way, ...] = get_args(Way)

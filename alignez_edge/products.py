@@ -7,7 +7,7 @@ and `H W` is made once for a bank and a model and kept in the user's cache folde
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,17 +122,29 @@ def _cell(bank: Bank, n_in: int) -> np.dtype:
     return np.dtype([("scales", "<f4", (n_positions,)), ("rows", "<f2", rows)])
 
 
+def not_by_query(gguf: GGUFFile, layers: Sequence[int]) -> str | None:
+    """Why no exact edit of `layers` can depend on the query; None where it can."""
+    sizes = _sizes(gguf, layers)
+    if len(sizes) > 1 or 0 in sizes:
+        return (
+            "exact edits that depend on the query need a model with one MLP a layer, all of a size"
+        )
+    return None
+
+
+def _sizes(gguf: GGUFFile, layers: Sequence[int]) -> set[int]:
+    """The sizes of the MLPs' hidden layers, 0 where a layer has no single one."""
+    names = [_matrix(layer) for layer in layers]
+    return {gguf.tensors[name].shape[0] if name in gguf.tensors else 0 for name in names}
+
+
 def _n_in(bank: Bank, gguf: GGUFFile) -> int:
     """The size of the MLP's hidden layer. Raises `BadInputError` where layers have none or differ
     in it."""
-    names = [_matrix(layer) for layer in bank.layers]
-    sizes = {gguf.tensors[name].shape[0] if name in gguf.tensors else 0 for name in names}
-    if len(sizes) > 1 or 0 in sizes:
-        raise BadInputError(
-            "exact edits that depend on the query need a model with one MLP a layer, all of a size",
-            "use control vectors (--inject control-vector)",
-        )
-    return int(sizes.pop())
+    reason = not_by_query(gguf, bank.layers)
+    if reason is not None:
+        raise BadInputError(reason, "use control vectors (--inject control-vector)")
+    return _sizes(gguf, bank.layers).pop()
 
 
 def _open(path: Path, kind: np.dtype, n_layers: int) -> np.ndarray | None:

@@ -20,15 +20,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alignez_edge.axes import MAX_TEXT, Axis
+from alignez_edge.conditioned import Neighbourhood
 from alignez_edge.files import is_unprintable, printable
 from alignez_edge.fingerprint import Fingerprint
 from alignez_edge.forms import ExactForm
+from alignez_edge.recontrol import ReControl
 from alignez_edge.steering import Steering
 from alignez_edge.vectors import ControlVector, check_layers
 
 if TYPE_CHECKING:
+    from alignez_edge.bank import Bank
     from alignez_edge.runtime.model import Model
-    from alignez_edge.runtime.types import Injection
+    from alignez_edge.runtime.types import Conditional, Injection
 
 MAX_REPORT = 1 << 20  # characters of JSON
 MAX_NUMBERS = 1000  # points of a calibration curve
@@ -57,7 +60,10 @@ class Profile:
     holds curves (tuples of numbers) and single numbers by name; `report` is anything that JSON can
     say. `pairs` were used, `dropped` counts those that were not by reason. The axis' queries are
     not kept. `exact` is what is injected in place of the vector where the model allows it; None
-    for methods that are control vectors. Raises `ValueError` where something contradicts.
+    for methods that are control vectors. With `neighbours` the vector and the edit are made anew
+    for every query, from the pairs nearest to it. A profile with a `value` function moves the
+    logits and nothing else: its vector is zero and it names no layers. Raises `ValueError` where
+    something contradicts.
     """
 
     axis: Axis
@@ -77,10 +83,18 @@ class Profile:
     model: str = ""
     report: Mapping[str, Any] = field(default_factory=dict)
     exact: ExactForm | None = None
+    neighbours: Neighbourhood | None = None
+    value: ReControl | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "axis", replace(self.axis, queries=()))
-        object.__setattr__(self, "layers", tuple(check_layers(self.layers, self.vector.n_layer)))
+        if self.value is None:
+            layers = tuple(check_layers(self.layers, self.vector.n_layer))
+            object.__setattr__(self, "layers", layers)
+        else:
+            self._check_value(self.value)
+        if self.neighbours is not None:
+            self._check_bank(self.neighbours.bank)
         if not set(self.vector.layers) <= set(self.layers):
             raise ValueError(
                 f"the vector edits layers {self.vector.layers}, the profile names {self.layers}"
@@ -105,6 +119,19 @@ class Profile:
             for key, value in getattr(self, name).items():
                 check_text(name, key)
                 check_text(name, str(value))
+
+    def _check_value(self, value: ReControl) -> None:
+        if self.layers or self.exact is not None or self.neighbours is not None:
+            raise ValueError("a profile with a value function edits no layers")
+        if value.value.n_embd != self.vector.n_embd or value.strength != 1:
+            raise ValueError("the value function is of another hidden size, or has a strength")
+
+    def _check_bank(self, bank: Bank) -> None:
+        if bank.n_embd != self.vector.n_embd or not set(bank.layers) <= set(self.layers):
+            raise ValueError(
+                f"a bank of the layers {bank.layers} with {bank.n_embd} dimensions in a profile of "
+                f"{self.layers} with {self.vector.n_embd}"
+            )
 
     def _check_exact(self, form: ExactForm) -> None:
         for edit in form.edits.values():
@@ -132,11 +159,12 @@ class Profile:
         if self.exact is not None:
             form = self.exact
             digest.update(repr(form.unit).encode())
-            for position, edit in form.edits.items():
-                for layer, x in edit.layers.items():
-                    digest.update(f"{position}.{layer}".encode())
-                    for part in (x.outward, x.inward, x.constant):
-                        digest.update(part.tobytes())
+            for edit in form.edits.values():
+                digest.update(edit.digest.encode())
+        if self.neighbours is not None:
+            digest.update(self.neighbours.digest.encode())
+        if self.value is not None:
+            digest.update(self.value.digest.encode())
         for key, value in sorted(self.fingerprint.to_metadata().items()):
             digest.update(key.encode())
             digest.update(
@@ -144,7 +172,7 @@ class Profile:
             )
         return self.name, digest.hexdigest()
 
-    def injection(self, model: Model) -> Injection | None:
+    def injection(self, model: Model) -> Injection | Conditional | None:
         """What strength 1 injects into `model`; see `Steering.injection`."""
         return (self * 1.0).injection(model)
 

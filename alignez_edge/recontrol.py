@@ -16,11 +16,11 @@ distributions: a price that means the same for every model.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -75,9 +75,6 @@ class ReControl:
     n_steps: int = N_STEPS
     top: int = TOP
     strength: float = 1.0
-    _matrices: WeakKeyDictionary[Model, OutputMatrix] = field(
-        default_factory=WeakKeyDictionary, repr=False
-    )
 
     def __post_init__(self) -> None:
         for name in ("size", "strength"):
@@ -86,6 +83,14 @@ class ReControl:
                 raise BadInputError(f"{name} must be a finite number, not {number}")
         if self.n_steps < 1 or self.top < 1:
             raise BadInputError("at least one step and one token are needed")
+
+    @property
+    def digest(self) -> str:
+        """Equal ones move states alike."""
+        digest = hashlib.sha256(repr((self.size, self.n_steps, self.top, self.strength)).encode())
+        for array in self.value.to_arrays().values():
+            digest.update(array.tobytes())
+        return digest.hexdigest()
 
     def __mul__(self, factor: float) -> ReControl:
         return replace(self, strength=self.strength * factor)
@@ -115,10 +120,10 @@ class ReControl:
                 f"the value function is for hidden states of {self.value.n_embd}, "
                 f"the model has {model.n_embd}"
             )
-        if model not in self._matrices:
-            self._matrices[model] = OutputMatrix(model)
+        if "output matrix" not in model.kept:
+            model.kept["output matrix"] = OutputMatrix(model)
         nothing = np.zeros((model.n_layer, model.n_embd), np.float32)
-        editor = LogitSteps(self._matrices[model], self.moves, self.top)
+        editor = LogitSteps(model.kept["output matrix"], self.moves, self.top)
         return Injection(nothing, nothing, logit_edits=((editor, self.strength),))
 
 

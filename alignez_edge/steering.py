@@ -10,8 +10,6 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict
 
-import numpy as np
-
 from alignez_edge.errors import BadInputError, ProfileFileError
 from alignez_edge.files import printable
 from alignez_edge.fingerprint import Fit, compare
@@ -20,7 +18,7 @@ from alignez_edge.methods import WAYS, Way
 if TYPE_CHECKING:
     from alignez_edge.profile import Profile
     from alignez_edge.runtime.model import Model
-    from alignez_edge.runtime.types import Edits, Injection
+    from alignez_edge.runtime.types import Conditional, Injection
 
 
 class Term(TypedDict):
@@ -82,34 +80,21 @@ class Steering:
         sums = [(parts[key][0], math.fsum(parts[key][1])) for key in sorted(parts)]
         return tuple((profile, strength) for profile, strength in sums if strength)
 
-    def injection(self, model: Model) -> Injection | None:
+    def injection(self, model: Model) -> Injection | Conditional | None:
         """What is injected into `model`: the sum of what the terms add; None for nothing.
+
+        It depends on the prompt where a profile looks at the query.
 
         Raises `ProfileFileError` where a profile was made for another model, naming what differs,
         and `BadInputError` where a strength is so large that the sum overflows, or where a profile
         cannot be injected in the way that was asked for.
         """
-        from alignez_edge.inject import shares, way_into
-        from alignez_edge.runtime.types import Injection
+        from alignez_edge.inject import injected
 
         terms = self.joined()
-        if not terms:
-            return None
         for profile, _ in terms:
             check_fit(profile, model)
-        rows = np.zeros((2, model.n_layer, model.n_embd), np.float64)
-        edits: tuple[Edits, Edits] = ((), ())
-        for profile, strength in terms:
-            way, _ = way_into(model, profile, self.way)
-            both = shares(model, profile, strength, way)
-            rows += [share.vector for share in both]
-            edits = edits[0] + both[0].edits, edits[1] + both[1].edits
-        with np.errstate(over="ignore"):
-            deciding, answer = rows.astype(np.float32)
-        if not (np.isfinite(deciding).all() and np.isfinite(answer).all()):
-            raise BadInputError("the strength is so large that the steering overflows")
-        injection = Injection(deciding, answer, *edits)
-        return None if injection.is_zero() else injection
+        return injected(model, terms, self.way) if terms else None
 
     def notices(self, model: Model) -> list[str]:
         """What a user should know about how the profiles fit `model`, one line each.

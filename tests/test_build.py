@@ -16,9 +16,10 @@ from alignez_edge import pairs as pairs_module
 from alignez_edge.axes import Axis
 from alignez_edge.build import MAX_HELD_BACK, MIN_PAIRS, build_profile, split
 from alignez_edge.errors import BadInputError
-from alignez_edge.methods import METHODS
+from alignez_edge.methods import BY_QUERY, METHODS
 from alignez_edge.profile import Profile
 from alignez_edge.runtime.model import Model
+from alignez_edge.runtime.types import Injection
 
 AXIS = Axis("bright", positive="bright", negative="dark")
 TOPICS = "bread rain trains cats snow tea maps birds salt glue wool milk".split()
@@ -72,16 +73,55 @@ def test_each_method_builds_from_labelled_pairs(
     llama_model: Model, labelled: Path, tmp_path: Path, method: str
 ) -> None:
     def make() -> Profile:
-        return build_profile(llama_model, AXIS, pairs=labelled, method=method, layers=[2, 4])
+        return build_profile(llama_model, AXIS, pairs=labelled, method=method, layers=layers)
 
+    layers = None if method == "recontrol" else [2, 4]
     profile = make()
     assert (profile.name, profile.method, profile.pairs) == ("bright", method, len(TOPICS))
-    assert profile.layers == (2, 4) and profile.vector.layers == (2, 4)
+    assert profile.layers == profile.vector.layers == tuple(layers or ())
+    assert (profile.value is not None) == (method == "recontrol")
     assert profile.injection(llama_model) is not None
     strengths = profile.calibration["strengths"]
     assert isinstance(strengths, tuple)
     assert list(strengths) == sorted(strengths) and 0 not in strengths
     assert saved(make(), tmp_path) == saved(profile, tmp_path)
+
+
+@pytest.mark.parametrize("method", BY_QUERY)
+def test_with_neighbours_each_query_has_a_steering_of_its_own(
+    llama_model: Model, labelled: Path, tmp_path: Path, method: str
+) -> None:
+    def make() -> Profile:
+        return build_profile(
+            llama_model, AXIS, pairs=labelled, method=method, layers=[2, 4], neighbors=3
+        )
+
+    profile = make()
+    assert profile.neighbours is not None and profile.exact is None
+    assert profile.neighbours.bank.layers == (2, 4)
+    assert (profile.neighbours.exact_unit is None) == (method == "alignez")
+    assert saved(make(), tmp_path) == saved(profile, tmp_path)
+    steering = profile.injection(llama_model)
+    assert steering is not None and not isinstance(steering, Injection)
+    rng = np.random.default_rng(1)
+    states = rng.standard_normal((2, llama_model.n_layer, llama_model.n_embd)).astype(np.float32)
+    one, other = (steering.at(each) for each in states)
+    assert one is not None and other is not None
+    if method == "alignez":
+        assert np.abs(one.deciding - other.deciding).max() > 0
+    else:
+        assert one.deciding_edits and other.deciding_edits
+
+
+def test_what_a_method_cannot_do_is_refused(llama_model: Model, labelled: Path) -> None:
+    def refused(**options: Any) -> str:
+        with pytest.raises(BadInputError) as failure:
+            build_profile(llama_model, AXIS, pairs=labelled, **options)
+        return failure.value.message
+
+    assert refused(method="caa", neighbors=3) == "the method caa does not look at neighbours"
+    assert refused(neighbors=0) == "0 neighbours are too few"
+    assert refused(method="recontrol", layers=[2]) == "the method recontrol edits no layers"
 
 
 def test_exchanged_sides_turn_the_profile_round(

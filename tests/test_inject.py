@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from alignez_edge.axes import Axis
+from alignez_edge.bank import Bank
+from alignez_edge.conditioned import Neighbourhood, Recipe
 from alignez_edge.edits import Edit, LayerEdit
+from alignez_edge.embeddings import HiddenStates
 from alignez_edge.errors import BadInputError
 from alignez_edge.files import cache_dir
 from alignez_edge.forms import ExactForm
+from alignez_edge.inject import Turns
 from alignez_edge.profile import Profile
+from alignez_edge.recontrol import ReControl
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.score import Scorer
+from alignez_edge.runtime.session import Session
+from alignez_edge.runtime.types import Injection, Sampling
+from alignez_edge.steering import Steering
+from alignez_edge.value import ValueFunction
 from alignez_edge.vectors import ControlVector
+from tests.profiles import random_profile
 
 LAYERS = (1, 3)
 
@@ -128,7 +139,121 @@ def test_a_profile_keeps_its_exact_form(home: Path, tiny_model: Callable[..., Pa
 
 
 def test_an_unknown_way_is_refused(home: Path) -> None:
-    from alignez_edge.steering import Steering
-
     with pytest.raises(BadInputError, match="cannot be injected"):
         Steering().by("magic")  # type: ignore[arg-type]
+
+
+# --- profiles that look at the query -----------------------------------------------------------
+
+
+def conditioned_profile(
+    model: Model, path: Path, tensor: str = "ffn_out", method: str = "alignez-v1", draw: int = 4
+) -> Profile:
+    """A profile with a bank of random states."""
+    rng = np.random.default_rng(draw)
+    n_pairs, shape = 8, (model.n_layer, model.n_embd)
+    with HiddenStates(path / f"{tensor}-{draw}.f32", shape) as states:
+        for _ in range(n_pairs):
+            sides = 0.05 * rng.standard_normal((2, 2, *shape)).astype(np.float32)
+            sides[0] += 0.1
+            states.append(sides[:, 0], sides[:, 1])
+        queries = rng.standard_normal((n_pairs, *shape)).astype(np.float32)
+        bank = Bank.from_states(states, range(n_pairs), queries, LAYERS, tensor)
+    recipe = Recipe.of(method, 3)
+    unit = 2.0 if tensor == "ffn_out" else None
+    static = profile_for(model, exact=False)
+    return replace(static, method=method, neighbours=Neighbourhood(bank, recipe, unit))
+
+
+def greedy(model: Model, steering: Steering, text: str = "How do I bake bread?") -> tuple[int, ...]:
+    tokens = model.tokenize(text, begin=True)
+    sampling = Sampling(temperature=0, max_tokens=12, min_tokens=12)
+    with Session(model, reference=steering.way == "reference") as session:
+        for _ in session.stream(tokens, sampling, steering.injection(model)):
+            pass
+        assert session.completion is not None
+        return session.completion.tokens
+
+
+@pytest.mark.parametrize("method", ["alignez-v1", "alignez-v2"])
+def test_a_turns_exact_edit_is_its_reference(
+    home: Path, tiny_model: Callable[..., Path], method: str
+) -> None:
+    with Model.load(tiny_model("llama", n_layer=5, file_type="F16"), threads=1) as model:
+        profile = conditioned_profile(model, home, method=method)
+        states = np.random.default_rng(0).standard_normal((5, model.n_embd)).astype(np.float32)
+        tokens = model.tokenize("How do I bake bread? With flour.", begin=True)
+        rows = []
+        for way in ("exact", "reference"):
+            steering = (profile * 3.0).by(way).injection(model)  # type: ignore[arg-type]
+            assert isinstance(steering, Turns)
+            assert steering.needs_reference() == (way == "reference")
+            with Scorer(model, reference=way == "reference") as scorer:
+                rows += scorer.log_probs(tokens[:6], tokens[6:], [None, steering.at(states)])
+        effect = np.abs(rows[3] - rows[2]).max()
+        assert effect > 0.01
+        assert np.abs(rows[1] - rows[3]).max() < 0.02 * effect
+
+
+def test_a_profile_keeps_its_neighbours(home: Path, tiny_model: Callable[..., Path]) -> None:
+    with Model.load(tiny_model("llama", n_layer=5), threads=1) as model:
+        for tensor, method in (("ffn_out", "alignez-v2"), ("l_out", "alignez")):
+            profile = conditioned_profile(model, home, tensor, method)
+            profile.save(home / "near.gguf")
+            read = Profile.load(home / "near.gguf")
+            assert read.order == profile.order
+            assert read.neighbours is not None and profile.neighbours is not None
+            assert read.neighbours.recipe == profile.neighbours.recipe
+            assert read.neighbours.bank.digest == profile.neighbours.bank.digest
+            assert greedy(model, read * 20.0) == greedy(model, profile * 20.0)
+
+
+def test_profiles_add_up_turn_by_turn(home: Path, tiny_model: Callable[..., Path]) -> None:
+    with Model.load(tiny_model("llama", n_layer=5), threads=1) as model:
+        near = conditioned_profile(model, home, "l_out", "alignez")
+        static = random_profile(model, name="terse")
+        states = np.random.default_rng(0).standard_normal((5, model.n_embd)).astype(np.float32)
+
+        def at(steering: Steering) -> np.ndarray:
+            found = steering.injection(model)
+            assert isinstance(found, Turns)
+            injection = found.at(states)
+            return np.zeros(0) if injection is None else injection.deciding
+
+        alone = (static * -0.5).injection(model)
+        assert isinstance(alone, Injection)
+        total = at(near * 0.8 + static * -0.5)
+        np.testing.assert_allclose(total, at(near * 0.8) + alone.deciding, atol=1e-6)
+        assert np.array_equal(total, at(static * -0.5 + near * 0.8))
+        assert (near - near).injection(model) is None
+        other = conditioned_profile(model, home, "ffn_out", "alignez-v1")
+        with pytest.raises(BadInputError, match="look at different states"):
+            (near + other).injection(model)
+
+
+def test_a_profile_with_a_value_function(home: Path, tiny_model: Callable[..., Path]) -> None:
+    with Model.load(tiny_model("llama", n_layer=5), threads=1) as model:
+        rng = np.random.default_rng(1)
+
+        def drawn(*shape: int) -> np.ndarray:
+            return rng.standard_normal(shape).astype(np.float32)
+
+        value = ValueFunction(
+            mean=drawn(model.n_embd), scale=np.ones(model.n_embd, np.float32),
+            w1=drawn(6, model.n_embd), b1=drawn(6), w2=drawn(6, 6), b2=drawn(6), w3=drawn(6),
+            b3=np.float32(0.5).reshape(()),
+        )  # fmt: skip
+        profile = replace(
+            profile_for(model, exact=False),
+            method="recontrol",
+            vector=ControlVector.zeros(model.n_layer, model.n_embd),
+            layers=(),
+            value=ReControl(value, 3.0),
+        )
+        profile.save(home / "value.gguf")
+        read = Profile.load(home / "value.gguf")
+        assert read.order == profile.order and read.layers == ()
+        assert greedy(model, read * 50.0) == greedy(model, profile * 50.0)
+        assert not np.array_equal(logits(model, read, "auto"), logits(model, read, "auto", 0.0))
+        with pytest.raises(BadInputError, match="it moves the logits, no layer"):
+            (read * 1.0).by("exact").injection(model)

@@ -14,7 +14,7 @@ from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,7 +33,7 @@ from alignez_edge.runtime.template import (
     question_answer,
 )
 from alignez_edge.runtime.tokens import Vocabulary
-from alignez_edge.runtime.types import Completion, FloatArray, Message, Sampling, Steers
+from alignez_edge.runtime.types import Completion, Message, Sampling, Steers
 
 if TYPE_CHECKING:
     from alignez_edge.fingerprint import Fingerprint
@@ -75,7 +75,7 @@ class Model:
 
     `handle` is the `llama_model *`, `vocab` the `llama_vocab *`; `threads` is what contexts use.
     `lora` are the adapters that it carries, with their scales; `adapters` the same in llama.cpp.
-    `kept` are edits made for it, by key: an adapter that belongs to it, and its constants.
+    `kept` is what was made for it, by key: adapters that belong to it, matrices, products.
     """
 
     def __init__(self, gguf: GGUFFile, handle: int, threads: int, lora: Carried = ()) -> None:
@@ -97,7 +97,7 @@ class Model:
             self.template = ChatTemplate(source, words.bos_text, words.eos_text, words.controls)
         self.lora = tuple(lora)
         self.adapters = tuple((Adapter(self, a.content(), carried=True), s) for a, s in lora)
-        self.kept: dict[str, tuple[Adapter, FloatArray]] = {}
+        self.kept: dict[str, Any] = {}
 
     @classmethod
     def load(
