@@ -138,17 +138,18 @@ def adapter_bytes(
     gguf: GGUFFile,
     pairs: list[tuple[str, FloatArray, FloatArray]],
     adapter_type: AdapterType = "F32",
+    alpha: float = 0.0,
 ) -> bytes:
     """LoRA pairs as the adapter file that llama.cpp and others read.
 
-    `adapter.lora.alpha` is 0, with which llama.cpp takes the scale alone, whatever the rank. F16
-    is half the size and rounds the factors to 11 bits.
+    With an `alpha` of 0 llama.cpp takes the scale alone, whatever the rank; else it multiplies by
+    alpha over rank, as all programs do. F16 is half the size and rounds the factors to 11 bits.
     """
     stored = {"F32": "<f4", "F16": "<f2"}[adapter_type]
     arrays = [x for name, a, b in pairs for x in ((f"{name}.lora_a", a), (f"{name}.lora_b", b))]
     return adapter_file(
         str(gguf.metadata["general.architecture"]),
-        0.0,
+        alpha,
         (
             (name, array.shape[::-1], adapter_type, np.ascontiguousarray(array, stored).tobytes())
             for name, array in arrays
