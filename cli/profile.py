@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from alignez_edge.errors import AlignezError
 
+from . import exchange
 from .cards import card, facts, interference, sides
 from .options import grouped, load_steering
 from .output import Output
@@ -19,23 +21,36 @@ app = typer.Typer(help="The library of profiles.", no_args_is_help=True, rich_ma
 @app.command("list")
 @grouped
 def list_(*, out: Output) -> None:
-    """List the profiles that can be used by name."""
+    """List the profiles that can be used by name.
+
+    The strength is that of 1, in natural lengths; the effect is what 1 does to pairs that were
+    held back, against asking in the prompt.
+    """
+    from alignez_edge.files import printable
     from alignez_edge.library import ProfileLibrary
     from alignez_edge.profile import Profile
 
     from .layout import table
 
-    library = ProfileLibrary()
-    rows = [("name", "axis", "model", "method", "origin")]
-    for entry in library.list():
+    rows = [("name", "axis", "model", "strength", "effect", "size", "origin")]
+    for entry in ProfileLibrary().list():
         try:
             profile = Profile.load(entry.path)
         except AlignezError as failure:
-            rows.append((entry.name, f"cannot be used: {failure.message}", "", "", entry.origin))
+            reason = f"cannot be used: {failure.message}"
+            rows.append((entry.name, reason, "", "", "", "", entry.origin))
             out.record({"name": entry.name, "path": str(entry.path), "error": failure.message})
             continue
         rows.append(
-            (entry.name, sides(profile), profile.model or "?", profile.method, entry.origin)
+            (
+                entry.name,
+                sides(profile),
+                printable(profile.model or "?", 40),
+                f"{profile.unit:.2f}",
+                effect_line(profile),
+                size_line(entry.path),
+                entry.origin,
+            )
         )
         out.record({"name": entry.name, "origin": entry.origin, **facts(profile, entry.path)})
     if len(rows) == 1:
@@ -75,6 +90,29 @@ def path(
     found = library.folder if name is None else library.find(name)
     out.record({"path": str(found)})
     out.result(str(found))
+
+
+@app.command()
+@grouped
+def remove(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A profile of your own.")],
+    *,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    out: Output,
+) -> None:
+    """Delete a profile of your own."""
+    from alignez_edge.library import ProfileLibrary
+
+    library = ProfileLibrary()
+    place = library.check_removable(name)
+    if not yes:
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise BadInputError("nobody is there to confirm that", f"profile remove {name} --yes")
+        if not typer.confirm(f"delete {place}?", err=True):
+            raise typer.Abort
+    library.remove(name)
+    out.record({"removed": str(place)})
+    out.result(f"deleted {place}")
 
 
 @app.command("mix")
@@ -133,3 +171,7 @@ def mix_(
     lines = [f"{profile.name}: {sides(profile)}", table(rows, "  "), "", interference(found)]
     lines += ["", f'try: alignez run -p {output or called} "Tell me about bread."']
     out.result("\n".join(lines))
+
+
+app.command("export")(exchange.export)
+app.command("import")(exchange.import_)

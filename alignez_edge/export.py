@@ -1,0 +1,241 @@
+"""Profiles as files of other programs: control vectors, LoRA adapters, PEFT folders, pairs.
+
+What alignez-edge does between a prompt and its answer is more than such a file can say: it leaves
+the prompt plain but for its last token (the deciding token), and adds other things there than at
+the tokens after it. Other programs apply one vector or one adapter to every token. So a file holds
+one `Part` of a profile, and every export says in `notices` what is lost.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+
+from alignez_edge.errors import BadInputError
+from alignez_edge.exact import adapter_bytes, adapter_tensors, constants
+from alignez_edge.files import is_unprintable, make_folder, printable, user_dir, write_atomic
+from alignez_edge.pairs import read_labelled_pairs
+from alignez_edge.queries import iter_records
+from alignez_edge.steering import check_fit
+from alignez_edge.vectorfile import write_control_vector
+from alignez_edge.vectors import FloatArray
+
+if TYPE_CHECKING:
+    from alignez_edge.profile import Profile
+    from alignez_edge.runtime.model import Model
+
+Part = Literal["answer", "deciding"]
+PARTS: tuple[Part, ...] = get_args(Part)
+_HEADER = 1 << 20  # bytes of the first line of a pair file
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The files that were written, the one that other programs are given first, and what a user
+    should know of them, one line each."""
+
+    files: tuple[Path, ...]
+    notices: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """The exact form of a profile at a strength, as a LoRA of one rank, and constants.
+
+    `matrices` maps GGUF's names of matrices to `A` `(rank, n_in)` and `B` `(n_out, rank)`, with a
+    first axis over experts where the matrix has one; the matrix changes by `B @ A`. `constants`,
+    `(n_layer, n_embd)`, are added to the residual stream beside it.
+    """
+
+    matrices: dict[str, tuple[FloatArray, FloatArray]]
+    constants: FloatArray
+    rank: int
+
+
+def export_control_vector(
+    profile: Profile, path: str | Path, *, strength: float = 1.0, part: Part = "answer"
+) -> Exported:
+    """Write llama.cpp's control vector of one part of `profile` at `strength`.
+
+    Raises `BadInputError` where that changes nothing, and for a profile that adds no vectors.
+    """
+    rows = _rows(profile, strength, part)
+    write_control_vector(path, rows, profile.fingerprint.architecture)
+    return Exported((Path(path),), tuple(notices_of(profile, part)))
+
+
+def export_lora(
+    profile: Profile,
+    model: Model,
+    folder: str | Path,
+    *,
+    strength: float = 1.0,
+    part: Part = "answer",
+) -> Exported:
+    """Write llama.cpp's LoRA of one part of the exact form of `profile` at `strength`.
+
+    The folder (made if missing) gets `adapter.gguf`, a `Modelfile` for Ollama that names the model
+    by its file's name alone, and `control-vector.gguf` where the edit has constants. Scale 1 of
+    the adapter is this strength. Raises `BadInputError` for profiles without an exact form and
+    for models that cannot be edited exactly, `ProfileFileError` for other models.
+    """
+    name = model.path.name
+    if any(is_unprintable(char) for char in name):
+        raise BadInputError(f"a Modelfile cannot name {printable(name)!r}", "rename the model")
+    found = factors(profile, model, strength, part)
+    pairs = [(matrix, a, b) for matrix, (a, b) in found.matrices.items()]
+    target = make_folder(Path(folder))
+    files = [target / "adapter.gguf"]
+    write_atomic(files[0], adapter_bytes(model.gguf, pairs, alpha=float(found.rank)))
+    notices = notices_of(profile, part, model)
+    if found.constants.any():
+        files.append(target / "control-vector.gguf")
+        write_control_vector(files[-1], found.constants, profile.fingerprint.architecture)
+        notices.append(
+            "the edit has constants: give llama.cpp the control vector too; Ollama cannot add them"
+        )
+    files.append(target / "Modelfile")
+    lines = [
+        f"# {printable(profile.name)} at strength {strength:g}. The model file belongs beside it.",
+        f"FROM ./{name}",
+        "ADAPTER ./adapter.gguf",
+    ]
+    write_atomic(files[-1], ("\n".join(lines) + "\n").encode())
+    return Exported(tuple(files), tuple(notices))
+
+
+def export_pairs(profile: Profile, path: str | Path, source: str | Path | None = None) -> Exported:
+    """Write the pairs of `profile` as JSON lines for training: `prompt`, `chosen`, `rejected`.
+
+    `source` is a file of pairs; by default the one that the build of this profile has left in the
+    user's data folder. The prompt is the query alone: what either side was told is not in it.
+    Raises `BadInputError` where there is no such file, where there are several, and where one is
+    malformed.
+    """
+    file = Path(source) if source is not None else built_from(profile)
+    found = read_labelled_pairs(file, profile.axis)
+    records = [
+        {"prompt": pair.query, "chosen": pair.chosen, "rejected": pair.rejected}
+        for pair in found.pairs
+    ]
+    if not records:
+        raise BadInputError(f"the pair file {printable(str(file))} has no usable pairs")
+    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    write_atomic(path, lines.encode())
+    dropped = sum(found.dropped.values())
+    notices = (f"{dropped} pairs are left out: the build had dropped them",) if dropped else ()
+    return Exported((Path(path),), notices)
+
+
+def factors(profile: Profile, model: Model, strength: float, part: Part) -> Factors:
+    """One part of the exact form of `profile` at `strength`, for `model` as it is with what it
+    carries. Raises as `export_lora` does."""
+    form = profile.exact
+    if form is None:
+        raise no_lora(profile)
+    check_fit(profile, model)
+    edit = form.edits[part]
+    scale = np.float32(strength * form.unit)
+    tensors = list(adapter_tensors(model.gguf, edit, model.lora)) if scale else []
+    added = constants(model.gguf, edit) * scale
+    if not tensors:
+        raise BadInputError("this adapter changes nothing")
+    rank = max(a.shape[-2] for _, a, _ in tensors)
+    return Factors(
+        {name: (_padded(a, rank, -2), _padded(b * scale, rank, -1)) for name, a, b in tensors},
+        _finite(added),
+        rank,
+    )
+
+
+def notices_of(profile: Profile, part: Part, model: Model | None = None) -> list[str]:
+    """What is lost where other programs apply one part of `profile` to every token."""
+    found = [
+        "other programs apply it to every token, the prompt's too; alignez leaves the prompt alone"
+        " but for its last token"
+    ]
+    vector = profile.vector
+    if profile.exact is not None or not np.array_equal(vector.deciding, vector.answer):
+        found.append(
+            "what the profile does at the prompt's last token is left out (--part deciding)"
+            if part == "answer"
+            else "this is for the prompt's last token only: at every token it is too strong"
+        )
+    if model is not None and model.lora:
+        found.append("it is for the model with the adapters that it carries: set it beside those")
+    return found
+
+
+def no_lora(profile: Profile) -> BadInputError:
+    """The refusal of an adapter for a profile without an exact form."""
+    return BadInputError(
+        f"the profile {printable(profile.name)} adds constants, of which no LoRA can be made",
+        "export it as a control vector: --to control-vector",
+    )
+
+
+def built_from(profile: Profile) -> Path:
+    """The file of pairs that a build on this machine has made `profile` from.
+
+    Raises `BadInputError` where there is none, and where several could be it.
+    """
+    wording = asdict(profile.axis)
+    del wording["queries"], wording["description"]
+    wanted = {
+        "axis": wording,
+        "model": profile.fingerprint.digest(),
+        "seed": profile.seed,
+    }
+    found = [
+        path
+        for path in sorted((user_dir() / "builds").glob(f"{profile.axis.name}-*/pairs.jsonl"))
+        if _settings(path).items() >= wanted.items()
+    ]
+    name = printable(profile.name)
+    if not found:
+        raise BadInputError(
+            f"the pairs of {name} are not on this machine: a profile does not hold them",
+            "name their file: --pairs FILE",
+        )
+    if len(found) > 1:
+        places = ", ".join(printable(str(path)) for path in found)
+        raise BadInputError(
+            f"{len(found)} builds could have made {name}: {places}", "choose one: --pairs FILE"
+        )
+    return found[0]
+
+
+def _settings(path: Path) -> dict[str, object]:
+    """The settings that a build's file of pairs begins with, the axis as a table; {} for none."""
+    try:
+        with path.open("rb") as file:
+            line = file.readline(_HEADER).decode("utf-8")
+        ((_, header),) = iter_records(line, "")
+        settings = header["settings"]
+        return {**settings, "axis": json.loads(settings["axis"])}  # type: ignore[index, dict-item]
+    except (OSError, BadInputError, ValueError, TypeError, KeyError):
+        return {}
+
+
+def _rows(profile: Profile, strength: float, part: Part) -> FloatArray:
+    """What `profile` adds after each layer at `strength`: `(n_layer, n_embd)` float32."""
+    vector = getattr(profile.vector, part).astype(np.float64)
+    with np.errstate(over="ignore"):
+        return _finite((vector * (strength * profile.unit)).astype(np.float32))
+
+
+def _finite(values: FloatArray) -> FloatArray:
+    if not np.isfinite(values).all():
+        raise BadInputError("the strength is so large that the steering overflows")
+    return values
+
+
+def _padded(factor: FloatArray, rank: int, axis: int) -> FloatArray:
+    """The factor with zeros up to `rank` along `axis`, so that all matrices have one rank."""
+    width = [(0, 0)] * factor.ndim
+    width[axis] = (0, rank - factor.shape[axis])
+    return np.pad(_finite(factor), width)
