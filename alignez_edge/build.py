@@ -19,6 +19,7 @@ from alignez_edge.conditioned import Neighbourhood, Recipe
 from alignez_edge.errors import BadInputError
 from alignez_edge.files import printable
 from alignez_edge.fit import fit, tensor_of
+from alignez_edge.geometry import Geometry
 from alignez_edge.heads import attention_heads
 from alignez_edge.methods import BY_QUERY, DEFAULT_METHOD, METHODS, Way
 from alignez_edge.pairs import PreferencePair, read_labelled_pairs
@@ -125,6 +126,7 @@ def _found(
     heads = attention_heads(model.gguf, model.lora) if tensor == "kqv_out" else None
     with builder.states(pairs, tensor, heads.n_dims if heads else model.n_embd) as states:
         result = fit(states, rows, method, layers, builder.progress, heads)
+        geometry = Geometry.measure(states, rows)
         near = None
         if neighbors is not None:
             remembered = rows[:BANK_PAIRS]
@@ -140,6 +142,7 @@ def _found(
         "report": {
             "separation": [round(float(x), 4) for x in result.separation],
             "interlayer_cosine": [round(float(x), 4) for x in result.interlayer],
+            **geometry.to_report(),
         },
     }
 
