@@ -21,7 +21,7 @@ from alignez_edge.files import printable
 from alignez_edge.fit import fit, tensor_of
 from alignez_edge.geometry import Geometry
 from alignez_edge.heads import attention_heads
-from alignez_edge.methods import BY_QUERY, DEFAULT_METHOD, METHODS, Way
+from alignez_edge.methods import DEFAULT_METHOD, Way, check_method
 from alignez_edge.pairs import PreferencePair, read_labelled_pairs
 from alignez_edge.profile import Profile
 from alignez_edge.vectors import ControlVector, check_layers
@@ -66,17 +66,7 @@ def build_profile(
     Raises `BadInputError` where there is too little to work with; `KeyboardInterrupt` passes
     through, and the same call goes on where it was.
     """
-    if method not in METHODS:
-        raise BadInputError(f"no method is called {method!r}", f"choose from {', '.join(METHODS)}")
-    if neighbors is not None and method not in BY_QUERY:
-        raise BadInputError(
-            f"the method {method} does not look at neighbours",
-            f"methods that do are {', '.join(BY_QUERY)}",
-        )
-    if neighbors is not None and neighbors < 1:
-        raise BadInputError(f"{neighbors} neighbours are too few", "10 are usual")
-    if method == "recontrol" and layers is not None:
-        raise BadInputError("the method recontrol edits no layers", "leave --layers out")
+    check_method(method, neighbors, layers)
     _check_steerable(model, layers)
     builder = Builder(model, axis, seed, width, work, on_progress or (lambda *_: None))
     if pairs is not None:

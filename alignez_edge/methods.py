@@ -5,7 +5,10 @@ Light: `--help` imports it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, get_args
+
+from alignez_edge.errors import BadInputError
 
 METHODS: dict[str, str] = {
     "alignez": "SVD of the pairs' differences (version 2), displaced by their natural length",
@@ -24,3 +27,20 @@ BY_QUERY = ("alignez", "alignez-v1", "alignez-v2")
 
 Way = Literal["auto", "control-vector", "exact", "reference"]
 WAYS: tuple[Way, ...] = get_args(Way)
+
+
+def check_method(name: str, neighbors: int | None, layers: Sequence[int] | None) -> None:
+    """Raise `BadInputError` unless the method can be had, with these options."""
+    from alignez_edge.files import near_hint
+
+    if name not in METHODS:
+        raise BadInputError(f"no method is called {name!r}", near_hint(name, METHODS, "methods"))
+    if neighbors is not None and name not in BY_QUERY:
+        raise BadInputError(
+            f"the method {name} does not look at neighbours",
+            f"methods that do are {', '.join(BY_QUERY)}",
+        )
+    if neighbors is not None and neighbors < 1:
+        raise BadInputError(f"{neighbors} neighbours are too few", "10 are usual")
+    if name == "recontrol" and layers is not None:
+        raise BadInputError("the method recontrol edits no layers", "leave --layers out")

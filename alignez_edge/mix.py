@@ -17,9 +17,12 @@ import numpy.typing as npt
 
 from alignez_edge import __version__
 from alignez_edge.axes import MAX_TEXT, MAX_TRAIT, Axis
+from alignez_edge.edits import Edit
+from alignez_edge.embeddings import POSITIONS
 from alignez_edge.errors import BadInputError, ProfileFileError
 from alignez_edge.files import printable
 from alignez_edge.fingerprint import Fit, compare
+from alignez_edge.forms import ExactForm
 from alignez_edge.profile import Profile
 from alignez_edge.steering import Steering
 from alignez_edge.vectors import ControlVector
@@ -175,7 +178,8 @@ def orthogonalise(profile: Profile, against: Profile, *more: Profile) -> Profile
 def mix(terms: Iterable[tuple[Profile, float]], name: str, *, orthogonal: bool = False) -> Profile:
     """One profile, called `name`, whose strength 1 does what the sum of the terms does.
 
-    What is added up are control vectors: another form that a part may have is left out.
+    What is added up are control vectors, and exact forms where every part has one and nothing is
+    orthogonalised; what else a part may have is left out (`left_out` names it).
 
     With `orthogonal` every part first loses what it has along the parts as they were given, the
     same for all of them: of two axes that overlap neither keeps what they share, and the order of
@@ -193,6 +197,12 @@ def mix(terms: Iterable[tuple[Profile, float]], name: str, *, orthogonal: bool =
         by_order.setdefault(profile.order, profile)
         strengths.setdefault(profile.order, []).append(strength)
     profiles = list(by_order.values())
+    for profile in profiles:
+        if profile.value is not None:
+            raise BadInputError(
+                f"{printable(profile.name)} moves the logits, no layer: it cannot be mixed",
+                "use both at once: -p NAME -p NAME",
+            )
     sums = [math.fsum(strengths[profile.order]) for profile in profiles]
     if not 2 <= len(profiles) <= MAX_PARTS:
         raise BadInputError(
@@ -205,7 +215,8 @@ def mix(terms: Iterable[tuple[Profile, float]], name: str, *, orthogonal: bool =
     if orthogonal:
         used = [orthogonalise(a, *(b for b in profiles if b is not a)) for a in profiles]
         remaining = interferences(used, profiles)
-    vector = _sum(Steering(tuple(zip(used, sums, strict=True))), profiles[0].vector)
+    terms = Steering(tuple(zip(used, sums, strict=True))).joined()
+    vector = _sum(terms, profiles[0].vector)
     parts = tuple(Part(**_named(p), strength=s) for p, s in zip(profiles, sums, strict=True))
     dropped: dict[str, int] = {}
     for profile in profiles:
@@ -224,7 +235,21 @@ def mix(terms: Iterable[tuple[Profile, float]], name: str, *, orthogonal: bool =
         licence=_joined(profile.licence for profile in profiles),
         model=profiles[0].model,
         report={_KEY: Mixture(parts, before, remaining).to_data()},
+        exact=None if orthogonal else _sum_of_edits(terms),
     )
+
+
+def left_out(terms: Iterable[tuple[Profile, float]], *, orthogonal: bool = False) -> list[str]:
+    """What `mix` cannot keep of its parts, one line each."""
+    profiles = [profile for profile, _ in terms]
+    lost = [
+        f"{printable(p.name)} looks at each query; the mix has its control vector for all queries"
+        for p in profiles
+        if p.neighbours is not None
+    ]
+    if any(p.exact for p in profiles) and (orthogonal or not all(p.exact for p in profiles)):
+        lost.append("the mix has control vectors only: not every part has an exact edit that fits")
+    return lost
 
 
 def check_same_model(profiles: Sequence[Profile]) -> None:
@@ -243,13 +268,14 @@ def check_same_model(profiles: Sequence[Profile]) -> None:
             )
 
 
-def _sum(steering: Steering, like: ControlVector) -> ControlVector:
+def _sum(terms: Sequence[tuple[Profile, float]], like: ControlVector) -> ControlVector:
     """The sum as `Steering.injection` takes it, to the bit."""
-    deciding, answer = np.zeros((2, like.n_layer, like.n_embd), np.float64)
+    deciding, answer = np.zeros((2, like.n_layer, like.n_embd))
     with np.errstate(over="ignore", invalid="ignore"):
-        for profile, strength in steering.joined():
-            deciding += strength * profile.unit * profile.vector.deciding.astype(np.float64)
-            answer += strength * profile.unit * profile.vector.answer.astype(np.float64)
+        for profile, strength in terms:
+            scale = strength * profile.unit
+            deciding += scale * profile.vector.deciding.astype(np.float64)
+            answer += scale * profile.vector.answer.astype(np.float64)
         rows = deciding.astype(np.float32), answer.astype(np.float32)
     if not all(np.isfinite(row).all() for row in rows):
         raise BadInputError("the strengths are so large that the mix overflows")
@@ -257,6 +283,20 @@ def _sum(steering: Steering, like: ControlVector) -> ControlVector:
     if vector.is_zero():
         raise BadInputError("nothing is left: the parts of the mix cancel, or have no strength")
     return vector
+
+
+def _sum_of_edits(terms: Sequence[tuple[Profile, float]]) -> ExactForm | None:
+    """The sum of the terms' exact forms; None where one has none."""
+    if not all(profile.exact is not None for profile, _ in terms):
+        return None
+    sums = []
+    for position in POSITIONS:
+        total = Edit({})
+        for profile, strength in terms:
+            assert profile.exact is not None
+            total = total + profile.exact.edits[position] * (strength * profile.exact.unit)
+        sums.append(total)
+    return ExactForm(sums[0], sums[1])
 
 
 def _axis(name: str, profiles: Sequence[Profile], sums: Sequence[float], orthogonal: bool) -> Axis:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from alignez_edge.errors import BadInputError
-from alignez_edge.methods import DEFAULT_METHOD, METHODS
+from alignez_edge.methods import BY_QUERY, DEFAULT_METHOD, METHODS, check_method
 
 from .options import DEFAULT_WIDTH, ModelOptions, ParallelOption, check_width, grouped
 from .output import Output, duration
@@ -58,7 +58,11 @@ def build(
     ] = None,
     neighbors: Annotated[
         int | None,
-        typer.Option(metavar="K", help="Pairs nearest to a query, for methods that look at it."),
+        typer.Option(
+            metavar="K",
+            help="Look at each query and steer by the K pairs nearest to it"
+            f" ({', '.join(BY_QUERY)}).",
+        ),
     ] = None,
     parallel: ParallelOption = DEFAULT_WIDTH,
     output: Annotated[
@@ -82,8 +86,8 @@ def build(
         raise BadInputError(f"--limit is {limit}; it must be at least 1")
     if seed < 0:
         raise BadInputError(f"--seed is {seed}; it must be at least 0")
-    _check_method(method, neighbors)
     wanted = parse_layers(layers) if layers is not None else None
+    check_method(method, neighbors, wanted)
     what = find_axis(axis, positive, negative)
     asked = _queries(queries, loading, pairs, out)
     target = _target(what, output)
@@ -100,6 +104,7 @@ def build(
                     pairs=pairs,
                     method=method,
                     layers=wanted,
+                    neighbors=neighbors,
                     limit=limit,
                     seed=seed,
                     width=parallel,
@@ -141,15 +146,6 @@ def parse_layers(text: str) -> list[int]:
             raise BadInputError(f"--layers: {part.strip()} runs backwards", "write it like 3-8,10")
         found.update(range(low, high + 1))
     return sorted(found)
-
-
-def _check_method(name: str, neighbors: int | None) -> None:
-    from alignez_edge.files import near_hint
-
-    if name not in METHODS:
-        raise BadInputError(f"no method is called {name!r}", near_hint(name, METHODS, "methods"))
-    if neighbors is not None:
-        raise BadInputError(f"the method {name} does not use --neighbors", "leave it out")
 
 
 def _queries(
@@ -200,7 +196,7 @@ def _record(profile: Profile, path: Path, seconds: dict[str, float]) -> dict[str
 
 
 def _summary(profile: Profile, path: Path, output: str | None, seconds: float) -> str:
-    from .cards import EFFECT, effect_table
+    from .cards import EFFECT, effect_table, forms
 
     dropped = sum(profile.dropped.values())
     layers = ", ".join(map(str, profile.layers))
@@ -209,7 +205,8 @@ def _summary(profile: Profile, path: Path, output: str | None, seconds: float) -
         f"{profile.name}: {profile.axis.positive} / {profile.axis.negative}",
         f"  profile     {path}",
         f"  pairs       {profile.pairs}" + (f" ({dropped} dropped: {reasons})" if dropped else ""),
-        f"  layers      {layers}",
+        *([f"  layers      {layers}"] if layers else []),
+        f"  acts as     {forms(profile)}",
         f"  strength 1  {profile.unit:.2f} natural lengths",
         f"  time        {duration(seconds)}",
     ]

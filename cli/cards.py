@@ -35,6 +35,34 @@ def effect_table(profile: Profile, indent: str = "") -> str:
     return table(rows, indent)
 
 
+def effect_of(profile: Profile) -> tuple[float, float | None] | None:
+    """How far strengths +1 and -1 move the held-back pairs apart, in nats per token, and that as
+    a share of what asking does; None where it was not measured."""
+    import numpy as np
+
+    strengths, margin = (_curve(profile, key) for key in ("strengths", "margin"))
+    if not strengths or not margin:
+        return None
+    high, low = np.interp([profile.unit, -profile.unit], strengths, margin)
+    asked = _curve(profile, "asked_margin")
+    target = asked[0] - asked[1] if len(asked) == 2 else 0.0
+    return float(high - low), float(high - low) / target if target > 0 else None
+
+
+def effect_line(profile: Profile) -> str:
+    """The same in a few words."""
+    found = effect_of(profile)
+    if found is None:
+        return ""
+    span, share = found
+    return f"{share:.2f} of asking" if share is not None else f"{span:+.3f} nats"
+
+
+def size_line(path: Path) -> str:
+    """The size of a file in a few words."""
+    return f"{path.stat().st_size / 1000:,.0f} kB"
+
+
 def curve_table(profile: Profile, indent: str = "") -> str:
     """The measured curve over strengths of the profile; '' where there is none."""
     from .layout import table
@@ -74,6 +102,7 @@ def facts(profile: Profile, path: Path) -> dict[str, Any]:
         "model": profile.model,
         "method": profile.method,
         "layers": list(profile.layers),
+        "acts_as": forms(profile),
         "strength": profile.unit,
         "pairs": profile.pairs,
         "pairs_dropped": sum(profile.dropped.values()),
@@ -84,6 +113,21 @@ def facts(profile: Profile, path: Path) -> dict[str, Any]:
         "created_at": profile.created_at,
         "versions": dict(profile.versions),
     } | ({"mix": mixture.to_data()} if (mixture := Mixture.of(profile)) else {})
+
+
+def forms(profile: Profile) -> str:
+    """In what forms it can be injected, in words."""
+    if profile.value is not None:
+        return "a value function that moves the logits"
+    near = profile.neighbours
+    if near is not None:
+        has_edit, count = near.exact_unit is not None, min(near.recipe.k, near.bank.n_pairs)
+        what = f", made anew for each query from the {count} nearest of {near.bank.n_pairs} pairs"
+    else:
+        has_edit, what = profile.exact is not None, ""
+    return (
+        "an exact edit or its mean, a control vector" if has_edit else "a control vector"
+    ) + what
 
 
 def card(profile: Profile, path: Path) -> str:
@@ -99,6 +143,7 @@ def card(profile: Profile, path: Path) -> str:
         ("model", profile.model),
         ("method", profile.method),
         ("layers", ", ".join(map(str, profile.layers))),
+        ("acts as", forms(profile)),
         ("strength 1", f"{profile.unit:.2f} natural lengths"),
         ("pairs", f"{profile.pairs}" + (f" (dropped: {dropped})" if dropped else "")),
         ("seed", str(profile.seed)),

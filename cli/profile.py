@@ -8,12 +8,13 @@ from typing import Annotated
 
 import typer
 
-from alignez_edge.errors import AlignezError
+from alignez_edge.errors import AlignezError, BadInputError
 
 from . import exchange
-from .cards import card, facts, interference, sides
+from .cards import card, effect_line, facts, interference, sides, size_line
 from .options import grouped, load_steering
 from .output import Output
+from .verify import verify
 
 app = typer.Typer(help="The library of profiles.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -115,6 +116,9 @@ def remove(
     out.result(f"deleted {place}")
 
 
+app.command()(verify)
+
+
 @app.command("mix")
 @grouped
 def mix_(
@@ -148,13 +152,15 @@ def mix_(
     adds nothing, but with --orthogonal the others lose what they have along its axis.
     """
     from alignez_edge.library import ProfileLibrary
-    from alignez_edge.mix import Mixture, mix
+    from alignez_edge.mix import Mixture, left_out, mix
 
     from .layout import table
 
     terms = load_steering(parts).terms
     called = name if name is not None else "-".join(p.name for p, _ in terms)[:64].rstrip("-")
     profile = mix(terms, called, orthogonal=orthogonal)
+    for loss in left_out(terms, orthogonal=orthogonal):
+        out.notice(loss)
     if output is None:
         target = ProfileLibrary().save(called, profile)
     else:

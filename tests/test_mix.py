@@ -16,12 +16,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from alignez_edge.edits import Edit, LayerEdit
 from alignez_edge.errors import AxisError, BadInputError, ProfileFileError
+from alignez_edge.forms import ExactForm
 from alignez_edge.mix import (
     MAX_PARTS,
     Mixture,
     displacements,
     interference,
+    left_out,
     mix,
     orthogonalise,
 )
@@ -217,6 +220,34 @@ def test_interference_is_the_mean_of_the_positions(llama_model: Model) -> None:
     assert interference(a, b) == pytest.approx((0.25 + 0.05) / 2)
     only = replace(b, vector=ControlVector(b.vector.deciding * 0, b.vector.answer))
     assert interference(a, only) == pytest.approx(0.05), "positions where b does nothing are out"
+
+
+def with_edits(profile: Profile, draw: int) -> Profile:
+    """`profile` with exact edits of its layers."""
+    rng = np.random.default_rng(draw)
+    edits = [
+        Edit({i: LayerEdit.swap(*rng.standard_normal((2, profile.vector.n_embd))) for i in (2, 3)})
+        for _ in range(2)
+    ]
+    return replace(profile, exact=ExactForm(edits[0], edits[1], unit=0.5 + draw))
+
+
+def test_exact_edits_add_up_where_every_part_has_one(overlapping: list[Profile]) -> None:
+    a, b = (with_edits(profile, draw) for draw, profile in enumerate(overlapping[:2]))
+    mixed = mix([(a, 0.5), (b, -2.0)], "both")
+    assert mixed.exact is not None and left_out([(a, 0.5), (b, -2.0)]) == []
+    x = np.random.default_rng(5).standard_normal((7, a.vector.n_embd))
+    for position, edit in mixed.exact.edits.items():
+        for layer in (2, 3):
+            parts = [(a, 0.5 * 0.5), (b, -2.0 * 1.5)]
+            wanted = sum(
+                s * p.exact.edits[position].layers[layer].change(x) for p, s in parts if p.exact
+            )
+            np.testing.assert_allclose(edit.layers[layer].change(x), wanted, atol=1e-4)
+    for terms, orthogonal in (([(a, 1.0), (overlapping[2], 1.0)], False), ([(a, 1), (b, 1)], True)):
+        assert mix(terms, "both", orthogonal=orthogonal).exact is None
+        (line,) = left_out(terms, orthogonal=orthogonal)
+        assert line.startswith("the mix has control vectors only")
 
 
 @pytest.mark.parametrize("strength", [math.nan, math.inf, "x", None])
