@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from alignez_edge.errors import BadInputError, ProfileFileError
+from alignez_edge.errors import AlignezError, BadInputError, ProfileFileError
 from alignez_edge.files import builtin_folder, is_there, make_folder, near_hint, printable, user_dir
 
 if TYPE_CHECKING:
@@ -87,6 +87,34 @@ class ProfileLibrary:
         make_folder(self.folder)
         profile.save(path)
         return path
+
+    def check_removable(self, name: str) -> Path:
+        """Where the user's profile `name` lies. Raises `BadInputError` for a built-in one, and
+        `ProfileFileError` where there is none of that name."""
+        path = self.path(name)
+        if path.is_file():
+            return path
+        if (builtin_folder() / path.name).is_file():
+            raise BadInputError(
+                f"{name} is built in and stays",
+                hint="a profile of your own by that name hides it",
+            )
+        own = [entry.name for entry in self.list() if entry.origin == "user"]
+        raise ProfileFileError(
+            f"you have no profile called {name!r}",
+            near_hint(name, own, "profiles") if own else None,
+        )
+
+    def remove(self, name: str) -> None:
+        """Delete the user's profile `name`; raises as `check_removable`, and `AlignezError` where
+        the system does not let it."""
+        path = self.check_removable(name)
+        try:
+            path.unlink()
+        except OSError as failure:
+            raise AlignezError(
+                f"cannot delete {printable(str(path))}: {failure.strerror}"
+            ) from None
 
     def _hint(self, path: Path) -> str:
         names = [entry.name for entry in self.list()]
