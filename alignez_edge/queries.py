@@ -22,29 +22,37 @@ def read_queries(path: str | Path, limit: int | None = None) -> list[str]:
     brace) have one of the keys `query`, `instruction`, `prompt`. Raises `BadInputError` with the
     line number.
     """
+    return list(read_queries_with_facts(path, limit))
+
+
+def read_queries_with_facts(
+    path: str | Path, limit: int | None = None
+) -> dict[str, dict[str, str]]:
+    """`read_queries`, and what JSON lines say beside each query: their texts and numbers by key."""
     if limit is not None and limit < 1:
         raise BadInputError(f"the limit of queries must be at least 1, not {limit}")
     text = read_text(path, limit=MAX_FILE, what="query file")
     shown = printable(str(path))
     is_json = Path(path).suffix.lower() in _JSON_SUFFIXES or text.lstrip()[:1] == "{"
-    found: dict[str, None] = {}
+    found: dict[str, dict[str, str]] = {}
     for number, line in enumerate(text.split("\n"), 1):
         if limit is not None and len(found) >= limit:
             break
         if not line.strip():
             continue
         where = f"{shown}, line {number}"
-        query = (_query_of(parse_record(line, where), where) if is_json else line).strip()
+        record = parse_record(line, where) if is_json else {}
+        query = (_query_of(record, where) if is_json else line).strip()
         if len(query) > MAX_QUERY:
             raise BadInputError(
                 f"{where}: a query of {len(query):,} characters; at most {MAX_QUERY:,}"
             )
         if "\0" in query:
             raise BadInputError(f"{where}: a query cannot hold a NUL character")
-        found.setdefault(query)
+        found.setdefault(query, _facts_of(record))
     if not found:
         raise BadInputError(f"the query file {shown} has no queries", hint="write one a line")
-    return list(found)
+    return found
 
 
 def iter_records(text: str, shown: str) -> Iterator[tuple[str, dict[str, object]]]:
@@ -86,3 +94,11 @@ def _query_of(record: dict[str, object], where: str) -> str:
                 raise BadInputError(f"{where}: {key!r} is empty")
             return query
     raise BadInputError(f"{where}: none of the keys {', '.join(QUERY_KEYS)}")
+
+
+def _facts_of(record: dict[str, object]) -> dict[str, str]:
+    return {
+        key: str(value).encode("utf-8", "replace").decode()
+        for key, value in record.items()
+        if key not in QUERY_KEYS and isinstance(value, str | int | float)
+    }

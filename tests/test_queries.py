@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from alignez_edge.errors import BadInputError
-from alignez_edge.queries import MAX_QUERY, read_queries
+from alignez_edge.queries import MAX_QUERY, read_queries, read_queries_with_facts
 
 
 def write(folder: Path, name: str, text: str | bytes) -> Path:
@@ -57,3 +57,12 @@ def test_wrong_use(tmp_path: Path) -> None:
         read_queries(tmp_path / "none.txt")
     with pytest.raises(BadInputError, match="at least 1"):
         read_queries(tmp_path / "none.txt", limit=0)
+
+
+def test_facts_beside_a_query_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "queries.jsonl"
+    lines = '{"id": 3, "slice": "mt", "instruction": "Why?", "more": [1]}', '{"query": "No"}'
+    path.write_text("\n".join(lines), "utf-8")
+    found = read_queries_with_facts(path)
+    assert found == {"Why?": {"id": "3", "slice": "mt"}, "No": {}}
+    assert read_queries(path) == list(found)

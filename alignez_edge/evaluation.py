@@ -1,0 +1,410 @@
+"""The run of an evaluation: every arm's answers, what they cost, and a judge's verdicts on them.
+
+Answers are made in chunks of a fixed company and reach the disk together, because what else is in
+a batch changes the rounding: an evaluation that was killed and started again ends with the files of
+an undisturbed one. A query's draws are the same in every arm.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from alignez_edge.arms import PLAIN, Aim, Arm, plain
+from alignez_edge.errors import AlignezError, BadInputError
+from alignez_edge.judging import Comparison, Judge, Verdict
+from alignez_edge.results import results_of
+from alignez_edge.runfolder import RunFolder, digest
+
+if TYPE_CHECKING:
+    from alignez_edge.runtime.model import Model
+    from alignez_edge.runtime.types import Conditional, FloatArray, Injection, Sampling
+
+CHUNK = 32
+"""Answers that are made and kept together: two for each place of a usual batch."""
+N_NEUTRAL = 24
+"""Texts that drift is measured on, and what of each is read."""
+NEUTRAL_TOKENS = 96
+_VERDICTS, _PAUSE = 64, 2.0
+"""Verdicts that are kept together at most, and seconds that they may wait for."""
+_UNKNOWN: dict[str, float | None] = {"drift": None, "nats": None, "tokens": 0}
+
+Progress = Callable[[str, int, int], None]
+Cell = tuple[int, int]
+"""(query, seed): one answer of an arm."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is asked, and what its file says beside it (the demo queries: `topic`)."""
+
+    text: str
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an evaluation is to find out.
+
+    `arms` begin with the plain one. `sampling.seed` is the base of all seeds, `seeds` the number of
+    answers to each query. `n_ctx` is the window of a prompt and its answer. `reference` is the file
+    of the model that a reference arm without a steering stands for. Drift is measured on the
+    `neutral` texts, or on plain answers where there are none.
+    """
+
+    arms: tuple[Arm, ...]
+    queries: tuple[Query, ...]
+    sampling: Sampling
+    seeds: int = 1
+    n_ctx: int | None = None
+    reference: Path | None = None
+    neutral: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.arms or self.arms[0] != plain():
+            raise ValueError("the first arm must be the plain one")
+        if len({arm.name for arm in self.arms}) < len(self.arms):
+            raise ValueError("two arms have the same name")
+        if not self.queries or self.seeds < 1:
+            raise BadInputError("an evaluation needs a query, and an answer to it")
+
+    def seed(self, query: int, seed: int) -> int:
+        """What an answer is drawn with, in every arm."""
+        return 1000 * seed + query + self.sampling.seed
+
+    def settings(self, model: Model, judge: Judge) -> dict[str, Any]:
+        """Everything that shapes the results, as the run folder keeps it."""
+        from alignez_edge.fingerprint import fingerprint
+        from alignez_edge.gguffile import read_gguf
+        from alignez_edge.runtime.context import window
+
+        other = None
+        if self.reference is not None:
+            other = fingerprint(read_gguf(self.reference)).digest()
+        return {
+            "model": model.facts.name,
+            "fingerprint": model.fingerprint.digest(),
+            "quantization": model.facts.quantization,
+            "queries": {
+                "digest": digest([[query.text, dict(query.facts)] for query in self.queries]),
+                "count": len(self.queries),
+            },
+            "seeds": self.seeds,
+            "sampling": asdict(self.sampling),
+            "context": window(model, self.n_ctx),
+            "judge": judge.name,
+            "reference": other,
+            "neutral": digest(list(self.neutral)) if self.neutral else "",
+            "arms": [arm.describe() for arm in self.arms],
+        }
+
+
+def that_fit(
+    model: Model, arms: Sequence[Arm], queries: Sequence[Query], n_ctx: int | None
+) -> list[Query]:
+    """The queries that every arm's prompt has room for in the context window."""
+    from alignez_edge.runtime.context import window
+
+    limit = window(model, n_ctx)
+    return [
+        query
+        for query in queries
+        if all(len(_prompt(model, arm, query.text)) < limit for arm in arms)
+    ]
+
+
+def evaluate(
+    model: Model,
+    plan: Plan,
+    judge: Judge,
+    folder: str | Path,
+    *,
+    width: int = 16,
+    on_progress: Progress = lambda *_: None,
+) -> dict[str, Any]:
+    """Do what `plan` says, or what is left of it, and return what `results.json` then holds.
+
+    Raises `BadInputError` where `folder` holds another run, and what steering, generating and
+    judging raise; `KeyboardInterrupt` passes through. The same call goes on where it was.
+    """
+    run = RunFolder.begin(folder, plan.settings(model, judge))
+    work = _Work(model, plan, run, width, on_progress)
+    work.answer()
+    work.measure_drift()
+    work.judge(judge)
+    results = results_of(run)
+    run.write_results(results)
+    return results
+
+
+class _Work:
+    """The steps of one evaluation; each does what its file does not hold yet."""
+
+    def __init__(
+        self, model: Model, plan: Plan, run: RunFolder, width: int, progress: Progress
+    ) -> None:
+        self.model = model
+        self.plan = plan
+        self.run = run
+        self.width = width
+        self.progress = progress
+        self.index = run.index()
+
+    def answer(self) -> None:
+        """Make the answers that are missing, arm by arm."""
+        from alignez_edge.runtime.model import Model
+
+        for number, arm in enumerate(self.plan.arms):
+            missing = self.index[number] < 0
+            if not missing.any():
+                continue
+            if arm.kind == "reference" and arm.steering is None:
+                assert self.plan.reference is not None
+                with Model.load(self.plan.reference, threads=self.model.threads) as other:
+                    self._answer_arm(number, other)
+            else:
+                self._answer_arm(number, self.model)
+        self.progress("answers", self.index.size, self.index.size)
+
+    def _answer_arm(self, number: int, model: Model) -> None:
+        # By query and then by seed, so that answers to one query share their prompt.
+        cells = list(product(range(len(self.plan.queries)), range(self.plan.seeds)))
+        arm = self.plan.arms[number]
+        steering = arm.steering
+        injection = steering.injection(model) if steering is not None else None
+        for start in range(0, len(cells), CHUNK):
+            chunk = cells[start : start + CHUNK]
+            missing = [cell for cell in chunk if self.index[number][cell] < 0]
+            if missing:
+                self.progress("answers", int((self.index >= 0).sum()), self.index.size)
+                made = self._answers(arm, model, injection, chunk)
+                offsets = self.run.answers.append([made[cell] for cell in missing])
+                for cell, offset in zip(missing, offsets, strict=True):
+                    self.index[number][cell] = offset
+
+    def _answers(
+        self, arm: Arm, model: Model, injection: Any, cells: Sequence[Cell]
+    ) -> dict[Cell, dict[str, Any]]:
+        from alignez_edge.runtime.batch import generate_batch
+        from alignez_edge.runtime.score import Scorer
+        from alignez_edge.runtime.types import Request
+
+        done = int((self.index >= 0).sum())
+        sampling = self.plan.sampling
+        if model is not self.model:
+            sampling = replace(sampling, stop=model.stops)
+        requests = [
+            Request(
+                _prompt(model, arm, self.plan.queries[query].text),
+                sampling.with_seed(self.plan.seed(query, seed)),
+                at,
+            )
+            for at, (query, seed) in enumerate(cells)
+        ]
+        answers = generate_batch(
+            model,
+            requests,
+            injection=injection,
+            width=self.width,
+            n_ctx_per_sequence=self.plan.n_ctx if model is self.model else None,
+            # All but the last: they are finished only when they are scored and kept.
+            on_progress=lambda n, _: self.progress(
+                "answers", min(done + n, self.index.size - 1), self.index.size
+            ),
+        )
+        completions = sorted(answers, key=lambda answer: answer.index)
+        records: dict[Cell, dict[str, Any]] = {}
+        # A context a chunk: what an answer's numbers are must not depend on earlier chunks.
+        with Scorer(self.model, n_ctx=self.plan.n_ctx) as scorer:
+            for (query, seed), completion in zip(cells, completions, strict=True):
+                asked = self.plan.queries[query]
+                tokens = completion.tokens
+                if model is not self.model:
+                    tokens = tuple(self.model.tokenize(completion.text, begin=False))
+                records[query, seed] = {
+                    "arm": arm.name,
+                    "query_index": query,
+                    "query": asked.text,
+                    "facts": dict(asked.facts),
+                    "seed_index": seed,
+                    "seed": self.plan.seed(query, seed),
+                    "text": completion.text,
+                    "tokens": len(tokens),
+                    "finish_reason": completion.finish_reason,
+                    "nats": self._nats(scorer, asked.text, tokens),
+                }
+        return records
+
+    def _nats(self, scorer: Any, query: str, tokens: Sequence[int]) -> float:
+        """Minus the log-probability of an answer under the unsteered model and plain prompt."""
+        from alignez_edge.runtime.context import window
+        from alignez_edge.runtime.score import answer_log_prob
+
+        prompt = _prompt(self.model, self.plan.arms[0], query)
+        tokens = tokens[: window(self.model, self.plan.n_ctx) - len(prompt)]
+        if not tokens:
+            return 0.0
+        (rows,) = scorer.log_probs(prompt, tokens)
+        return -answer_log_prob(rows, tokens)
+
+    def measure_drift(self) -> None:
+        """How far each arm moves the next-token distributions on neutral texts."""
+        known = {record.get("text_index"): None for _, record in self.run.drift.records()}
+        texts = list(self._neutral())
+        arms = [
+            arm for arm in self.plan.arms if arm.kind != "reference" or arm.steering is not None
+        ]
+        missing = [number for number in range(len(texts)) if number not in known]
+        if not missing:
+            return
+        injections = [
+            arm.steering.injection(self.model) if arm.steering is not None else None for arm in arms
+        ]
+        for number in missing:
+            self.progress("drift", number, len(texts))
+            self.run.drift.append(
+                [
+                    {"arm": arm.name, "text_index": number, **found}
+                    for arm, found in zip(
+                        arms, self._drifts(*texts[number], arms, injections), strict=True
+                    )
+                ]
+            )
+        self.progress("drift", len(texts), len(texts))
+
+    def _neutral(self) -> Iterator[tuple[str | None, list[int]]]:
+        """The texts, each with the query that it answers, where it answers one."""
+        if self.plan.neutral:
+            for text in self.plan.neutral[:N_NEUTRAL]:
+                yield None, self.model.tokenize(text, begin=True)
+            return
+        n = len(self.plan.queries)
+        for query in np.unique(np.linspace(0, n - 1, min(n, N_NEUTRAL)).astype(int)):
+            text = self.run.answers.at(int(self.index[0, query, 0]))["text"]
+            yield self.plan.queries[query].text, self.model.tokenize(text, begin=False)
+
+    def _drifts(
+        self,
+        query: str | None,
+        tokens: list[int],
+        arms: Sequence[Arm],
+        injections: Sequence[Any],
+    ) -> Iterator[dict[str, float | None]]:
+        """`drift` (KL from plain, nats per token), `nats` and `tokens` of one text in every arm."""
+        from alignez_edge.runtime.context import window
+        from alignez_edge.runtime.score import Scorer, answer_log_prob, kl_divergence
+
+        prompts = [
+            tokens[:1] if query is None else list(_prompt(self.model, arm, query)) for arm in arms
+        ]
+        answer = tokens[1:] if query is None else tokens
+        room = window(self.model, self.plan.n_ctx) - max(map(len, prompts))
+        answer = answer[: max(0, min(NEUTRAL_TOKENS, room))]
+        if not answer:
+            for _ in arms:
+                yield dict(_UNKNOWN)
+            return
+        known = [
+            self._at(injection, prompt) if _looks_at_the_prompt(injection) else injection
+            for injection, prompt in zip(injections, prompts, strict=True)
+        ]
+        needs_reference = any(i is not None and i.needs_reference() for i in known)
+        with Scorer(self.model, n_ctx=self.plan.n_ctx, reference=needs_reference) as scorer:
+            (base,) = scorer.log_probs(prompts[0], answer)
+            for arm, injection, prompt in zip(arms, known, prompts, strict=True):
+                if query is None and (arm.kind == "asked" or arm.system):
+                    yield dict(_UNKNOWN)
+                    continue
+                (rows,) = scorer.log_probs(prompt, answer, [injection])
+                yield {
+                    "drift": kl_divergence(base, rows),
+                    "nats": -answer_log_prob(rows, answer),
+                    "tokens": len(answer),
+                }
+
+    def _at(self, conditional: Any, prompt: Sequence[int]) -> Injection | None:
+        """What a steering that depends on the prompt injects after this one."""
+        from alignez_edge.runtime.capture import capture
+
+        # Any answer will do: what is read is the state before it.
+        item = list(prompt), [prompt[-1]]
+        (states,) = capture(self.model, [item], tensor=conditional.tensor)
+        rows: FloatArray = states.deciding
+        found: Injection | None = conditional.at(rows)
+        return found
+
+    def judge(self, judge: Judge) -> None:
+        """Have every arm's answers compared with the plain ones."""
+        contests = [(arm, aim) for arm in self.plan.arms for aim in arm.aims]
+        place = {(arm.name, *aim.key): number for number, (arm, aim) in enumerate(contests)}
+        known = np.zeros((len(contests), *self.index.shape[1:]), bool)
+        for _, record in self.run.verdicts.records():
+            _, query, seed = self.run.place(record)
+            number = place.get((record["arm"], str(record.get("axis")), str(record.get("side"))))
+            if number is not None:
+                known[number, query, seed] = True
+        todo = np.argwhere(~known)
+
+        def comparisons() -> Iterator[Comparison]:
+            for number, query, seed in todo:
+                arm, aim = contests[number]
+                yield self._comparison(arm, aim, int(query), int(seed))
+
+        waiting: list[dict[str, Any]] = []
+        last, done = time.monotonic(), int(known.sum())
+        verdicts = judge.compare(comparisons())
+        try:
+            for number, query, seed in todo:
+                verdict = next(verdicts, None)
+                if verdict is None:
+                    raise AlignezError(f"the judge {judge.name} gave fewer verdicts than asked for")
+                arm, aim = contests[number]
+                waiting.append(_verdict_record(arm, aim, int(query), int(seed), verdict))
+                done += 1
+                if len(waiting) >= _VERDICTS or time.monotonic() - last > _PAUSE:
+                    self.run.verdicts.append(waiting)
+                    waiting, last = [], time.monotonic()
+                self.progress("verdicts", done, known.size)
+        finally:
+            self.run.verdicts.append(waiting)
+
+    def _comparison(self, arm: Arm, aim: Aim, query: int, seed: int) -> Comparison:
+        number = self.run.arms[arm.name]
+        own, plain_one = (
+            str(self.run.answers.at(int(self.index[which, query, seed]))["text"])
+            for which in (number, 0)
+        )
+        asked = self.plan.queries[query]
+        return Comparison(asked.text, own, plain_one, aim.axis, aim.side, asked.facts)
+
+
+def _verdict_record(arm: Arm, aim: Aim, query: int, seed: int, verdict: Verdict) -> dict[str, Any]:
+    axis, side = aim.key
+    return {
+        "arm": arm.name,
+        "against": PLAIN,
+        "axis": axis,
+        "side": side,
+        "query_index": query,
+        "seed_index": seed,
+        "preference": verdict.preference,
+        "scores": {aspect: list(pair) for aspect, pair in verdict.scores.items()},
+        "orders": list(verdict.orders) if verdict.orders is not None else None,
+    }
+
+
+def _looks_at_the_prompt(injection: Injection | Conditional | None) -> bool:
+    """Whether what is injected is known only once the prompt is."""
+    from alignez_edge.runtime.types import Injection
+
+    return injection is not None and not isinstance(injection, Injection)
+
+
+def _prompt(model: Model, arm: Arm, query: str) -> tuple[int, ...]:
+    return model.prompt(arm.messages(query)).tokens

@@ -1,0 +1,357 @@
+"""`alignez eval`: what profiles do to answers, judged against plain ones, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from alignez_edge.errors import BadInputError
+from alignez_edge.files import printable
+
+from .options import (
+    DEFAULT_WIDTH,
+    ContextOption,
+    ModelOptions,
+    ParallelOption,
+    SamplingOptions,
+    SteeringOptions,
+    check_fit,
+    check_width,
+    grouped,
+    load_steering,
+)
+from .output import Output
+
+if TYPE_CHECKING:
+    from alignez_edge.arms import Arm
+    from alignez_edge.evaluation import Query
+    from alignez_edge.judging import Judge
+    from alignez_edge.runtime.model import Model
+    from alignez_edge.steering import Steering
+
+GRID = (-1.0, -0.5, 0.0, 0.5, 1.0)
+"""The strengths of a grid where none are given."""
+
+
+@grouped
+def eval_(
+    *,
+    loading: ModelOptions,
+    steered: SteeringOptions,
+    strengths: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST", help="Try each profile at these strengths, like -1,-0.5,0.5,1."
+        ),
+    ] = None,
+    grid: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            "--grid",
+            metavar="P1 P2",
+            help="Two profiles at all pairs of strengths.",
+            show_default=False,
+        ),
+    ] = None,
+    queries: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="What is asked: one query a line, or JSON lines; the demo model has its own.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", help="Ask the first N queries only.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(metavar="N", help="Answers to each query.")] = 3,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            metavar="JUDGE", help="Who compares the answers; the demo model has its own rules."
+        ),
+    ] = None,
+    asking: Annotated[
+        bool,
+        typer.Option("--asking", help="Also answer with either side asked for in the prompt."),
+    ] = False,
+    reference: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|NAME", help="An aligned model; gives the relative improvement."),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="NAME[:S]", help="The same with another profile as the reference."),
+    ] = None,
+    neutral: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Texts to measure drift on, one a line; else plain answers."
+        ),
+    ] = None,
+    drawing: SamplingOptions,
+    ctx: ContextOption = None,
+    parallel: ParallelOption = DEFAULT_WIDTH,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "-o", "--output", metavar="FOLDER", help="Where the run is kept; else your data folder."
+        ),
+    ] = None,
+    out: Output,
+) -> None:
+    """Measure what profiles do, against the model's plain answers to the same queries.
+
+    Every profile given with -p is tried by itself. All answers and verdicts are kept in the folder
+    of the run; interrupted and started again with the same options, it goes on where it was.
+    """
+    check_width(parallel)
+    _check(limit, seeds, reference, against, grid, steered.profile)
+    given = [_named(text, steered.inject) for text in (*steered.profile, *(grid or ()))]
+    scale = parse_strengths(strengths) if strengths is not None else None
+    asked = _queries(queries, limit, loading, out)
+    who = _judge(judge, loading)
+
+    from alignez_edge.evaluation import Plan, evaluate, that_fit
+
+    with loading.load(out) as model:
+        for _, steering in given:
+            check_fit(steering, model, out)
+        arms = _arms(unique(given), scale, grid is not None, asking)
+        if (other := _reference(reference, against, steered.inject, arms)) is not None:
+            arms.insert(1, other)
+        fitting = that_fit(model, arms, asked, ctx)
+        if len(fitting) < len(asked):
+            out.notice(f"left out {len(asked) - len(fitting)} queries longer than the context")
+        plan = Plan(
+            arms=tuple(arms),
+            queries=tuple(fitting),
+            sampling=drawing.sampling(model),
+            seeds=seeds,
+            n_ctx=ctx,
+            reference=_model_file(reference),
+            neutral=_texts(neutral),
+        )
+        folder = Path(output) if output is not None else _folder(plan, model, who)
+        try:
+            with out.progress() as progress:
+                results = evaluate(model, plan, who, folder, width=parallel, on_progress=progress)
+        except KeyboardInterrupt:
+            out.notice("interrupted: start the same evaluation again and it goes on where it was")
+            raise
+    for row in results["rows"]:
+        out.record(row)
+    out.result(summary(results))
+    out.notice(f"kept in {printable(str(folder), 500)}")
+
+
+def parse_strengths(text: str) -> tuple[float, ...]:
+    """`-1,0.5,1` as numbers; raises `BadInputError` on anything else."""
+    import math
+
+    try:
+        found = tuple(dict.fromkeys(float(part) for part in text.split(",")))
+    except ValueError:
+        found = ()
+    if not found or not all(map(math.isfinite, found)):
+        raise BadInputError(
+            f"--strengths cannot be {printable(text, 60)!r}", "write them like -1,-0.5,0.5,1"
+        )
+    return found
+
+
+def _check(
+    limit: int | None,
+    seeds: int,
+    reference: str | None,
+    against: str | None,
+    grid: tuple[str, str] | None,
+    profiles: Sequence[str],
+) -> None:
+    for name, value in (("--limit", limit), ("--seeds", seeds)):
+        if value is not None and value < 1:
+            raise BadInputError(f"{name} is {value}; it must be at least 1")
+    if reference is not None and against is not None:
+        raise BadInputError("--reference and --against exclude each other", "use one of them")
+    if grid is not None and profiles:
+        raise BadInputError("--grid and -p exclude each other", "a grid names its two profiles")
+    if not profiles and grid is None:
+        raise BadInputError("there is no profile to evaluate", "name one: -p polite")
+
+
+def _named(text: str, way: str) -> tuple[str, Steering]:
+    """A profile as it was named, without a folder, and its steering."""
+    from alignez_edge.library import SUFFIX, parse_profile_option
+
+    name, _ = parse_profile_option(text)
+    return Path(name).name.removesuffix(SUFFIX), load_steering([text], way)
+
+
+def unique(given: Sequence[tuple[str, Steering]]) -> list[tuple[str, Steering]]:
+    """Names for different profiles that are different; the same profile and strength only once."""
+    digests: dict[str, list[str]] = {}
+    found: dict[tuple[str, float], tuple[str, Steering]] = {}
+    for name, steering in given:
+        ((profile, strength),) = steering.terms
+        known = digests.setdefault(name, [])
+        if profile.order[1] not in known:
+            known.append(profile.order[1])
+        number = known.index(profile.order[1]) + 1
+        own = name if number == 1 else f"{name}#{number}"
+        found.setdefault((own, strength), (own, steering))
+    return list(found.values())
+
+
+def _arms(
+    given: Sequence[tuple[str, Steering]],
+    scale: Sequence[float] | None,
+    is_grid: bool,
+    asking: bool,
+) -> list[Arm]:
+    from alignez_edge import arms
+
+    if is_grid:
+        (one, first), (other, second) = given
+        names, steps = (one, other), scale or GRID
+        made = [arms.cell(names, first * s + second * t) for s in steps for t in steps]
+    else:
+        made = [arms.steered(name, steering * s) for name, steering in given for s in scale or (1,)]
+    return [arms.plain(), *(arms.asked(made) if asking else ()), *made]
+
+
+def _reference(
+    model: str | None, profile: str | None, way: str, others: Sequence[Arm]
+) -> Arm | None:
+    from alignez_edge import arms
+
+    if model is not None:
+        return arms.reference(Path(model).name, others)
+    if profile is not None:
+        name, steering = _named(profile, way)
+        return arms.reference(name, others, steering)
+    return None
+
+
+def _model_file(name: str | None) -> Path | None:
+    from alignez_edge.config import ModelNames
+
+    return None if name is None else ModelNames().find(name)
+
+
+def _queries(
+    file: str | None, limit: int | None, loading: ModelOptions, out: Output
+) -> list[Query]:
+    from alignez_edge.evaluation import Query
+    from alignez_edge.queries import read_queries_with_facts
+
+    if file is not None:
+        found = read_queries_with_facts(file, limit)
+        return [Query(text, facts) for text, facts in found.items()]
+    if not loading.is_demo:
+        raise BadInputError("there is nothing to ask", "name a file: --queries FILE")
+    from alignez_edge.demo.world import demo_queries
+
+    out.notice("using the demo model's own unseen queries (choose others: --queries FILE)")
+    entries = demo_queries("unseen")[:limit]
+    return [Query(entry.pop("query"), entry) for entry in entries]
+
+
+def _judge(text: str | None, loading: ModelOptions) -> Judge:
+    from alignez_edge.judges import FORMS, judge_of
+
+    if text is None and not loading.is_demo:
+        raise BadInputError("there is nobody to judge", f"name a judge: --judge {FORMS}")
+    return judge_of(text or "demo")
+
+
+def _texts(file: str | None) -> tuple[str, ...]:
+    from alignez_edge.queries import read_queries
+
+    return () if file is None else tuple(read_queries(file))
+
+
+def _folder(plan: Any, model: Model, judge: Judge) -> Path:
+    """Where a run goes by itself: the same options lead to the same folder again."""
+    from alignez_edge.files import user_dir
+    from alignez_edge.runfolder import digest
+
+    profiles = dict.fromkeys(arm.profile for arm in plan.arms if arm.kind == "steered")
+    name = "".join(c if c.isalnum() else "-" for c in "-".join(profiles))[:40]
+    return user_dir() / "runs" / f"{name}-{digest(plan.settings(model, judge))}"
+
+
+def summary(results: Mapping[str, Any]) -> str:
+    """The results as tables for a terminal."""
+    from .layout import table
+
+    n = results["queries"]
+    lines = [
+        f"{printable(results['model'])}: {n} queries, {results['seeds']} answers to each,"
+        f" judged by {printable(results['judge'])}; against plain answers, intervals 95 %",
+        "",
+        table(list(_wins(results["rows"]))),
+        "",
+        "the price, against plain answers:",
+        table(list(_prices(results["rows"]))),
+    ]
+    if results["position_bias"] is not None:
+        lines.append(f"position bias of the judge: {results['position_bias']:+.2f}")
+    return "\n".join(lines)
+
+
+def _wins(rows: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
+    extra = [
+        (key, head, digits)
+        for key, head, digits in (
+            ("relative_improvement", "of reference %", 0),
+            ("share_of_asking", "of asking", 2),
+        )
+        if any(key in row for row in rows)
+    ]
+    yield ["arm", "more", "win", "lose", "tie", "net win %", "p", *(head for _, head, _ in extra)]
+    for row in rows:
+        yield [
+            printable(row["arm"], 40),
+            printable(row["trait"], 30),
+            *(_number(row[key], 0) for key in ("win", "lose", "tie")),
+            _interval(row, "delta", "low", "high", 0),
+            "<0.001" if row["p_value"] < 0.001 else f"{row['p_value']:.3f}",
+            *(
+                _interval(row, key, f"{key}_low", f"{key}_high", digits) if key in row else ""
+                for key, _, digits in extra
+            ),
+        ]
+
+
+def _prices(rows: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
+    known = any(row["price"]["knowledge"] is not None for row in rows)
+    head = ["arm", "nats per token", "drift", "perplexity", "loops %", "tokens"]
+    yield [*head, *(["knowledge %"] if known else [])]
+    shown = set()
+    for row in rows:
+        if row["arm"] in shown:
+            continue
+        shown.add(row["arm"])
+        price = row["price"]
+        yield [
+            printable(row["arm"], 40),
+            _interval(price, "nats_above_plain", "low", "high", 2),
+            _number(price["drift"], 3),
+            _number(price["perplexity"], 2),
+            _number(price["repetition"], 1, 100),
+            _number(price["length_change"], 0, sign=True),
+            *([_number(price["knowledge"], 0, 100, sign=True)] if known else []),
+        ]
+
+
+def _number(value: float | None, digits: int, scale: float = 1.0, sign: bool = False) -> str:
+    if value is None:
+        return "-"
+    return f"{scale * value:{'+' if sign else ''}.{digits}f}"
+
+
+def _interval(row: Mapping[str, Any], mean: str, low: str, high: str, digits: int) -> str:
+    signed = [_number(row[key], digits, sign=True) for key in (mean, low, high)]
+    return f"{signed[0]} [{signed[1]}, {signed[2]}]" if row[mean] is not None else "-"
