@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignez_edge.axes import Axis
 from alignez_edge.bank import Bank
-from alignez_edge.builder import Builder, Progress
-from alignez_edge.calibration import Calibration
+from alignez_edge.builder import Builder, Progress, queries_of
 from alignez_edge.conditioned import Neighbourhood, Recipe
 from alignez_edge.errors import BadInputError
 from alignez_edge.files import printable
@@ -24,7 +22,9 @@ from alignez_edge.heads import attention_heads
 from alignez_edge.methods import DEFAULT_METHOD, Way, check_method
 from alignez_edge.pairs import PreferencePair, read_labelled_pairs
 from alignez_edge.profile import Profile
+from alignez_edge.provenance import ModelFile, Provenance, Source, Texts, versions, with_provenance
 from alignez_edge.vectors import ControlVector, check_layers
+from alignez_edge.verify import with_kept_pairs
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model
@@ -49,6 +49,8 @@ def build_profile(
     limit: int | None = None,
     seed: int = 0,
     width: int = 16,
+    ctx: int | None = None,
+    texts: Texts = "some",
     work: str | Path | None = None,
     on_progress: Progress | None = None,
     author: str = "",
@@ -59,20 +61,27 @@ def build_profile(
     `queries` (default: the axis' own) are answered by the model itself, both ways; `pairs` names a
     file of labelled pairs to use instead. `limit` is the number of queries used. `layers` (default:
     chosen by measurement) are those to edit, 1 to n_layer - 1. With `neighbors` the profile looks
-    at each query and steers by so many of the pairs nearest to it. `work` is the folder of the
-    build in progress, by default one in the user's data folder that these very arguments lead to
-    again. `on_progress(step, done, total)` is called as the work goes on.
+    at each query and steers by so many of the pairs nearest to it. `ctx` is the window in tokens.
+    `texts` is what the profile carries of the texts: nothing, the pairs that `verify` replays, or
+    these and the queries. `work` is the folder of the build in progress, by default one in the
+    user's data folder that these very arguments lead to again. `on_progress(step, done, total)` is
+    called as the work goes on.
 
     Raises `BadInputError` where there is too little to work with; `KeyboardInterrupt` passes
     through, and the same call goes on where it was.
     """
     check_method(method, neighbors, layers)
     _check_steerable(model, layers)
-    builder = Builder(model, axis, seed, width, work, on_progress or (lambda *_: None))
+    file = ModelFile.of(model)
+    builder = Builder(model, axis, seed, width, ctx, work, on_progress or (lambda *_: None))
     if pairs is not None:
-        found = builder.that_fit(read_labelled_pairs(pairs, axis))
+        labelled = read_labelled_pairs(pairs, axis)
+        source = Source.of_pairs(labelled.pairs)
+        found = builder.that_fit(labelled)
     else:
-        found = builder.generated(queries, limit)
+        asked = queries_of(axis, queries, limit)
+        source = Source.of_queries(asked, include=texts == "all")
+        found = builder.generated(asked)
     usable = found.pairs
     if len(usable) < MIN_PAIRS:
         dropped = ", ".join(f"{n} {reason}" for reason, n in found.dropped.items())
@@ -89,13 +98,26 @@ def build_profile(
         seed=seed,
         pairs=len(usable),
         dropped=found.dropped,
-        versions=_versions(),
+        versions=versions(),
         author=author,
         licence=licence,
         model=printable(model.facts.name),
         **_found(builder, usable, train, method, layers, neighbors),
     )
-    return _calibrated(builder, profile, [usable[i] for i in held_back])
+    judges = [usable[i] for i in held_back]
+    profile = _calibrated(builder, profile, judges)
+    if texts != "none":
+        profile = with_kept_pairs(profile, model, judges, ctx)
+    told = Provenance(
+        file,
+        source,
+        layers=None if layers is None else tuple(layers),
+        neighbors=neighbors,
+        width=width,
+        threads=model.threads,
+        ctx=ctx,
+    )
+    return with_provenance(profile, told)
 
 
 def _found(
@@ -154,7 +176,7 @@ def _calibrated(builder: Builder, profile: Profile, held_back: Sequence[Preferen
     return replace(
         profile,
         unit=calibration.unit,
-        calibration=_curves(calibration),
+        calibration=calibration.curves(),
         report=report | dict(profile.report),
         exact=exact,
         neighbours=near,
@@ -178,23 +200,3 @@ def split(n_pairs: int) -> tuple[list[int], list[int]]:
     """The pairs for the directions, and those held back for calibration (disjoint)."""
     held_back = list(range(HELD_BACK_EVERY - 1, n_pairs, HELD_BACK_EVERY))[:MAX_HELD_BACK]
     return [i for i in range(n_pairs) if i not in set(held_back)], held_back
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in ("alignez-edge", "llama-cpp-python", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "unknown"
-    return found
-
-
-def _curves(calibration: Calibration) -> dict[str, float | tuple[float, ...]]:
-    return {
-        "strengths": tuple(map(float, calibration.strengths)),
-        "margin": tuple(map(float, calibration.margin)),
-        "drift": tuple(map(float, calibration.drift)),
-        "asked_margin": tuple(map(float, calibration.asked_margin)),
-        "asked_drift": tuple(map(float, calibration.asked_drift)),
-    }

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from alignez_edge import prompts
 from alignez_edge.axes import Axis
-from alignez_edge.calibration import GRID, Calibration, Reading, calibrate, read_pair
+from alignez_edge.calibration import GRID, Calibration, Reading, calibrate, read_profile
 from alignez_edge.embeddings import HiddenStates
 from alignez_edge.errors import BadInputError
 from alignez_edge.files import cache_dir, make_folder, user_dir
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from alignez_edge.profile import Profile
     from alignez_edge.recontrol import ReControl
     from alignez_edge.runtime.model import Model
-    from alignez_edge.runtime.types import Conditional, Injection
 
 FloatArray = npt.NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
@@ -58,6 +57,7 @@ class Builder:
     axis: Axis
     seed: int
     width: int
+    ctx: int | None
     work: str | Path | None
     progress: Progress
 
@@ -71,20 +71,14 @@ class Builder:
             "seed": self.seed,
             "width": self.width,
             "threads": self.model.threads,
-        }
+        } | ({} if self.ctx is None else {"ctx": self.ctx})
         key = digest(self.settings)
         name = f"{self.axis.name}-{key}"
         self.folder = make_folder(Path(self.work) if self.work else user_dir() / "builds" / name)
         self.cache = make_folder(Path(self.work) if self.work else cache_dir() / "builds" / name)
 
-    def generated(self, queries: Sequence[str] | None, limit: int | None) -> PairSet:
-        """The model's own pairs."""
-        asked = list(dict.fromkeys(queries if queries is not None else self.axis.queries))
-        asked = asked[: limit if limit is not None else max(DEFAULT_LIMIT, len(queries or ()))]
-        if not asked:
-            raise BadInputError(
-                f"the axis {self.axis.name} has no queries", "give some: --queries FILE"
-            )
+    def generated(self, asked: Sequence[str]) -> PairSet:
+        """The model's own pairs for these queries."""
         # The longest request is the query under a description of full length.
         room = self.window - DESCRIPTION_TOKENS - ANSWER_TOKENS
         short = [
@@ -127,7 +121,7 @@ class Builder:
         """Tokens that a prompt and its answer may take together."""
         from alignez_edge.runtime.context import window
 
-        return window(self.model, None)
+        return window(self.model, self.ctx)
 
     def _complete(
         self, user_texts: Sequence[str], seeds: Sequence[int], max_tokens: int
@@ -149,7 +143,8 @@ class Builder:
             )
             for index, (text, seed) in enumerate(zip(user_texts, seeds, strict=True))
         )
-        for completion in generate_batch(self.model, requests, width=self.width):
+        batch = generate_batch(self.model, requests, width=self.width, n_ctx_per_sequence=self.ctx)
+        for completion in batch:
             yield completion.index, completion.text
 
     def _prompt(self, text: str) -> tuple[int, ...]:
@@ -174,7 +169,7 @@ class Builder:
                     (pair.rejected_request, pair.rejected),
                 )
             ]
-            read = list(capture(self.model, items, tensor=tensor, n_dims=n_dims))
+            read = list(capture(self.model, items, tensor=tensor, n_dims=n_dims, n_ctx=self.ctx))
             for chosen, rejected in zip(read[::2], read[1::2], strict=True):
                 states.append(
                     deciding=(chosen.deciding, rejected.deciding),
@@ -190,7 +185,7 @@ class Builder:
 
         found = np.zeros((len(queries), self.model.n_layer, self.model.n_embd), np.float32)
         items = ((self._prompt(query), ()) for query in queries)
-        for i, read in enumerate(capture(self.model, items, tensor=tensor)):
+        for i, read in enumerate(capture(self.model, items, tensor=tensor, n_ctx=self.ctx)):
             self.progress("queries", i, len(queries))
             found[i] = read.deciding
         self.progress("queries", len(queries), len(queries))
@@ -210,10 +205,6 @@ class Builder:
     ) -> Calibration:
         """Measure `profile`, at unit 1, on the held-back `pairs` over the grid; finished ones are
         read back. Raises `BadInputError` where this model does not allow `way`."""
-        from alignez_edge.runtime.types import Injection
-
-        steerings = [(profile * s).by(way).injection(self.model) for s in _BOTH_SIGNS]
-        nothing = np.zeros((self.model.n_layer, self.model.n_embd), np.float32)
         key = digest(
             [self.settings, [asdict(pair) for pair in pairs], list(GRID), profile.order[1], way]
         )
@@ -222,32 +213,21 @@ class Builder:
         with log.open("a", encoding="utf-8") as file:
             for done, pair in enumerate(pairs[len(readings) :], len(readings)):
                 self.progress("calibration", done, len(pairs))
-                asked = [
-                    self._prompt(prompts.ask(pair.query, prompts.trait(self.axis, side)))
-                    for side in prompts.SIDES
-                ]
-                answers = [
-                    self.model.tokenize(text, begin=False) for text in (pair.chosen, pair.rejected)
-                ]
-                at = [self._of_query(steering, pair.query) for steering in steerings]
-                injections = [each or Injection(nothing, nothing) for each in at]
-                plain = self._prompt(pair.query)
-                reading = read_pair(self.model, plain, asked, answers, injections)
+                reading = read_profile(profile, self.model, pair, _BOTH_SIGNS, way, n_ctx=self.ctx)
                 file.write(reading.to_json() + "\n")
                 file.flush()
                 readings.append(reading)
         self.progress("calibration", len(pairs), len(pairs))
         return calibrate(Reading.mean(readings))
 
-    def _of_query(self, steering: Injection | Conditional | None, query: str) -> Injection | None:
-        """What `steering` injects into the answer to `query`."""
-        from alignez_edge.runtime.capture import capture
-        from alignez_edge.runtime.types import Injection
 
-        if steering is None or isinstance(steering, Injection):
-            return steering
-        (read,) = capture(self.model, [(self._prompt(query), ())], tensor=steering.tensor)
-        return steering.at(read.deciding)
+def queries_of(axis: Axis, queries: Sequence[str] | None, limit: int | None) -> list[str]:
+    """The queries that a build uses: those given, else the axis' own; at most `limit`."""
+    asked = list(dict.fromkeys(queries if queries is not None else axis.queries))
+    asked = asked[: limit if limit is not None else max(DEFAULT_LIMIT, len(queries or ()))]
+    if not asked:
+        raise BadInputError(f"the axis {axis.name} has no queries", "give some: --queries FILE")
+    return asked
 
 
 def _with_dropped(found: PairSet, reason: str, count: int) -> PairSet:

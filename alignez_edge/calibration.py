@@ -14,14 +14,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from alignez_edge import prompts
+
 if TYPE_CHECKING:
+    from alignez_edge.methods import Way
+    from alignez_edge.profile import Profile
     from alignez_edge.runtime.model import Model
-    from alignez_edge.runtime.types import Injection
+    from alignez_edge.runtime.types import Conditional, Injection
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -34,6 +38,17 @@ DRIFT_BUDGET = 4.0
 asking's price: once the first words are given, asking changes little, steering every token."""
 
 _READINGS = ("margin", "drift", "asked_margin", "asked_drift")
+
+
+class Pair(Protocol):
+    """A query with the wanted and the unwanted answer."""
+
+    @property
+    def query(self) -> str: ...
+    @property
+    def chosen(self) -> str: ...
+    @property
+    def rejected(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -125,6 +140,41 @@ def read_pair(
     return Reading(
         margin[:n_steered], mean_drift[:n_steered], margin[n_steered:], mean_drift[n_steered:]
     )
+
+
+def read_profile(
+    profile: Profile,
+    model: Model,
+    pair: Pair,
+    strengths: Sequence[float],
+    way: Way,
+    n_ctx: int | None = None,
+) -> Reading:
+    """What `profile` at each of `strengths`, injected by `way`, does to a pair, and what asking
+    does; see `read_pair`. Raises `BadInputError` where this model does not allow `way`."""
+
+    def prompt(text: str) -> tuple[int, ...]:
+        return model.prompt([{"role": "user", "content": text}]).tokens
+
+    plain = prompt(pair.query)
+    asked = [prompt(prompts.ask(pair.query, prompts.trait(profile.axis, s))) for s in prompts.SIDES]
+    answers = [model.tokenize(text, begin=False) for text in (pair.chosen, pair.rejected)]
+    steerings = [(profile * strength).by(way).injection(model) for strength in strengths]
+    injections = [_of_query(model, steering, plain) for steering in steerings]
+    return read_pair(model, plain, asked, answers, injections, n_ctx)
+
+
+def _of_query(
+    model: Model, steering: Injection | Conditional | None, plain: Sequence[int]
+) -> Injection | None:
+    """What `steering` injects into the answer to a prompt."""
+    from alignez_edge.runtime.capture import capture
+    from alignez_edge.runtime.types import Injection
+
+    if steering is None or isinstance(steering, Injection):
+        return steering
+    (read,) = capture(model, [(plain, ())], tensor=steering.tensor)
+    return steering.at(read.deciding)
 
 
 def calibrate(reading: Reading, budget: float = DRIFT_BUDGET) -> Calibration:

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alignez_edge import prompts
-from alignez_edge.calibration import GRID, Reading, calibrate, read_pair
+from alignez_edge.calibration import GRID, Reading, calibrate, read_profile
 from alignez_edge.errors import BadInputError
 from alignez_edge.files import printable
 from alignez_edge.fingerprint import Comparison, compare
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from alignez_edge.methods import Way
     from alignez_edge.profile import Profile
     from alignez_edge.runtime.model import Model
-    from alignez_edge.runtime.types import Conditional, Injection
 
 KEY = "check"
 N_KEPT = 4
@@ -213,41 +211,6 @@ def _measured(
         (round(float(a), 6), round(float(b), 6)) for a, b in (found.margin, found.drift)
     )
     return KeptPair(pair.query, pair.chosen, pair.rejected, margin, drift)
-
-
-def read_profile(
-    profile: Profile,
-    model: Model,
-    pair: PreferencePair | KeptPair,
-    strengths: Sequence[float],
-    way: Way,
-    n_ctx: int | None = None,
-) -> Reading:
-    """What `profile` at each of `strengths`, injected by `way`, does to a pair, and what asking
-    does; see `read_pair`. Raises `BadInputError` where this model does not allow `way`."""
-
-    def prompt(text: str) -> tuple[int, ...]:
-        return model.prompt([{"role": "user", "content": text}]).tokens
-
-    plain = prompt(pair.query)
-    asked = [prompt(prompts.ask(pair.query, prompts.trait(profile.axis, s))) for s in prompts.SIDES]
-    answers = [model.tokenize(text, begin=False) for text in (pair.chosen, pair.rejected)]
-    steerings = [(profile * strength).by(way).injection(model) for strength in strengths]
-    injections = [_of_query(model, steering, plain) for steering in steerings]
-    return read_pair(model, plain, asked, answers, injections, n_ctx)
-
-
-def _of_query(
-    model: Model, steering: Injection | Conditional | None, plain: Sequence[int]
-) -> Injection | None:
-    """What `steering` injects into the answer to a prompt."""
-    from alignez_edge.runtime.capture import capture
-    from alignez_edge.runtime.types import Injection
-
-    if steering is None or isinstance(steering, Injection):
-        return steering
-    (read,) = capture(model, [(plain, ())], tensor=steering.tensor)
-    return steering.at(read.deciding)
 
 
 def _kept(value: Any) -> KeptPair:
