@@ -15,6 +15,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from alignez_edge.demo.world import demo_queries
 from alignez_edge.errors import BadInputError
 from alignez_edge.judges import JudgeSettings, judge_of
 from alignez_edge.judges.model import PROMPT_FORMS
-from alignez_edge.judges.quality import JudgeReport, TestPair, measure, test_pairs
+from alignez_edge.judges.quality import JudgeReport, TestPair, measure, shipped_pairs
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.types import Sampling
 from tests.tinymodels import tiny_model
@@ -79,7 +80,7 @@ def _score(text: str, query: dict[str, str], axis: Axis) -> float:
 
 def reports(models: Sequence[str], threads: int | None) -> Iterator[JudgeReport]:
     """The judges of the table on all axes that they know."""
-    every = [pair for axis in AXES for pair in test_pairs(axis)]
+    every = [pair for axis in AXES for pair in shipped_pairs(axis)]
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "always_first.py"
         script.write_text(ALWAYS_FIRST)
@@ -105,7 +106,7 @@ def reports(models: Sequence[str], threads: int | None) -> Iterator[JudgeReport]
         for title, text, settings, pairs in named:
             print(f"  {title}", file=sys.stderr)
             report = measure(judge_of(text, settings), pairs)
-            yield JudgeReport(**{**vars(report), "judge": title})
+            yield replace(report, judge=title)
 
 
 def markdown(rows: Sequence[JudgeReport]) -> str:

@@ -15,7 +15,7 @@ import typer
 from alignez_edge import __version__
 from alignez_edge.errors import AlignezError
 
-from . import build, chat, demo, eval, model, profile, run
+from . import build, chat, demo, eval, judge, model, profile, run
 from .output import complain
 
 INTERRUPTED = 130
@@ -54,6 +54,7 @@ app.command()(build.build)
 app.command()(run.run)
 app.command()(chat.chat)
 app.command("eval")(eval.eval_)
+app.command()(judge.judge)
 app.add_typer(profile.app, name="profile")
 app.add_typer(model.app, name="model")
 

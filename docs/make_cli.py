@@ -16,6 +16,7 @@ COMMANDS = (
     "build",
     "run",
     "chat",
+    "judge",
     "profile",
     "profile list",
     "profile show",

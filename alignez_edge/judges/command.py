@@ -63,7 +63,7 @@ class CommandJudge:
             )
         if not (math.isfinite(timeout) and timeout > 0):
             raise BadInputError(f"a timeout of {timeout:g} seconds; it must be above 0")
-        return cls(printable(os.path.basename(words[0]), 60), words, timeout)  # noqa: PTH119
+        return cls(printable(shlex.join(words), 120), words, timeout)
 
     def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
         """See `Judge`. Raises `AlignezError` where the program dies, stalls or says nonsense."""

@@ -26,8 +26,8 @@ class Asked:
 
     @property
     def name(self) -> str:
-        """The inner judge's."""
-        return self.inner.name
+        """The inner judge's, and that both orders were asked for."""
+        return f"{self.inner.name}, both orders" if self.both_orders else self.inner.name
 
     def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
         """See `Judge`."""

@@ -19,6 +19,7 @@ or the only one there is.
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -102,19 +103,21 @@ class RuleJudge:
         except (tomllib.TOMLDecodeError, RecursionError) as failure:
             raise BadInputError(f"{shown} is not TOML: {printable(str(failure))}") from None
         _check_keys(table, ("name", "aspects"), shown)
-        name = table.get("name", Path(path).stem)
-        if not isinstance(name, str) or ("name" in table and not NAME.fullmatch(name)):
+        name = table.get("name", "rules")
+        if not isinstance(name, str) or not NAME.fullmatch(name):
             raise BadInputError(
                 f"{shown}: the judge cannot be named {printable(str(name), 80)!r}",
                 "use up to 64 letters, digits, hyphens and underscores",
             )
+        # Verdicts that are kept must not be mixed with those of other rules under the same name.
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         aspects = _table(table.get("aspects", {}), f"{shown}: aspects")
         if not 1 <= len(aspects) <= MAX_ASPECTS:
             raise BadInputError(
                 f"{shown}: {len(aspects)} aspects; from 1 to {MAX_ASPECTS} are needed",
                 "begin one with [aspects.NAME]",
             )
-        return cls(printable(name, 64), {a: _aspect(a, v, shown) for a, v in aspects.items()})
+        return cls(f"{name}-{digest}", {a: _aspect(a, v, shown) for a, v in aspects.items()})
 
     def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
         """See `Judge`. Raises `BadInputError` where no aspect belongs to the axis."""

@@ -1,0 +1,206 @@
+"""`alignez judge`: whether a judge can tell better answers from worse ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from alignez_edge.errors import BadInputError
+from alignez_edge.files import printable
+
+from . import person
+from .build import find_axis
+from .options import grouped
+from .output import Output
+
+if TYPE_CHECKING:
+    from alignez_edge.judges import JudgeSettings
+    from alignez_edge.judges.quality import JudgeReport, Tally, TestPair
+    from alignez_edge.judging import Judge
+
+
+@dataclass(frozen=True)
+class JudgeOptions:
+    """How a judge is asked."""
+
+    judge_prompt: Annotated[
+        str,
+        typer.Option(metavar="FORM", help="Wording for a model that judges: short or paper."),
+    ] = "short"
+    one_order: Annotated[
+        bool,
+        typer.Option(
+            "--one-order",
+            help="Show models and programs each pair once, not in both orders.",
+        ),
+    ] = False
+    judge_timeout: Annotated[
+        float | None,
+        typer.Option(
+            metavar="S", help="Seconds to wait for a verdict of a program; 300 if not given."
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.judge_prompt not in ("short", "paper"):
+            raise BadInputError(
+                f"--judge-prompt cannot be {self.judge_prompt!r}", "choose from short, paper"
+            )
+        if self.judge_timeout is not None and not 0 < self.judge_timeout < math.inf:
+            raise BadInputError(f"--judge-timeout is {self.judge_timeout}; it must be above 0")
+
+    def settings(
+        self, *, threads: int | None = None, gpu_layers: int | None = None, seed: int = 0
+    ) -> JudgeSettings:
+        """As `judge_of` takes them; a person is asked at the terminal, where there is one."""
+        from alignez_edge.judges import JudgeSettings
+
+        return JudgeSettings(
+            both_orders=not self.one_order,
+            prompt=self.judge_prompt,  # type: ignore[arg-type]
+            threads=threads,
+            gpu_layers=gpu_layers,
+            timeout=self.judge_timeout,
+            ask=person.ask if person.is_there() else None,
+            seed=seed,
+        )
+
+
+@grouped
+def judge(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="JUDGE",
+            help="demo, FILE.toml, FILE.gguf, model:NAME, command:PROGRAM ARGS, or human.",
+        ),
+    ],
+    *,
+    axis: Annotated[
+        list[str],
+        typer.Option(
+            metavar="AXIS",
+            help="Test it on this axis; may be repeated. Else on all that have test pairs.",
+            show_default=False,
+        ),
+    ] = [],  # noqa: B006 - typer copies it
+    pairs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Test pairs of your own for one axis, JSON lines: query, chosen, rejected.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", help="Use the first N pairs of each axis only.")
+    ] = None,
+    asking: JudgeOptions,
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", help="CPU threads; else the physical cores.")
+    ] = None,
+    gpu_layers: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Layers on the GPU, -1 for all; else all, if there is one."),
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of all chance.")] = 0,
+    out: Output,
+) -> None:
+    """Test a judge on pairs of answers of which the better one is known.
+
+    Each pair is shown in both orders. The pairs that ship are answers of the demo model on the
+    axes helpful, cheerful, formal and polite.
+    """
+    from alignez_edge.judges import judge_of
+    from alignez_edge.judges.quality import measure
+
+    if limit is not None and limit < 1:
+        raise BadInputError(f"--limit is {limit}; it must be at least 1")
+    settings = asking.settings(threads=threads, gpu_layers=gpu_layers, seed=seed)
+    who = judge_of(name, settings)
+    tested = _pairs(who, axis, pairs, limit)
+    with out.progress() as progress:
+        # A person sees two answers at a time, and how far it is would only be in the way.
+        show = None if name == "human" else lambda done, total: progress("judging", done, total)
+        report = measure(who, tested, show)
+    out.record(record_of(report))
+    out.result(_page(report))
+
+
+def record_of(report: JudgeReport) -> dict[str, Any]:
+    """A report as `--json` says it; shares are from 0 to 1, None where nothing was counted."""
+    return {
+        "judge": report.judge,
+        "can_tell": report.can_tell,
+        "p_value": report.p_value,
+        "pairs": report.averaged.n,
+        "equal_pairs": report.averaged.equal,
+        "both_orders": report.both_orders,
+        **_shares(report.used),
+        "once": _shares(report.once),
+        "position_bias": report.position_bias,
+        "contradicted": report.contradicted,
+        "by_axis": {axis: _shares(tally) for axis, tally in report.by_axis.items()},
+    }
+
+
+def _shares(tally: Tally) -> dict[str, Any]:
+    def known(share: float) -> float | None:
+        return None if math.isnan(share) else round(share, 4)
+
+    return {
+        "accuracy": known(tally.accuracy),
+        "interval": [known(end) for end in tally.interval()],
+        "ties": known(tally.ties),
+        "equal_ties": known(tally.equal_ties),
+    }
+
+
+def _pairs(who: Judge, names: Sequence[str], file: str | None, limit: int | None) -> list[TestPair]:
+    """What the judge is tested on."""
+    from alignez_edge.judges.quality import axes_for, read_test_pairs, shipped_pairs
+
+    if file is not None:
+        if len(names) != 1:
+            raise BadInputError("--pairs is about one axis", "say which: --axis AXIS")
+        axis = find_axis(names[0], None, None)
+        return list(read_test_pairs(file, axis)[:limit])
+    if not (names or (names := axes_for(who))):
+        raise BadInputError(
+            f"there are no test pairs for the axes of {who.name}",
+            "bring your own: --pairs FILE --axis AXIS",
+        )
+    groups = {name: shipped_pairs(name)[:limit] for name in names}
+    if missing := [name for name, pairs in groups.items() if not pairs]:
+        raise BadInputError(
+            f"there are no test pairs for the axis {printable(missing[0], 80)!r}",
+            f"bring your own: --pairs FILE --axis {printable(missing[0], 80)}",
+        )
+    return [pair for pairs in groups.values() for pair in pairs]
+
+
+def _page(report: JudgeReport) -> str:
+    from .layout import table
+
+    rows = [["", "right", "interval 95%", "ties", "equal pairs called ties"]]
+    rows += [_row(axis, tally) for axis, tally in report.by_axis.items()]
+    if len(report.by_axis) > 1:
+        rows.append(_row("all", report.used))
+    if report.both_orders and report.position_bias is not None:
+        rows.append(_row("asked once", report.once))
+    lines = [table(rows), ""]
+    if report.position_bias is not None and report.contradicted is not None:
+        lines.append(
+            f"position bias: {report.position_bias:+.0%} of verdicts for the answer shown first;"
+            f" the same place won in both orders in {report.contradicted:.0%} of pairs"
+        )
+    return "\n".join([*lines, report.finding])
+
+
+def _row(title: str, tally: Tally) -> list[str]:
+    low, high = tally.interval()
+    ties = "" if math.isnan(tally.equal_ties) else f"{tally.equal_ties:.0%}"
+    return [title, f"{tally.accuracy:.0%}", f"{low:.0%} to {high:.0%}", f"{tally.ties:.0%}", ties]

@@ -1,0 +1,60 @@
+"""A person who judges at the terminal: two answers, one key."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import typer
+
+from .layout import side_by_side, stacked, terminal_width
+
+if TYPE_CHECKING:
+    from alignez_edge.judging import Comparison
+
+NARROW = 72
+"""Columns below which the answers stand one below the other."""
+_KEYS = {"1": 1.0, "2": -1.0, "0": 0.0}
+
+
+def is_there() -> bool:
+    """Whether somebody sits at a terminal who can read and press keys."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def ask(asked: Comparison) -> float:
+    """Show the two answers on standard error and wait for a key: 1, −1 or 0 for a tie.
+
+    Raises `KeyboardInterrupt` for `q`: whoever keeps the verdicts goes on from there another time.
+    """
+    from alignez_edge.prompts import trait, with_article
+
+    width = terminal_width()
+    lay_out = stacked if width < NARROW else side_by_side
+    role = with_article(trait(asked.axis, asked.side))
+    _say(f"\n{_safe(asked.query)}\n")
+    _say(lay_out(("1", "2"), (_safe(asked.first), _safe(asked.second)), width))
+    _say(f"\nWhich is more like an answer of {_safe(role)} assistant?")
+    print("1, 2, 0 for a tie, q to stop: ", end="", file=sys.stderr, flush=True)
+    while True:
+        try:
+            key = typer.getchar()
+        except EOFError:  # Ctrl-D
+            key = "q"
+        if key in _KEYS:
+            _say(key)
+            return _KEYS[key]
+        if key.lower() == "q":
+            _say(key)
+            raise KeyboardInterrupt
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _safe(text: str) -> str:
+    """`text` without characters that could move the cursor or reorder what is around them."""
+    from alignez_edge.files import is_unprintable
+
+    return "".join(ascii(c)[1:-1] if is_unprintable(c) and c not in "\n\t" else c for c in text)
