@@ -210,6 +210,22 @@ def threads_of(profile: Profile) -> int | None:
     return found.threads
 
 
+def differences(profile: Profile, model: Model) -> str:
+    """What is not as it was when a profile was built, of what its numbers depend on; '' where
+    building it again gives the same, as far as that can be told without building it."""
+    found = Provenance.of(profile)
+    facts: list[tuple[str, object, object]] = [
+        (name, profile.versions.get(name), now) for name, now in versions().items()
+    ]
+    if found is not None:
+        facts += [
+            ("the model's file", found.model.sha256, ModelFile.of(model).sha256),
+            ("threads", found.threads, model.threads),
+        ]
+    facts.append(("adapters", profile.fingerprint.adapter, model.fingerprint.adapter))
+    return ", ".join(name for name, then, now in facts if then != now)
+
+
 def _queries(source: Source, profile: Profile, offered: Sequence[str] | None) -> list[str]:
     """The queries of a build: those offered, else those in the file or the built-in ones."""
     name = printable(profile.name)

@@ -2,32 +2,83 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from alignez_edge.errors import BadInputError
 from alignez_edge.methods import BY_QUERY, DEFAULT_METHOD, METHODS, check_method
 
-from .options import DEFAULT_WIDTH, ModelOptions, ParallelOption, check_width, grouped
+from .options import (
+    DEFAULT_WIDTH,
+    ContextOption,
+    ModelOptions,
+    ParallelOption,
+    check_width,
+    grouped,
+)
 from .output import Output, duration
 
 if TYPE_CHECKING:
     from alignez_edge.axes import Axis
     from alignez_edge.profile import Profile
+    from alignez_edge.provenance import Texts
+    from alignez_edge.runtime.model import Model
+
+    Make = Callable[..., Profile]
+    """Called with the model, and `on_progress`."""
+
+
+@dataclass(frozen=True)
+class TellingOptions:
+    """What a profile tells of its making."""
+
+    author: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Who made it, for the profile's card.")
+    ] = None
+    licence: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Under which licence others may use it.")
+    ] = None
+    include_queries: Annotated[
+        bool, typer.Option("--include-queries", help="Put the queries into the profile.")
+    ] = False
+    no_texts: Annotated[
+        bool,
+        typer.Option(
+            "--no-texts", help="Leave out the few pairs that `profile verify` replays as well."
+        ),
+    ] = False
+
+    def __post_init__(self) -> None:
+        if self.include_queries and self.no_texts:
+            raise BadInputError("--include-queries and --no-texts exclude each other")
+
+    @property
+    def texts(self) -> Texts:
+        """What goes into the profile of the texts that it is built from."""
+        return "all" if self.include_queries else "none" if self.no_texts else "some"
 
 
 @grouped
 def build(
     axis: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="AXIS",
             help="A built-in axis, a TOML file, or a new name with --positive and --negative.",
         ),
-    ],
+    ] = None,
     *,
+    like: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE", help="In place of AXIS: build this profile again, as it was built."
+        ),
+    ] = None,
     positive: Annotated[
         str | None, typer.Option(metavar="TEXT", help="What the wanted side is like.")
     ] = None,
@@ -72,6 +123,8 @@ def build(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of all chance.")] = 0,
+    ctx: ContextOption = None,
+    telling: TellingOptions,
     loading: ModelOptions,
     out: Output,
 ) -> None:
@@ -88,35 +141,72 @@ def build(
         raise BadInputError(f"--seed is {seed}; it must be at least 0")
     wanted = parse_layers(layers) if layers is not None else None
     check_method(method, neighbors, wanted)
-    what = find_axis(axis, positive, negative)
-    asked = _queries(queries, loading, pairs, out)
+    make: Make
+    if like is not None:
+        given = (axis, positive, negative, limit, wanted, neighbors, ctx)
+        chosen = (method, parallel, seed, telling.texts)
+        if any(given) or chosen != (DEFAULT_METHOD, DEFAULT_WIDTH, 0, "some"):
+            raise BadInputError(
+                "--like takes the axis and every option of the build from the profile",
+                "give no more than -m, --lora, --threads, --queries, --pairs, --author, -o",
+            )
+        what, loading, make = _like(like, queries, pairs, loading, out)
+    elif axis is None:
+        raise BadInputError("no axis is named", "like this: alignez build polite")
+    else:
+        from alignez_edge.build import build_profile
+
+        what = find_axis(axis, positive, negative)
+        make = partial(
+            build_profile,
+            axis=what,
+            queries=_queries(queries, loading, pairs, out),
+            pairs=pairs,
+            method=method,
+            layers=wanted,
+            neighbors=neighbors,
+            limit=limit,
+            seed=seed,
+            width=parallel,
+            ctx=ctx,
+            texts=telling.texts,
+        )
     target = _target(what, output)
-
-    from alignez_edge.build import build_profile
-
     with loading.load(out) as model:
         try:
             with out.progress() as progress:
-                profile = build_profile(
-                    model,
-                    what,
-                    queries=asked,
-                    pairs=pairs,
-                    method=method,
-                    layers=wanted,
-                    neighbors=neighbors,
-                    limit=limit,
-                    seed=seed,
-                    width=parallel,
-                    on_progress=progress,
-                )
+                profile = make(model, on_progress=progress)
         except KeyboardInterrupt:
             out.notice("interrupted: start the same build again and it goes on where it was")
             raise
+    told = {"author": telling.author, "licence": telling.licence}
+    profile = replace(profile, **{key: text for key, text in told.items() if text is not None})
     profile.save(target)
     seconds = {step: round(spent, 2) for step, spent in progress.seconds.items()}
     out.record(_record(profile, target, seconds))
     out.result(_summary(profile, target, output, sum(seconds.values())))
+
+
+def _like(
+    name: str, queries: str | None, pairs: str | None, loading: ModelOptions, out: Output
+) -> tuple[Axis, ModelOptions, Make]:
+    """How to build a profile again: its axis, the model with as many threads, and the build."""
+    from alignez_edge.library import ProfileLibrary
+    from alignez_edge.profile import Profile
+    from alignez_edge.provenance import build_like, differences, threads_of
+    from alignez_edge.queries import read_queries
+
+    original = Profile.load(ProfileLibrary().find(name))
+    asked = read_queries(queries) if queries is not None else None
+    if loading.threads is None:
+        loading = replace(loading, threads=threads_of(original))
+
+    def make(model: Model, **more: Any) -> Profile:
+        if difference := differences(original, model):
+            out.notice(f"not the same as then, so that the profile will differ: {difference}")
+        return build_like(model, original, queries=asked, pairs=pairs, **more)
+
+    return original.axis, loading, make
 
 
 def find_axis(name: str, positive: str | None, negative: str | None) -> Axis:
@@ -208,6 +298,7 @@ def _summary(profile: Profile, path: Path, output: str | None, seconds: float) -
         *([f"  layers      {layers}"] if layers else []),
         f"  acts as     {forms(profile)}",
         f"  strength 1  {profile.unit:.2f} natural lengths",
+        *_carried(profile),
         f"  time        {duration(seconds)}",
     ]
     if effect := effect_table(profile, indent="  "):
@@ -215,3 +306,15 @@ def _summary(profile: Profile, path: Path, output: str | None, seconds: float) -
     name = output or profile.name
     lines += ["", f'try: alignez run -p {name} "Tell me about bread."  (or -p {name}:-1)']
     return "\n".join(lines)
+
+
+def _carried(profile: Profile) -> list[str]:
+    """What of its texts the profile carries, which an author should know before sharing it."""
+    from alignez_edge.provenance import Provenance
+    from alignez_edge.verify import kept_pairs
+
+    found, kept = Provenance.of(profile), len(kept_pairs(profile))
+    texts = [f"{kept} pairs"] if kept else []
+    if found is not None and found.source.queries:
+        texts.append(f"{len(found.source.queries)} queries")
+    return [f"  texts       {' and '.join(texts) or 'none'} in the file"]
