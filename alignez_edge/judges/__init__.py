@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from alignez_edge.judges.human import AskPerson
     from alignez_edge.judges.model import PromptForm
 
-FORMS = "demo, FILE.toml, FILE.gguf, model:NAME, command:PROGRAM ARGS, human"
+FORMS = ("demo", "FILE.toml", "FILE.gguf", "model:NAME", "command:PROGRAM ARGS", "human")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def judge_of(text: str, settings: JudgeSettings = JudgeSettings()) -> Judge:
     if text.lower().endswith(".gguf"):
         return _model(text, settings)
     raise BadInputError(
-        f"no judge is called {printable(text, 120)!r}", f"a judge is one of: {FORMS}"
+        f"no judge is called {printable(text, 120)!r}", f"a judge is one of: {', '.join(FORMS)}"
     )
 
 
