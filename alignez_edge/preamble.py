@@ -83,7 +83,7 @@ class Preamble:
             raise PromptTooLongError(
                 f"the system prompt {printable(self.name)} takes {len(prompt.tokens)} tokens,"
                 f" the context window has only {room}",
-                f"shorten it{larger}",
+                f"use a shorter one{larger}",
             )
         if model.template and prompt.text == model.prompt(fold_system(asked)).text:
             return [
