@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from alignez_edge import __version__
 from alignez_edge.errors import BadInputError
 from alignez_edge.files import is_unprintable, printable
 from alignez_edge.pairs import PreferencePair
@@ -137,8 +138,8 @@ def queries_digest(queries: Iterable[str]) -> str:
 
 def versions() -> dict[str, str]:
     """What a build runs with."""
-    found = {}
-    for name in ("alignez-edge", "llama-cpp-python", "numpy"):
+    found = {"alignez-edge": __version__}
+    for name in ("llama-cpp-python", "numpy"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -180,8 +181,9 @@ def build_like(
         )
     else:
         asked = _queries(found.source, profile, queries)
-    carried = "some" if kept_pairs(profile) else "none"
-    texts: Texts = "all" if found.source.queries else carried
+    texts: Texts = "some" if kept_pairs(profile) else "none"
+    if found.source.queries:
+        texts = "all"
     return build_profile(
         model,
         profile.axis,

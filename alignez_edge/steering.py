@@ -145,8 +145,8 @@ def check_fit(profile: Profile, model: Model) -> str | None:
     differing = ", ".join(found.differing)
     if found.fit is Fit.DIFFERENT:
         raise ProfileFileError(
-            f"the profile {name} was made for another model: {differing} differ",
-            hint="build it for this model: alignez build",
+            f"the profile {name} was made for another model{_called(profile)}: {differing} differ",
+            hint=f"build one for this model: alignez build {name} -m MODEL",
         )
     if profile.vector.deciding.shape != (model.n_layer, model.n_embd):
         raise ProfileFileError(
@@ -156,3 +156,7 @@ def check_fit(profile: Profile, model: Model) -> str | None:
     if found.fit is Fit.SAME_SHAPE:
         return f"the profile {name} was made for a model of the same shape with other {differing}"
     return None
+
+
+def _called(profile: Profile) -> str:
+    return f" ({printable(profile.model, 60)})" if profile.model else ""

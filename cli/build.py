@@ -56,6 +56,8 @@ class TellingOptions:
     def __post_init__(self) -> None:
         if self.include_queries and self.no_texts:
             raise BadInputError("--include-queries and --no-texts exclude each other")
+        for option, text in (("--author", self.author), ("--licence", self.licence)):
+            _check_line(option, text or "")
 
     @property
     def texts(self) -> Texts:
@@ -179,12 +181,21 @@ def build(
         except KeyboardInterrupt:
             out.notice("interrupted: start the same build again and it goes on where it was")
             raise
-    told = {"author": telling.author, "licence": telling.licence}
-    profile = replace(profile, **{key: text for key, text in told.items() if text is not None})
+    if telling.author is not None:
+        profile = replace(profile, author=telling.author)
+    if telling.licence is not None:
+        profile = replace(profile, licence=telling.licence)
     profile.save(target)
     seconds = {step: round(spent, 2) for step, spent in progress.seconds.items()}
     out.record(_record(profile, target, seconds))
     out.result(_summary(profile, target, output, sum(seconds.values())))
+
+
+def _check_line(option: str, text: str) -> None:
+    from alignez_edge.files import is_unprintable
+
+    if len(text) > 200 or any(map(is_unprintable, text)):
+        raise BadInputError(f"{option} must be one printable line of at most 200 characters")
 
 
 def _like(
