@@ -297,7 +297,7 @@ def _record(profile: Profile, path: Path, seconds: dict[str, float]) -> dict[str
 
 
 def _summary(profile: Profile, path: Path, output: str | None, seconds: float) -> str:
-    from .cards import EFFECT, effect_table, forms
+    from .cards import EFFECT, carried, effect_table, forms
 
     dropped = sum(profile.dropped.values())
     layers = ", ".join(map(str, profile.layers))
@@ -309,7 +309,7 @@ def _summary(profile: Profile, path: Path, output: str | None, seconds: float) -
         *([f"  layers      {layers}"] if layers else []),
         f"  acts as     {forms(profile)}",
         f"  strength 1  {profile.unit:.2f} natural lengths",
-        *_carried(profile),
+        f"  texts       {carried(profile)} in the file",
         f"  time        {duration(seconds)}",
     ]
     if effect := effect_table(profile, indent="  "):
@@ -317,15 +317,3 @@ def _summary(profile: Profile, path: Path, output: str | None, seconds: float) -
     name = output or profile.name
     lines += ["", f'try: alignez run -p {name} "Tell me about bread."  (or -p {name}:-1)']
     return "\n".join(lines)
-
-
-def _carried(profile: Profile) -> list[str]:
-    """What of its texts the profile carries, which an author should know before sharing it."""
-    from alignez_edge.provenance import Provenance
-    from alignez_edge.verify import kept_pairs
-
-    found, kept = Provenance.of(profile), len(kept_pairs(profile))
-    texts = [f"{kept} pairs"] if kept else []
-    if found is not None and found.source.queries:
-        texts.append(f"{len(found.source.queries)} queries")
-    return [f"  texts       {' and '.join(texts) or 'none'} in the file"]

@@ -93,6 +93,7 @@ def facts(profile: Profile, path: Path) -> dict[str, Any]:
     from alignez_edge.mix import Mixture
 
     axis = profile.axis
+    span, share = effect_of(profile) or (None, None)
     return {
         "path": str(path),
         "axis": axis.name,
@@ -104,15 +105,58 @@ def facts(profile: Profile, path: Path) -> dict[str, Any]:
         "layers": list(profile.layers),
         "acts_as": forms(profile),
         "strength": profile.unit,
+        "effect": span,
+        "share_of_asking": share,
         "pairs": profile.pairs,
         "pairs_dropped": sum(profile.dropped.values()),
+        "dropped": dict(profile.dropped),
         "seed": profile.seed,
         "calibration": dict(profile.calibration),
         "author": profile.author,
         "licence": profile.licence,
         "created_at": profile.created_at,
         "versions": dict(profile.versions),
+        "size_bytes": path.stat().st_size,
     } | ({"mix": mixture.to_data()} if (mixture := Mixture.of(profile)) else {})
+
+
+def fits(profile: Profile) -> dict[str, str | int]:
+    """The facts of the model that a profile was made for, but for the samples of its weights."""
+    names = ("architecture", "n_layer", "n_embd", "n_ff", "n_head", "n_vocab")
+    digests = ("tokenizer", "template", "adapter")
+    return {name: getattr(profile.fingerprint, name) for name in (*names, *digests)}
+
+
+def carried(profile: Profile) -> str:
+    """What of the texts that it was built from a profile carries, in words."""
+    from alignez_edge.provenance import Provenance
+    from alignez_edge.verify import kept_pairs
+
+    found, kept = Provenance.of(profile), len(kept_pairs(profile))
+    texts = [f"{kept} pairs"] if kept else []
+    if found is not None and found.source.queries:
+        texts.append(f"{len(found.source.queries)} queries")
+    return " and ".join(texts) or "none"
+
+
+def origin(profile: Profile) -> list[tuple[str, str]]:
+    """How it was built, as rows of its card; nothing where it does not say so."""
+    from alignez_edge.provenance import Provenance
+
+    found = Provenance.of(profile)
+    if found is None:
+        return []
+    file, source = found.model, found.source
+    options = [f"{found.width} at a time", f"{found.threads} threads"]
+    options += [f"layers {', '.join(map(str, found.layers))}"] if found.layers else []
+    options += [f"a context of {found.ctx}"] if found.ctx else []
+    return [
+        ("built on", f"{file.name}, {file.quantization}, {file.size / 1e6:,.0f} MB"),
+        ("", f"SHA-256 {file.sha256}"),
+        ("built from", f"{source.count} {'labelled ' * (source.kind == 'pairs')}{source.kind}"),
+        ("", f"SHA-256 {source.sha256}"),
+        ("built with", ", ".join(options)),
+    ]
 
 
 def forms(profile: Profile) -> str:
@@ -137,16 +181,21 @@ def card(profile: Profile, path: Path) -> str:
     from .layout import table
 
     dropped = ", ".join(f"{n} {reason}" for reason, n in profile.dropped.items())
+    made_for = profile.fingerprint
+    shape = f"{made_for.architecture}, {made_for.n_layer} layers of {made_for.n_embd}"
     rows = [
         ("file", str(path)),
         ("about", profile.axis.description),
-        ("model", profile.model),
+        ("size", size_line(path)),
+        ("model", f"{profile.model} ({shape})"),
         ("method", profile.method),
         ("layers", ", ".join(map(str, profile.layers))),
         ("acts as", forms(profile)),
         ("strength 1", f"{profile.unit:.2f} natural lengths"),
         ("pairs", f"{profile.pairs}" + (f" (dropped: {dropped})" if dropped else "")),
         ("seed", str(profile.seed)),
+        *origin(profile),
+        ("texts", f"{carried(profile)} in the file"),
         ("author", profile.author),
         ("licence", profile.licence),
         ("created", profile.created_at),

@@ -11,7 +11,7 @@ import typer
 from alignez_edge.errors import AlignezError, BadInputError
 
 from . import exchange
-from .cards import card, effect_line, facts, interference, sides, size_line
+from .cards import card, effect_line, facts, fits, interference, sides, size_line
 from .options import grouped, load_steering
 from .output import Output
 from .verify import verify
@@ -71,7 +71,8 @@ def show(
 
     path = ProfileLibrary().find(name)
     profile = Profile.load(path)
-    out.record(facts(profile, path))
+    details = {"fits": fits(profile), "report": dict(profile.report)}
+    out.record({**facts(profile, path), **details})
     out.result(card(profile, path))
 
 
