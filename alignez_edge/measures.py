@@ -26,6 +26,9 @@ Floats = npt.NDArray[np.float64]
 
 N_RESAMPLES = 4000
 LEVEL = 0.95
+UNSEEN = 0.6
+"""How bad the queries that were not seen may be: with this, intervals of net wins up to 0.9 cover
+the true one in 93 to 98 % of cases, and more often beyond (without it, in 91 to 75 %)."""
 _BLOCK = 1 << 20
 """Counts that are widened at a time."""
 _LOOP_GRAM, _LOOP_LEAST = 4, 8
@@ -127,14 +130,14 @@ class Resamples:
 
         A kind of query that is a share r of all is missed by n queries with probability (1 - r)^n.
         The largest share that is missed in 2.5 % of cases may hide there; each end of the interval
-        lies at least where that share, halfway between the mean and the extreme, would move it.
-        With 60 queries that all win: 94 to 100 % in place of a bare 100 %.
+        lies at least where that share, at `UNSEEN` of the way from the mean to the extreme, would
+        move it. With 60 queries that all win: 93 to 100 % in place of a bare 100 %.
         """
         mean = samples[0]
         low, high = self.bounds(
             samples[np.isfinite(samples).all(axis=tuple(range(1, samples.ndim)))]
         )
-        unseen = (1 - ((1 - LEVEL) / 2) ** (1 / self.n_query)) / 2
+        unseen = UNSEEN * (1 - ((1 - LEVEL) / 2) ** (1 / self.n_query))
         return (
             np.minimum(low, mean - unseen * (1 + mean)),
             np.maximum(high, mean + unseen * (1 - mean)),

@@ -21,6 +21,7 @@ import numpy as np
 from alignez_edge.axes import Axis
 from alignez_edge.demo.judge import AXES
 from alignez_edge.demo.world import demo_queries
+from alignez_edge.measures import Figure, Resamples
 from alignez_edge.methods import DEFAULT_METHOD
 from alignez_edge.mix import interference, orthogonalise
 from alignez_edge.profile import Profile
@@ -30,10 +31,7 @@ from alignez_edge.vectors import ControlVector
 from benchmarks.steering import (
     PLAIN,
     Bench,
-    Figure,
     Floats,
-    Resamples,
-    figure,
     open_model,
     plain_data,
     profile_of,
@@ -132,14 +130,14 @@ def figures(grid: Grid, names: Sequence[str], foretold: Sequence[float]) -> Tabl
     return {
         "axes": {
             name: {
-                "own effect": figure(effect[i][i]),
-                "cross effect": figure(effect[i][1 - i]),
-                "interference": figure(share[i]),
+                "own effect": resamples.figure(effect[i][i]),
+                "cross effect": resamples.figure(effect[i][1 - i]),
+                "interference": resamples.figure(share[i]),
                 "predicted": foretold[i],
             }
             for i, name in enumerate(names)
         },
-        "nats above plain": figure(nats - plain),
+        "nats above plain": resamples.figure(nats - plain),
         "scores": grid.scores.mean(axis=(2, 3)).tolist(),
     }
 

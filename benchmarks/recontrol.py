@@ -18,6 +18,7 @@ import numpy as np
 
 from alignez_edge.demo.judge import AXES, judge
 from alignez_edge.demo.world import demo_queries
+from alignez_edge.measures import Resamples
 from alignez_edge.prompts import SIDES
 from alignez_edge.recontrol import DRIFT, Training, sample_answers, train
 from alignez_edge.runtime.model import Model
@@ -28,8 +29,6 @@ from benchmarks.steering import (
     WIDTH,
     Arm,
     Bench,
-    Resamples,
-    figure,
     plain_data,
     say,
 )
@@ -84,12 +83,12 @@ def measure(
                 share = span / asked
             table[axis] = {
                 "explained": training.explained,
-                "plain": figure(resamples.mean(plain.scores[..., column])),
-                "scores": {name: figure(mean) for name, mean in means.items()},
-                "span": figure(span),
-                "share of asking": figure(share),
+                "plain": resamples.figure(resamples.mean(plain.scores[..., column])),
+                "scores": {name: resamples.figure(mean) for name, mean in means.items()},
+                "span": resamples.figure(span),
+                "share of asking": resamples.figure(share),
                 "nats above plain": {
-                    name: figure(resamples.ratio(arm.nats, arm.tokens) - price)
+                    name: resamples.figure(resamples.ratio(arm.nats, arm.tokens) - price)
                     for name, arm in arms.items()
                 },
             }

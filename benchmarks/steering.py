@@ -30,6 +30,7 @@ from alignez_edge.axes import Axis
 from alignez_edge.build import build_profile
 from alignez_edge.demo.judge import AXES, judge
 from alignez_edge.demo.world import demo_queries
+from alignez_edge.measures import Figure, Floats, Resamples
 from alignez_edge.methods import DEFAULT_METHOD, METHODS
 from alignez_edge.profile import Profile
 from alignez_edge.prompts import SIDES, Side
@@ -44,9 +45,7 @@ WIDTH = 32
 STRENGTHS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
 FULL = (-1.0, 1.0)
 """The strengths that get every seed; the others, for the picture, get the first one."""
-N_RESAMPLES = 4000
 
-Floats = npt.NDArray[np.float64]
 Say = Callable[[str], None]
 
 
@@ -87,46 +86,6 @@ class Answers:
     def first(self, n_seed: int) -> Answers:
         """The answers of the first `n_seed` seeds."""
         return Answers(*(getattr(self, name)[:, :n_seed] for name in self.__dataclass_fields__))
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A mean with its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
-class Resamples:
-    """Figures and their bootstrap distributions, clustered by query.
-
-    A *sample* is an array `(1 + N_RESAMPLES,)`: the figure on the queries as they are, then on each
-    resample. All samples resample the same queries, so that arithmetic between them is paired.
-    """
-
-    def __init__(self, n_query: int) -> None:
-        even = np.full(n_query, 1 / n_query)
-        drawn = np.random.default_rng(0).multinomial(n_query, even, N_RESAMPLES)
-        self._counts = np.vstack([np.ones(n_query), drawn])
-
-    def ratio(self, numerator: npt.NDArray[Any], denominator: npt.NDArray[Any]) -> Floats:
-        """The sum of one `(n_query, n_seed)` array over the sum of another."""
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return (self._counts @ numerator.sum(axis=1)) / (self._counts @ denominator.sum(axis=1))
-
-    def mean(self, values: npt.NDArray[Any]) -> Floats:
-        """The mean over `(n_query, n_seed)` values, NaN left out."""
-        return self.ratio(np.nan_to_num(values), ~np.isnan(values))
-
-
-def figure(sample: Floats) -> Figure:
-    """The figure of a sample, with the percentiles of its resamples."""
-    usable = sample[np.isfinite(sample)]
-    if not np.isfinite(sample[0]):
-        return Figure(math.nan, math.nan, math.nan)
-    low, high = np.percentile(usable, [2.5, 97.5])
-    return Figure(float(sample[0]), float(low), float(high))
 
 
 class Bench:
@@ -218,19 +177,15 @@ def figures(answers: Mapping[Arm, Answers], axes: Sequence[str]) -> dict[str, An
             shares.append(difference / asked)
         zero = answers[Arm(axis, strength=0.0)].texts
         table["axes"][axis] = {
-            "scores": {"plain": figure(mean(PLAIN))}
-            | {name: figure(mean(arm)) for name, arm in arms.items()},
-            "difference": figure(difference),
-            "asked difference": figure(asked),
-            "share of asking": figure(shares[-1]),
+            "scores": {"plain": resamples.figure(mean(PLAIN))}
+            | {name: resamples.figure(mean(arm)) for name, arm in arms.items()},
+            "difference": resamples.figure(difference),
+            "asked difference": resamples.figure(asked),
+            "share of asking": resamples.figure(shares[-1]),
             "net win": {
-                f"{s:+g}": figure(
-                    resamples.mean(
-                        np.sign(s * (answers[Arm(axis, strength=s)].scores - plain.scores))[
-                            ..., column
-                        ]
-                    )
-                )
+                f"{s:+g}": resamples.net_win(
+                    s * (answers[Arm(axis, strength=s)].scores - plain.scores)[..., column]
+                ).net
                 for s in FULL
             },
             "price": {name: _price(resamples, answers[arm], plain) for name, arm in arms.items()},
@@ -240,16 +195,16 @@ def figures(answers: Mapping[Arm, Answers], axes: Sequence[str]) -> dict[str, An
             },
         }
         table["cross"][axis] = {
-            other: figure(
+            other: resamples.figure(
                 resamples.mean(answers[Arm(axis, strength=1.0)].scores[..., i])
                 - resamples.mean(answers[Arm(axis, strength=-1.0)].scores[..., i])
             )
             for i, other in enumerate(AXES)
         }
-    table["mean share of asking"] = figure(np.mean(shares, axis=0))
+    table["mean share of asking"] = resamples.figure(np.mean(shares, axis=0))
     table["plain"] = {
-        "nats per token": figure(resamples.ratio(plain.nats, plain.tokens)),
-        "knowledge": figure(resamples.mean(plain.knowledge)),
+        "nats per token": resamples.figure(resamples.ratio(plain.nats, plain.tokens)),
+        "knowledge": resamples.figure(resamples.mean(plain.knowledge)),
     } | _quality(plain)
     return table
 
@@ -260,8 +215,8 @@ def _price(resamples: Resamples, arm: Answers, plain: Answers) -> dict[str, Figu
     above = resamples.ratio(arm.nats, arm.tokens) - resamples.ratio(plain.nats, plain.tokens)
     gained = resamples.mean(arm.knowledge) - resamples.mean(plain.knowledge)
     return {
-        "nats above plain": figure(above),
-        "knowledge above plain": figure(gained),
+        "nats above plain": resamples.figure(above),
+        "knowledge above plain": resamples.figure(gained),
     } | _quality(arm)
 
 

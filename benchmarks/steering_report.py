@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.steering import STRENGTHS, Figure
+from alignez_edge.measures import Figure
+from benchmarks.steering import STRENGTHS
 
 Table = dict[str, Any]
 SHARE_WANTED = 0.85

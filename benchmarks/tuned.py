@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from alignez_edge.axes import Axis
 from alignez_edge.demo.judge import AXES
 from alignez_edge.demo.world import demo_queries
+from alignez_edge.measures import Figure, Resamples
 from alignez_edge.methods import DEFAULT_METHOD
 from alignez_edge.profile import Profile
 from alignez_edge.runtime.model import Model
@@ -31,11 +30,8 @@ from benchmarks.steering import (
     Answers,
     Arm,
     Bench,
-    Figure,
     Floats,
-    Resamples,
     Say,
-    figure,
     plain_data,
     profile_of,
     say,
@@ -119,25 +115,27 @@ def figures(answers: Mapping[Kind, Answers], axis: str) -> dict[str, Any]:
         return answers[kind].scores[..., column]
 
     def wins(kind: Kind, other: Kind) -> Figure:
-        return figure(resamples.mean(np.sign(scores(kind) - scores(other))))
+        return resamples.net_win(scores(kind) - scores(other)).net
 
     rows = {}
     for kind, arm in answers.items():
         above = resamples.ratio(arm.nats, arm.tokens) - resamples.ratio(base.nats, base.tokens)
         rows[str(kind)] = {
-            "score": figure(resamples.mean(scores(kind))),
+            "score": resamples.figure(resamples.mean(scores(kind))),
             "net win": wins(kind, BASE),
-            "nats above plain": figure(above),
-            "knowledge": figure(resamples.mean(arm.knowledge)),
+            "nats above plain": resamples.figure(above),
+            "knowledge": resamples.figure(resamples.mean(arm.knowledge)),
         }
     more, other = answers[STEERED], answers[TUNED]
     claim = {
-        "score": figure(resamples.mean(scores(STEERED)) - resamples.mean(scores(TUNED))),
+        "score": resamples.figure(resamples.mean(scores(STEERED)) - resamples.mean(scores(TUNED))),
         "net win": wins(STEERED, TUNED),
-        "nats": figure(
+        "nats": resamples.figure(
             resamples.ratio(more.nats, more.tokens) - resamples.ratio(other.nats, other.tokens)
         ),
-        "knowledge": figure(resamples.mean(more.knowledge) - resamples.mean(other.knowledge)),
+        "knowledge": resamples.figure(
+            resamples.mean(more.knowledge) - resamples.mean(other.knowledge)
+        ),
     }
     return {"rows": rows, "claim": claim}
 

@@ -112,7 +112,7 @@ def eval_(
     given = [_named(text, steered.inject) for text in (*steered.profile, *(grid or ()))]
     scale = parse_strengths(strengths) if strengths is not None else None
     asked = _queries(queries, limit, loading, out)
-    who = _judge(judge, loading)
+    who = _judge(judge, loading, drawing.seed)
 
     from alignez_edge.evaluation import Plan, evaluate, that_fit
 
@@ -258,12 +258,15 @@ def _queries(
     return [Query(entry.pop("query"), entry) for entry in entries]
 
 
-def _judge(text: str | None, loading: ModelOptions) -> Judge:
-    from alignez_edge.judges import FORMS, judge_of
+def _judge(text: str | None, loading: ModelOptions, seed: int) -> Judge:
+    from alignez_edge.judges import FORMS, JudgeSettings, judge_of
 
     if text is None and not loading.is_demo:
-        raise BadInputError("there is nobody to judge", f"name a judge: --judge {FORMS}")
-    return judge_of(text or "demo")
+        raise BadInputError(
+            "there is nobody to judge", f"name a judge with --judge: {', '.join(FORMS)}"
+        )
+    settings = JudgeSettings(threads=loading.threads, gpu_layers=loading.gpu_layers, seed=seed)
+    return judge_of(text or "demo", settings)
 
 
 def _texts(file: str | None) -> tuple[str, ...]:

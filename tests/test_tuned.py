@@ -11,10 +11,11 @@ import pytest
 from alignez_edge.demo.judge import AXES
 from alignez_edge.exact import adapter_bytes
 from alignez_edge.gguffile import read_gguf
+from alignez_edge.measures import Figure
 from alignez_edge.profile import Profile
 from alignez_edge.runtime.model import Model
 from benchmarks import tuned
-from benchmarks.steering import Answers, Figure, plain_data
+from benchmarks.steering import Answers, plain_data
 from tests.profiles import random_profile
 
 AXIS = "polite"
