@@ -11,7 +11,7 @@ import difflib
 import os
 import secrets
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import platformdirs
@@ -21,6 +21,8 @@ from alignez_edge.errors import AlignezError, BadInputError
 APP = "alignez-edge"
 # Joiners are format characters that ordinary Persian, Hindi and emoji text needs.
 _JOINERS = "\u200c\u200d"
+MAX_LINE = 1 << 20  # bytes; what a parser makes of one line may take twenty times its size
+_PIECE = 1 << 20
 
 
 def is_unprintable(char: str) -> bool:
@@ -60,7 +62,10 @@ def read_bytes(
     shown = printable(str(path))
     try:
         with Path(path).open("rb") as file:
-            data = file.read(limit + 1)
+            # A read takes the memory that it is asked to fill, whatever there is to read.
+            data = file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)
+            while len(data) <= limit and (more := file.read(_PIECE)):  # a pipe has no size
+                data += more
     except FileNotFoundError:
         raise error(f"no such {what}: {shown}") from None
     except (OSError, ValueError) as failure:
@@ -68,6 +73,35 @@ def read_bytes(
     if len(data) > limit:
         raise error(f"the {what} {shown} is larger than {limit:,} bytes")
     return data
+
+
+def read_lines(
+    path: str | Path, *, limit: int, what: str, error: type[BadInputError] = BadInputError
+) -> Iterator[tuple[int, str]]:
+    """The lines of a UTF-8 file with their numbers, one in memory at a time.
+
+    Only a newline ends a line. Raises `error` as `read_text` does, and on a line of more than
+    `MAX_LINE` bytes.
+    """
+    shown = printable(str(path))
+    number = size = 0
+    try:
+        with Path(path).open("rb") as file:
+            while raw := file.readline(MAX_LINE + 1):
+                number, size = number + 1, size + len(raw)
+                if size > limit:
+                    raise error(f"the {what} {shown} is larger than {limit:,} bytes")
+                if len(raw) > MAX_LINE:
+                    raise error(f"{shown}, line {number}: longer than {MAX_LINE:,} bytes")
+                try:
+                    line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError:
+                    raise _not_utf8(path, what, number, error) from None
+                yield number, line.removesuffix("\n")
+    except FileNotFoundError:
+        raise error(f"no such {what}: {shown}") from None
+    except (OSError, ValueError) as failure:
+        raise error(f"cannot read the {what} {shown}: {_reason(failure)}") from None
 
 
 def decode_utf8(
@@ -78,10 +112,7 @@ def decode_utf8(
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as failure:
         line = data.count(b"\n", 0, failure.start) + 1
-        raise error(
-            f"the {what} {printable(str(path))} is not UTF-8 text: line {line}",
-            hint="save it as UTF-8",
-        ) from None
+        raise _not_utf8(path, what, line, error) from None
 
 
 def is_there(path: str | Path) -> bool:
@@ -161,6 +192,13 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def _not_utf8(path: str | Path, what: str, line: int, error: type[BadInputError]) -> BadInputError:
+    return error(
+        f"the {what} {printable(str(path))} is not UTF-8 text: line {line}",
+        hint="save it as UTF-8",
+    )
 
 
 def _reason(failure: Exception) -> str:

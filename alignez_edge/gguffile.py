@@ -31,6 +31,10 @@ MAX_NAME = 63
 MAX_KEY = 65535
 """Bytes of a key, as the format says."""
 MAX_ELEMENTS = 2**63 - 1
+MAX_KEYS, MAX_TENSORS, MAX_STRINGS = 1 << 14, 1 << 16, 1 << 21
+"""Far above what any model has (1 M tokens and merges), and read in a second or two."""
+MAX_TEXT = 1 << 26
+"""Bytes of all single strings of a header together; whole tokenizers of 30 MB have been seen."""
 
 _SCALARS: dict[int, str] = {
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
@@ -130,17 +134,36 @@ class GGUFFile:
         `rows` cuts the first axis before anything is read. Raises `KeyError` for an unknown name
         and `BadInputError` where the file has changed or the format cannot be decoded.
         """
+        info = self.tensors[name]
+        _, block, block_bytes = _by_name()[info.type]
+        shape = (*info.shape[:0:-1], info.shape[0] // block * block_bytes)
+        data = self._raw(info).reshape(shape)
+        return self._decoded(info, np.array(data if rows is None else data[rows]))
+
+    def is_zero(self, name: str) -> bool:
+        """Whether all bytes of a tensor are zero; nothing is decoded."""
+        return not self._raw(self.tensors[name]).any()
+
+    def is_finite(self, name: str) -> bool:
+        """Whether all numbers of a tensor are finite; a part of it in memory at a time."""
+        info = self.tensors[name]
+        _, _, block_bytes = _by_name()[info.type]
+        blocks = self._raw(info).reshape(-1, block_bytes)
+        parts = (blocks[i : i + _PART] for i in range(0, len(blocks), _PART))
+        return all(np.isfinite(self._decoded(info, np.array(part))).all() for part in parts)
+
+    def _raw(self, info: TensorInfo) -> npt.NDArray[np.uint8]:
+        try:
+            return np.memmap(self.path, np.uint8, "r", offset=info.offset, shape=(info.nbytes,))
+        except (OSError, ValueError) as error:
+            shown = printable(str(self.path), 200)
+            raise BadInputError(f"cannot read {shown} again: {error}") from error
+
+    def _decoded(self, info: TensorInfo, taken: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Whole rows or blocks as float32, `(..., numbers)`."""
         import gguf.quants
 
-        info = self.tensors[name]
         kind = gguf.GGMLQuantizationType[info.type]
-        block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
-        shape = (*info.shape[:0:-1], info.shape[0] // block * block_bytes)
-        try:
-            data = np.memmap(self.path, np.uint8, "r", offset=info.offset, shape=shape)
-        except (OSError, ValueError) as error:
-            raise BadInputError(f"cannot read {self.path} again: {error}") from error
-        taken = np.array(data if rows is None else data[rows])
         if info.type in ("F32", "F16", "F64"):
             plain = {"F32": np.float32, "F16": np.float16, "F64": np.float64}[info.type]
             with np.errstate(all="ignore"):
@@ -150,8 +173,12 @@ class GGUFFile:
                 return np.asarray(gguf.quants.dequantize(taken, kind), dtype=np.float32)
         except (NotImplementedError, ValueError) as error:
             raise BadInputError(
-                f"tensor {printable(name)} is {info.type}, which cannot be decoded here"
+                f"tensor {printable(info.name)} is {info.type}, which cannot be decoded here"
             ) from error
+
+
+_PART = 1 << 12
+"""Blocks (of at most 256 numbers) that are looked at together."""
 
 
 @cache
@@ -160,6 +187,11 @@ def _types() -> dict[int, tuple[str, int, int]]:
     import gguf
 
     return {int(t): (t.name, *gguf.GGML_QUANT_SIZES[t]) for t in gguf.GGMLQuantizationType}
+
+
+@cache
+def _by_name() -> dict[str, tuple[str, int, int]]:
+    return {name: (name, block, size) for name, block, size in _types().values()}
 
 
 def read_gguf(path: str | Path, error: type[AlignezError] = ModelFileError) -> GGUFFile:
@@ -190,6 +222,7 @@ class _Reader:
         self._path, self._data, self._size = path, data, size
         self._shown, self._error = shown, error
         self._at = 0
+        self._texts_left, self._strings_left = MAX_TEXT, MAX_STRINGS
 
     def _fail(self, what: str, hint: str | None = None) -> AlignezError:
         return self._error(f"{self._shown}: {what}", hint)
@@ -206,11 +239,11 @@ class _Reader:
         start = self._take(struct.calcsize("<" + code), what)
         return struct.unpack_from("<" + code, self._data, start)[0]
 
-    def _bytes(self, limit: int | None, what: str) -> bytes:
+    def _bytes(self, limit: int, what: str) -> bytes:
         length = self._scalar("Q", what)
-        if limit is not None and length > limit:
-            raise self._fail(f"{what} has {length} bytes; at most {limit} are allowed")
         start = self._take(length, what)
+        if length > limit:
+            raise self._fail(f"{what} has {length} bytes; at most {limit} are allowed")
         return self._data[start : start + length]
 
     def read(self) -> GGUFFile:
@@ -225,14 +258,16 @@ class _Reader:
                 raise self._fail("a big-endian GGUF file, which this machine cannot use")
             raise self._fail(f"GGUF version {version}; versions 2 and 3 can be read")
         n_tensors, n_pairs = self._scalar("Q", "the header"), self._scalar("Q", "the header")
-        for count, least, what in (
-            (n_tensors, _MIN_TENSOR, "tensors"),
-            (n_pairs, _MIN_PAIR, "keys"),
+        for count, least, most, what in (
+            (n_tensors, _MIN_TENSOR, MAX_TENSORS, "tensors"),
+            (n_pairs, _MIN_PAIR, MAX_KEYS, "keys"),
         ):
             if count > (self._size - self._at) // least:
                 raise self._fail(
                     f"the header announces {count} {what}, more than the file can hold", _DOWNLOAD
                 )
+            if count > most:
+                raise self._fail(f"the header has {count} {what}; at most {most} are allowed")
         metadata = self._metadata(n_pairs)
         alignment = metadata.get("general.alignment", 32)
         if type(alignment) is not int or not 0 < alignment <= 2**20 or alignment & (alignment - 1):
@@ -261,7 +296,9 @@ class _Reader:
     def _value(self, what: str) -> Any:
         kind = self._scalar("I", what)
         if kind == _STRING:
-            return self._bytes(None, what).decode("utf-8", "backslashreplace")
+            text = self._bytes(self._texts_left, what)
+            self._texts_left -= len(text)
+            return text.decode("utf-8", "backslashreplace")
         if kind == _ARRAY:
             return self._array(what)
         if kind not in _SCALARS:
@@ -283,6 +320,9 @@ class _Reader:
     def _strings(self, length: int, what: str) -> StringArray:
         if length > (self._size - self._at) // 8:
             raise self._fail(f"{what} announces {length} strings, more than fit", _DOWNLOAD)
+        if length > self._strings_left:
+            raise self._fail(f"{what} has {length} strings; at most {MAX_STRINGS} are allowed")
+        self._strings_left -= length
         begin = at = self._at
         starts = np.empty(length, np.int64)
         unpack, data, last = struct.Struct("<Q").unpack_from, self._data, self._size - 8

@@ -178,7 +178,7 @@ class _Check:
         for name in matrices:
             self._pair(name)
         for tensor in self._tensors():
-            if not np.isfinite(self._gguf.tensor(tensor)).all():
+            if not self._gguf.is_finite(tensor):
                 raise self._fail(f"{printable(tensor)} holds numbers that are not finite")
         return Lora(self._gguf, float(alpha))
 

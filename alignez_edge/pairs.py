@@ -21,15 +21,17 @@ from typing import Protocol
 from alignez_edge import prompts
 from alignez_edge.axes import Axis
 from alignez_edge.errors import AlignezError, BadInputError
-from alignez_edge.files import decode_utf8, make_folder, printable, read_bytes, read_text
-from alignez_edge.queries import iter_records, parse_record, text_of
+from alignez_edge.files import decode_utf8, make_folder, printable, read_bytes
+from alignez_edge.queries import iter_records, parse_record, read_records, text_of
 
 MAX_FILE = 1 << 30
+MAX_PAIRS = 50_000
 CHUNK = 16
 """Queries a chunk: 32 requests at once keep 16 sequences busy, and little is lost at a kill."""
 DESCRIPTION_TOKENS = 96
 ANSWER_TOKENS = 96
 _HEADER = "alignez_pairs"
+_MOST_REASONS = 20
 _FIELDS = ("query", "chosen", "rejected", "chosen_request", "rejected_request")
 
 
@@ -160,8 +162,7 @@ class PairStore:
             return False
         for where, record in records:
             pair = PreferencePair(**{key: text_of(record, key, where) for key in _FIELDS})
-            reason = text_of(record, "dropped", where) if "dropped" in record else None
-            self._take(pair, reason)
+            self._take(pair, _reason_of(record, where))
         return True
 
     def _put_aside(self, shown: str) -> None:
@@ -291,11 +292,9 @@ def read_labelled_pairs(path: str | Path, axis: Axis) -> PairSet:
     is simply asked for, because the state at the deciding token needs the two sides in its context.
     A file of a build's pairs is read as well. Raises `BadInputError` with the line number.
     """
-    shown = printable(str(path))
-    text = read_text(path, limit=MAX_FILE, what="pair file")
-    pairs: dict[str, PreferencePair] = {}
+    pairs: dict[PreferencePair, None] = {}
     dropped = Counter[str]()
-    for where, record in iter_records(text, shown):
+    for where, record in read_records(path, limit=MAX_FILE, what="pair file"):
         if _HEADER in record:
             continue
         query, chosen, rejected = (text_of(record, key, where) for key in _FIELDS[:3])
@@ -305,26 +304,34 @@ def read_labelled_pairs(path: str | Path, axis: Axis) -> PairSet:
             text_of(record, key, where) if key in record else prompts.ask(query, trait)
             for key, trait in zip(_FIELDS[3:], (axis.positive, axis.negative), strict=True)
         ]
-        reason = drop_reason(chosen, rejected)
-        if "dropped" in record:
-            reason = text_of(record, "dropped", where)
+        reason = _reason_of(record, where)
+        if reason is None:
+            reason = drop_reason(chosen, rejected)
+        elif reason not in dropped and len(dropped) >= _MOST_REASONS:
+            reason = "other reasons"
         if reason is not None:
             dropped[reason] += 1
         else:
-            pair = PreferencePair(query, chosen.strip(), rejected.strip(), *requests)
-            pairs[json.dumps(asdict(pair))] = pair
+            pairs[PreferencePair(query, chosen.strip(), rejected.strip(), *requests)] = None
+            if len(pairs) > MAX_PAIRS:
+                raise BadInputError(f"{where}: more than {MAX_PAIRS:,} pairs")
     if not pairs and not dropped:
         raise BadInputError(
-            f"the pair file {shown} has no pairs",
+            f"the pair file {printable(str(path))} has no pairs",
             hint="write one JSON object a line: query, chosen, rejected",
         )
-    return PairSet(tuple(pairs.values()), dict(sorted(dropped.items())))
+    return PairSet(tuple(pairs), dict(sorted(dropped.items())))
 
 
 def derive_seed(seed: int, *parts: str) -> int:
     """A seed in [0, 2**31) that depends on all of its arguments and on nothing else."""
     text = json.dumps([seed, *parts])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little") >> 1
+
+
+def _reason_of(record: dict[str, object], where: str) -> str | None:
+    """Why a line says that its pair is not used, as it may be shown; None where it is used."""
+    return printable(text_of(record, "dropped", where), 60) if "dropped" in record else None
 
 
 def _words(text: str) -> list[str]:

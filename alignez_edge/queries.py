@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from alignez_edge.errors import BadInputError
-from alignez_edge.files import printable, read_text
+from alignez_edge.files import printable, read_lines
 
 MAX_FILE = 64 << 20
+MAX_QUERIES = 100_000
 MAX_QUERY = 8000  # characters
 QUERY_KEYS = ("query", "instruction", "prompt")
 _JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
@@ -31,16 +32,20 @@ def read_queries_with_facts(
     """`read_queries`, and what JSON lines say beside each query: their texts and numbers by key."""
     if limit is not None and limit < 1:
         raise BadInputError(f"the limit of queries must be at least 1, not {limit}")
-    text = read_text(path, limit=MAX_FILE, what="query file")
     shown = printable(str(path))
-    is_json = Path(path).suffix.lower() in _JSON_SUFFIXES or text.lstrip()[:1] == "{"
+    is_json = Path(path).suffix.lower() in _JSON_SUFFIXES
     found: dict[str, dict[str, str]] = {}
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in read_lines(path, limit=MAX_FILE, what="query file"):
         if limit is not None and len(found) >= limit:
             break
         if not line.strip():
             continue
         where = f"{shown}, line {number}"
+        if len(found) >= MAX_QUERIES:
+            raise BadInputError(
+                f"{where}: more than {MAX_QUERIES:,} queries", "take fewer: --limit"
+            )
+        is_json = is_json or (not found and line.lstrip()[:1] == "{")
         record = parse_record(line, where) if is_json else {}
         query = (_query_of(record, where) if is_json else line).strip()
         if len(query) > MAX_QUERY:
@@ -53,6 +58,18 @@ def read_queries_with_facts(
     if not found:
         raise BadInputError(f"the query file {shown} has no queries", hint="write one a line")
     return found
+
+
+def read_records(
+    path: str | Path, *, limit: int, what: str
+) -> Iterator[tuple[str, dict[str, object]]]:
+    """The objects of a JSON-lines file as (where, object), one in memory at a time; raises
+    `BadInputError`."""
+    shown = printable(str(path))
+    for number, line in read_lines(path, limit=limit, what=what):
+        if line.strip():
+            where = f"{shown}, line {number}"
+            yield where, parse_record(line, where)
 
 
 def iter_records(text: str, shown: str) -> Iterator[tuple[str, dict[str, object]]]:
