@@ -127,7 +127,7 @@ def export_pairs(profile: Profile, path: str | Path, source: str | Path | None =
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     write_atomic(path, lines.encode())
     dropped = sum(found.dropped.values())
-    notices = (f"{dropped} pairs are left out: the build had dropped them",) if dropped else ()
+    notices = (f"left out, because no build would use them: {dropped}",) if dropped else ()
     return Exported((Path(path),), notices)
 
 
@@ -139,17 +139,15 @@ def factors(profile: Profile, model: Model, strength: float, part: Part) -> Fact
         raise no_lora(profile)
     check_fit(profile, model)
     edit = form.edits[part]
-    scale = np.float32(strength * form.unit)
+    scale = strength * form.unit
     tensors = list(adapter_tensors(model.gguf, edit, model.lora)) if scale else []
-    added = constants(model.gguf, edit) * scale
     if not tensors:
         raise BadInputError("this adapter changes nothing")
     rank = max(a.shape[-2] for _, a, _ in tensors)
-    return Factors(
-        {name: (_padded(a, rank, -2), _padded(b * scale, rank, -1)) for name, a, b in tensors},
-        _finite(added),
-        rank,
-    )
+    matrices = {
+        name: (_padded(a, rank, -2), _padded(_scaled(b, scale), rank, -1)) for name, a, b in tensors
+    }
+    return Factors(matrices, _scaled(constants(model.gguf, edit), scale), rank)
 
 
 def notices_of(profile: Profile, part: Part, model: Model | None = None) -> list[str]:
@@ -223,19 +221,20 @@ def _settings(path: Path) -> dict[str, object]:
 
 def _rows(profile: Profile, strength: float, part: Part) -> FloatArray:
     """What `profile` adds after each layer at `strength`: `(n_layer, n_embd)` float32."""
-    vector = getattr(profile.vector, part).astype(np.float64)
+    return _scaled(getattr(profile.vector, part), strength * profile.unit)
+
+
+def _scaled(values: FloatArray, scale: float) -> FloatArray:
+    """`scale * values`, rounded once. Raises `BadInputError` where that overflows."""
     with np.errstate(over="ignore"):
-        return _finite((vector * (strength * profile.unit)).astype(np.float32))
-
-
-def _finite(values: FloatArray) -> FloatArray:
-    if not np.isfinite(values).all():
+        scaled = (scale * values.astype(np.float64)).astype(np.float32)
+    if not np.isfinite(scaled).all():
         raise BadInputError("the strength is so large that the steering overflows")
-    return values
+    return scaled
 
 
 def _padded(factor: FloatArray, rank: int, axis: int) -> FloatArray:
     """The factor with zeros up to `rank` along `axis`, so that all matrices have one rank."""
     width = [(0, 0)] * factor.ndim
     width[axis] = (0, rank - factor.shape[axis])
-    return np.pad(_finite(factor), width)
+    return np.pad(factor, width)

@@ -10,6 +10,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from alignez_edge import __version__
 from alignez_edge.axes import Axis
 from alignez_edge.errors import BadInputError, ProfileFileError
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model
 
 METHOD = "imported"
+_UNIT_ERROR = 0.02
+"""By how much the lengths of good PCA directions differ from 1 at most: 0.002 was measured; of
+bad ones, which are read out of memory that was used again, 0.03 to 0.17."""
 _UNFIT = re.compile(r"[^A-Za-z0-9_-]+")
 
 
@@ -132,6 +137,12 @@ def notices_of(file: VectorFile, model: Model, maker: Maker) -> list[str]:
             " where it was found, one lower"
         )
         found.append("its PCA has a random sign: if it steers the wrong way, use strength -1")
+        lengths = [float(np.linalg.norm(row)) for row in file.directions.values()]
+        if max(abs(length - 1) for length in lengths) > _UNIT_ERROR:
+            found.append(
+                "its directions are not of length 1: the PCA of cvector-generator may have gone"
+                " wrong, which --pca-batch 1 avoids"
+            )
     if min(file.directions) <= int(late):
         found.append("the direction of layer 0 is left out: nothing can be added there")
     if file.hint and file.hint != model.facts.architecture:
