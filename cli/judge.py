@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from alignez_edge.errors import BadInputError
-from alignez_edge.files import printable
 
 from . import person
 from .build import find_axis
@@ -161,6 +160,7 @@ def _shares(tally: Tally) -> dict[str, Any]:
 
 def _pairs(who: Judge, names: Sequence[str], file: str | None, limit: int | None) -> list[TestPair]:
     """What the judge is tested on."""
+    from alignez_edge.files import printable
     from alignez_edge.judges.quality import axes_for, read_test_pairs, shipped_pairs
 
     if file is not None:

@@ -1,11 +1,9 @@
-"""A person who judges at the terminal: two answers, one key."""
+"""A person who judges at the terminal: two answers, one key and Enter."""
 
 from __future__ import annotations
 
 import sys
 from typing import TYPE_CHECKING
-
-import typer
 
 from .layout import side_by_side, stacked, terminal_width
 
@@ -23,9 +21,10 @@ def is_there() -> bool:
 
 
 def ask(asked: Comparison) -> float:
-    """Show the two answers on standard error and wait for a key: 1, −1 or 0 for a tie.
+    """Show the two answers on standard error and read which is better: 1, −1 or 0 for a tie.
 
-    Raises `KeyboardInterrupt` for `q`: whoever keeps the verdicts goes on from there another time.
+    Raises `KeyboardInterrupt` for `q` and at the end of the input: whoever keeps the verdicts goes
+    on from there another time.
     """
     from alignez_edge.prompts import trait, with_article
 
@@ -35,17 +34,13 @@ def ask(asked: Comparison) -> float:
     _say(f"\n{_safe(asked.query)}\n")
     _say(lay_out(("1", "2"), (_safe(asked.first), _safe(asked.second)), width))
     _say(f"\nWhich is more like an answer of {_safe(role)} assistant?")
-    print("1, 2, 0 for a tie, q to stop: ", end="", file=sys.stderr, flush=True)
     while True:
-        try:
-            key = typer.getchar()
-        except EOFError:  # Ctrl-D
-            key = "q"
+        print("1, 2, 0 for a tie, q to stop: ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        key = line.strip().lower()
         if key in _KEYS:
-            _say(key)
             return _KEYS[key]
-        if key.lower() == "q":
-            _say(key)
+        if not line or key == "q":
             raise KeyboardInterrupt
 
 
