@@ -6,7 +6,6 @@ its report. NumPy in, NumPy out.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.floating]
 Numbers = tuple[float, ...]
 _KEY = "geometry"
+LARGEST = 1e9
+"""What is larger is nonsense, and more than a picture can show."""
 
 
 @dataclass(frozen=True)
@@ -123,10 +124,10 @@ def principal_plane(rows: Floats) -> tuple[Floats, Floats]:
 
 
 def numbers(values: Any, size: int) -> Numbers:
-    """`size` finite numbers; raises `TypeError` or `ValueError` on anything else."""
+    """`size` numbers below `LARGEST`; raises `TypeError` or `ValueError` on anything else."""
     if not isinstance(values, list | tuple) or len(values) != size:
         raise ValueError(f"not a list of {size} numbers")
-    if not all(type(x) in (int, float) and math.isfinite(x) for x in values):
+    if not all(type(x) in (int, float) and abs(x) < LARGEST for x in values):
         raise ValueError("not numbers")
     return tuple(map(float, values))
 

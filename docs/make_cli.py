@@ -17,6 +17,7 @@ COMMANDS = (
     "run",
     "chat",
     "judge",
+    "report",
     "profile",
     "profile list",
     "profile show",
@@ -26,6 +27,13 @@ COMMANDS = (
     "model show",
     "model list",
     "model add",
+    "plot",
+    "plot strength",
+    "plot sweep",
+    "plot grid",
+    "plot layers",
+    "plot directions",
+    "plot interference",
 )
 TYPER = ".".join(version("typer").split(".")[:2])
 HEAD = f"""\

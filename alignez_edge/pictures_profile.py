@@ -1,0 +1,298 @@
+"""Pictures of profiles: out of their files alone, without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from alignez_edge.errors import BadInputError
+from alignez_edge.files import printable
+from alignez_edge.geometry import LARGEST, Geometry, numbers, principal_plane
+from alignez_edge.mix import Mixture, check_same_model, displacements, interferences
+from alignez_edge.pictures import Chart, Curve, Heat, Numbers, Panel, Picture
+from alignez_edge.profile import Profile
+from alignez_edge.subspace import first_direction
+
+if TYPE_CHECKING:
+    from alignez_edge.conditioned import Neighbourhood
+
+Floats = npt.NDArray[np.floating]
+
+LAYER = "layer (0 is the first)"
+COSINE = "cosine (−1 to 1)"
+HELP, HARM = "θ help", "θ harm"
+SIDES = ("asking for the wanted side", "asking for the unwanted side")
+MOST_LAYERS = 6
+"""Layers of which the directions of all queries are drawn: those that tell the sides apart best."""
+
+
+def strength_of(profile: Profile) -> Picture:
+    """What calibration measured on held-back pairs: margin and drift over strength.
+
+    Raises `BadInputError` where the profile keeps no such curve.
+    """
+    curves = profile.calibration
+    found = [curves.get(key) for key in ("strengths", "margin", "drift")]
+    if not all(isinstance(curve, tuple) for curve in found):
+        raise BadInputError(
+            f"the profile {_name(profile)} keeps no calibration curve", "measure it: alignez eval"
+        )
+    strengths, margin, drift = (np.asarray(curve, np.float64) for curve in found)
+    # Files count strengths in natural lengths; 0 is the base model and always at 0.
+    with np.errstate(over="ignore"):
+        rows = np.stack([strengths / profile.unit, margin, drift], axis=1)[strengths != 0]
+    rows = np.concatenate([rows, np.zeros((1, 3))])
+    if not np.abs(rows).max() < LARGEST:
+        raise BadInputError(f"the numbers of the profile {_name(profile)} are too large to draw")
+    x, above, cost = (tuple(column.tolist()) for column in rows[np.argsort(rows[:, 0])].T)
+    panels = [
+        Chart(
+            title,
+            "strength (1: as calibrated)",
+            label,
+            (Curve("steered", x, y),),
+            _asked(curves.get(key)),
+        )
+        for title, label, y, key in (
+            (
+                "preference for the wanted answer",
+                "margin over plain (nats per token)",
+                above,
+                "asked_margin",
+            ),
+            ("price", "drift from plain (nats per token)", cost, "asked_drift"),
+        )
+    ]
+    title = f"{_of(profile)}: margin and drift over strength, on pairs held back for calibration"
+    return Picture(title, (tuple(panels),))
+
+
+def layers_of(profile: Profile) -> Picture:
+    """How far apart the sides lie, and how their directions agree, layer by layer.
+
+    The papers' figure 4c with the separation that the layers were chosen by. What the file does
+    not keep is said in the notes; raises `BadInputError` where it keeps none of it.
+    """
+    n_layer = profile.vector.n_layer
+    panels: list[Panel] = []
+    notes = []
+    if apart := _by_layer(profile, "separation"):
+        panels.append(
+            _chart_by_layer(
+                "how far apart the sides lie", "d′ (standard deviations)", apart, profile
+            )
+        )
+    else:
+        notes.append("the file keeps no separation by layer")
+    if geometry := Geometry.of(profile):
+        between = _chart_by_layer(
+            "cosine of θ help and θ harm", COSINE, geometry.help_harm, profile
+        )
+        counts = tuple(map(float, range(2, n_layer + 1)))
+        panels += [
+            between,
+            Chart(
+                "mean cosine between layers",
+                "layers chosen (those that agree best)",
+                COSINE,
+                (Curve(HELP, counts, geometry.by_count),),
+            ),
+        ]
+    else:
+        notes.append("the file keeps no geometry of its directions: build it again to have it")
+        if agreement := _by_layer(profile, "interlayer_cosine"):
+            panels.append(
+                _chart_by_layer("mean cosine with the other layers", COSINE, agreement, profile)
+            )
+    if not panels:
+        raise BadInputError(
+            f"the report of {_name(profile)} says nothing of its layers",
+            "a profile that `alignez build` wrote does",
+        )
+    return Picture(
+        f"{_of(profile)}: its sides and directions by layer", (tuple(panels),), tuple(notes)
+    )
+
+
+def directions_of(profiles: Sequence[Profile]) -> Picture:
+    """All directions in their first two principal components: the papers' figure 5.
+
+    Of one profile, those of help and harm: for every query that it remembers, or, where it
+    remembers none, for every layer. Of several, what each of them moves its layers along. Raises
+    `ProfileFileError` where they are for different models.
+    """
+    check_same_model(profiles)
+    if len(profiles) > 1:
+        return _displacements(profiles)
+    profile = profiles[0]
+    if profile.neighbours is not None:
+        return _of_queries(profile, profile.neighbours)
+    if geometry := Geometry.of(profile):
+        curves = tuple(
+            Curve(name, *_columns(side), joined=False, labels=tuple(map(str, range(len(side)))))
+            for name, side in zip((HELP, HARM), geometry.plane, strict=True)
+        )
+        title = f"{_of(profile)}: θ help and θ harm by layer (numbers) in two principal components"
+        return Picture(title, ((_plane("all layers", curves, geometry.share),),))
+    note = "the file keeps no directions of help and harm: build it again to have them"
+    return _displacements(profiles, (note,))
+
+
+def interference_of(profiles: Sequence[Profile]) -> Picture:
+    """How far strength 1 of each profile moves along the axis of each other.
+
+    Of one profile that is a mix: its parts. Raises `BadInputError` for one that is none, and
+    `ProfileFileError` where they are for different models.
+    """
+    if len(profiles) > 1:
+        check_same_model(profiles)
+        names = _distinct(profiles)
+        what = "how far strength 1 of each profile moves along each axis"
+        return Picture(
+            f"Interference: {what}", ((_matrix(names, interferences(profiles, profiles), ""),),)
+        )
+    profile = profiles[0]
+    mixture = Mixture.of(profile)
+    if mixture is None:
+        raise BadInputError(
+            f"interference is between profiles; {_name(profile)} is one, and no mix",
+            "name several: alignez plot interference polite formal",
+        )
+    names = tuple(part.profile for part in mixture.parts)
+    panels = [_matrix(names, mixture.interference, "as they are")]
+    if mixture.remaining:
+        panels.append(_matrix(names, mixture.remaining, "orthogonalised, along the axes as before"))
+    return Picture(f"{_of(profile)}: interference of its parts", (tuple(panels),))
+
+
+def _matrix(names: tuple[str, ...], values: Sequence[Sequence[float]], title: str) -> Heat:
+    rows = tuple(tuple(map(float, row)) for row in values)
+    return Heat(
+        title,
+        "along the axis of",
+        "profile",
+        names,
+        names,
+        rows,
+        "share of the axis' own effect",
+        upwards=False,
+    )
+
+
+def _displacements(profiles: Sequence[Profile], notes: tuple[str, ...] = ()) -> Picture:
+    """The unit displacements of all edited layers, at either position."""
+    found = [displacements(profile)[:, list(profile.layers)] for profile in profiles]
+    rows = [group.reshape(-1, group.shape[-1]) for group in found]
+    lengths = [np.linalg.norm(group, axis=1, keepdims=True) for group in rows]
+    units = [
+        np.divide(group, length, out=np.zeros_like(group), where=length > 0)
+        for group, length in zip(rows, lengths, strict=True)
+    ]
+    plane, share = principal_plane(np.concatenate(units))
+    groups = np.split(plane, np.cumsum([len(group) for group in rows])[:-1])
+    curves = []
+    for name, profile, group in zip(_distinct(profiles), profiles, groups, strict=True):
+        labels = tuple(map(str, profile.layers))
+        for position, part in zip(
+            ("deciding token", "later tokens"), np.split(group, 2), strict=True
+        ):
+            curves.append(
+                Curve(f"{name}, {position}", *_columns(part), joined=False, labels=labels)
+            )
+    names = ", ".join(map(_name, profiles))
+    title = f"{names}: directions by layer (numbers) in two principal components"
+    return Picture(title, ((_plane("displacements of unit length", tuple(curves), share),),), notes)
+
+
+def _of_queries(profile: Profile, near: Neighbourhood) -> Picture:
+    """θ help and θ harm of every query that the bank holds, from its nearest pairs, by layer."""
+    bank = near.bank
+    layers = sorted(near.recipe.layers or bank.layers)
+    if apart := _by_layer(profile, "separation"):
+        layers = sorted(sorted(layers, key=lambda layer: -apart[layer])[:MOST_LAYERS])
+    nearest = []
+    for i in range(bank.n_pairs):
+        states = np.zeros((bank.layers[-1] + 1, bank.n_embd), np.float32)
+        states[list(bank.layers)] = bank.queries[:, i] * bank.query_scales[:, None]
+        nearest.append(bank.nearest(states, near.recipe.k))
+    panels = []
+    for layer in layers[:MOST_LAYERS]:
+        sides = [bank.sides(rows, "deciding", layer) for rows in nearest]
+        helps = [first_direction(side.chosen) for side in sides]
+        harms = [first_direction(side.rejected) for side in sides]
+        plane, share = principal_plane(np.stack(helps + harms))
+        curves = tuple(
+            Curve(name, *_columns(side), joined=False)
+            for name, side in zip((HELP, HARM), np.split(plane, 2), strict=True)
+        )
+        panels.append(_plane(f"layer {layer}", curves, share))
+    k = min(near.recipe.k, bank.n_pairs)
+    title = (
+        f"{_of(profile)}: θ help and θ harm of {bank.n_pairs} queries, each of {k} nearest pairs"
+    )
+    across = 2 if len(panels) == 4 else 3
+    rows = tuple(tuple(panels[at : at + across]) for at in range(0, len(panels), across))
+    return Picture(title, rows)
+
+
+def _plane(title: str, curves: tuple[Curve, ...], share: Sequence[float] | Floats) -> Chart:
+    labels = [
+        f"{which} component ({100 * part:.0f} % of variance)"
+        for which, part in zip(("first", "second"), share, strict=True)
+    ]
+    return Chart(title, labels[0], labels[1], curves, square=True)
+
+
+def _chart_by_layer(title: str, label: str, values: Numbers, profile: Profile) -> Chart:
+    layers = tuple(map(float, range(len(values))))
+    edited = tuple(values[layer] for layer in profile.layers)
+    return Chart(
+        title,
+        LAYER,
+        label,
+        (
+            Curve("all layers", layers, values),
+            Curve(
+                "layers that are edited", tuple(map(float, profile.layers)), edited, joined=False
+            ),
+        ),
+    )
+
+
+def _by_layer(profile: Profile, key: str) -> Numbers | None:
+    """A number per layer out of the report; a stranger's may hold anything."""
+    try:
+        return numbers(profile.report.get(key), profile.vector.n_layer)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _asked(levels: object) -> tuple[tuple[str, float], ...]:
+    try:
+        return tuple(zip(SIDES, numbers(levels, len(SIDES)), strict=True))
+    except (TypeError, ValueError):
+        return ()
+
+
+def _columns(points: Sequence[Sequence[float]] | Floats) -> tuple[Numbers, Numbers]:
+    return tuple(float(p[0]) for p in points), tuple(float(p[1]) for p in points)
+
+
+def _distinct(profiles: Sequence[Profile]) -> tuple[str, ...]:
+    """Their names, numbered where they repeat."""
+    names = [profile.name for profile in profiles]
+    return tuple(
+        f"{name} {names[: i + 1].count(name)}" if names.count(name) > 1 else name
+        for i, name in enumerate(names)
+    )
+
+
+def _name(profile: Profile) -> str:
+    return printable(profile.name, 60)
+
+
+def _of(profile: Profile) -> str:
+    return _name(profile) + (f" for {printable(profile.model, 60)}" if profile.model else "")

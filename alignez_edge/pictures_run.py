@@ -1,0 +1,268 @@
+"""Pictures of evaluations: out of a run folder alone, without a model."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+from alignez_edge.errors import BadInputError
+from alignez_edge.files import printable
+from alignez_edge.measures import Figure
+from alignez_edge.outcome import NOTHING, Outcome, Row
+from alignez_edge.pictures import PLAIN, Chart, Curve, Heat, Panel, Picture
+
+SCORE, NET_WIN = "score of the axis", "net win, positive side (%)"
+NATS = "nats per token above plain"
+DRIFT = "drift from plain (nats per token)"
+ASKED = {"positive": "asked, positive side", "negative": "asked, negative side"}
+MOST_PANELS = 6
+"""Columns of a picture that can still be read."""
+MOST_VALUES, MOST_CURVES = 48, 7
+_ZERO = Figure(0.0, 0.0, 0.0)
+
+
+def strength_of_run(outcome: Outcome) -> Picture:
+    """Score, price and drift over strength, a column for each profile.
+
+    Raises `BadInputError` where the run has no profile at several strengths, or with strength 0
+    at one and plain answers beside it.
+    """
+    rows = [row for row in outcome.steered if len(row.terms) == 1 and _is_plain_sweep(row)]
+    names = list(dict.fromkeys(row.profile for row in rows))
+    if not names:
+        raise BadInputError("the run has no profile at a strength of its own")
+    shown = names[:MOST_PANELS]
+    columns = [_strength_column(outcome, [r for r in rows if r.profile == n]) for n in shown]
+    return Picture(
+        f"{_of(outcome)}: score, price and drift over strength, 95 % intervals",
+        tuple(zip(*columns, strict=True)),
+        _left_out(names),
+    )
+
+
+def sweep_of_run(outcome: Outcome) -> Picture:
+    """Net win or score, and price, over every setting that the run swept: the papers' ablations.
+
+    Raises `BadInputError` where it swept none.
+    """
+    rows = [row for row in outcome.steered if len(row.terms) == 1 and row.sweep]
+    settings = list(dict.fromkeys(key for row in rows for key in row.sweep if key != "strength"))
+    if not settings:
+        raise BadInputError("the run swept no setting")
+    columns = [
+        _sweep_column(outcome, key, [row for row in rows if key in row.sweep])
+        for key in settings[:MOST_PANELS]
+    ]
+    return Picture(
+        f"{_of(outcome)}: over {', '.join(printable(key, 40) for key in settings)}, 95 % intervals",
+        tuple(zip(*columns, strict=True)),
+        _left_out(settings),
+    )
+
+
+def grid_of_run(outcome: Outcome) -> Picture:
+    """Both scores over both strengths, and where the cells lie in the plane of both scores.
+
+    Raises `BadInputError` where the run has no grid of two profiles.
+    """
+    rows = [row for row in outcome.steered if len(row.terms) == 2]
+    rows = [row for row in rows if row.axis in (name for name, _ in row.terms)]
+    pairs = list(dict.fromkeys(tuple(name for name, _ in row.terms) for row in rows))
+    pairs = [pair for pair in pairs if pair[0] != pair[1]]
+    if not pairs:
+        raise BadInputError("the run has no grid of two profiles")
+    shown = pairs[:MOST_PANELS]
+    rows_ = [_grid_row([r for r in rows if tuple(n for n, _ in r.terms) == p]) for p in shown]
+    names = "; ".join(" and ".join(printable(name, 40) for name in pair) for pair in shown)
+    return Picture(
+        f"{_of(outcome)}: {names} at once, over both strengths",
+        tuple(rows_),
+        _left_out([" and ".join(pair) for pair in pairs]),
+    )
+
+
+def picture_of_run(outcome: Outcome, kind: str) -> Picture:
+    """The picture of one of `KINDS`; raises `BadInputError`, saying what there is, where the run
+    has nothing for it."""
+    try:
+        return KINDS[kind](outcome)
+    except BadInputError as failure:
+        others = ", ".join(pictures_of_run(outcome))
+        raise BadInputError(
+            failure.message, f"of this run there is: {others}" if others else None
+        ) from None
+
+
+def pictures_of_run(outcome: Outcome) -> dict[str, Picture]:
+    """All pictures that can be drawn of a run, by their kind."""
+    found = {}
+    for kind, make in KINDS.items():
+        with contextlib.suppress(BadInputError):
+            found[kind] = make(outcome)
+    return found
+
+
+def _strength_column(outcome: Outcome, rows: Sequence[Row]) -> tuple[Chart, ...]:
+    axis, profile = rows[0].axis, rows[0].profile
+    rows = sorted((row for row in rows if row.axis == axis), key=lambda row: row.strength)
+    asked = {row.side: row for row in outcome.rows if row.kind == "asked" and row.axis == axis}
+    measure, label, plain = _measure(rows, outcome)
+    levels = [(PLAIN, plain.mean)]
+    levels += [(ASKED[side], measure(asked[side]).mean) for side in ASKED if side in asked]
+    panels = []
+    for title, name, read, at_zero, lines in (
+        (f"{printable(profile, 40)}: effect", label, measure, plain, levels),
+        ("price", NATS, lambda row: row.nats, _ZERO, [(PLAIN, 0.0)]),
+        ("drift", DRIFT, _drift, _ZERO, [(PLAIN, 0.0)]),
+    ):
+        points = {row.strength: read(row) for row in rows}
+        points.setdefault(0.0, at_zero)
+        panels.append(
+            Chart(
+                title, "strength (1: as calibrated)", name,
+                (_curve("steered", sorted(points.items())),), _known(lines),
+            )
+        )  # fmt: skip
+    return tuple(panels)
+
+
+def _sweep_column(outcome: Outcome, key: str, rows: Sequence[Row]) -> tuple[Chart, ...]:
+    values = list(dict.fromkeys(row.sweep[key] for row in rows))
+    names = () if all(isinstance(value, float) for value in values) else tuple(map(str, values))
+    if len(names) > MOST_VALUES:
+        raise BadInputError(f"more than {MOST_VALUES} values of {printable(key, 40)} were swept")
+    series = list(dict.fromkeys(_series(row, key) for row in rows))[:MOST_CURVES]
+    axes = {row.axis for row in rows}
+    measure, label, plain = _measure(rows, outcome)
+    levels = [(PLAIN, plain.mean)] if len(axes) == 1 or label == NET_WIN else []
+    panels = []
+    for title, name, read, lines in (
+        ("effect", label, measure, levels),
+        ("price", NATS, lambda row: row.nats, [(PLAIN, 0.0)]),
+    ):
+        curves = []
+        for one in series:
+            points = {
+                (float(values.index(row.sweep[key])) if names else float(row.sweep[key])): read(row)
+                for row in rows
+                if _series(row, key) == one
+            }
+            curves.append(_curve(one, sorted(points.items()), joined=not names))
+        what = f"{title} over {printable(key, 40)}"
+        panels.append(Chart(what, printable(key, 40), name, tuple(curves), _known(lines), names))
+    return tuple(panels)
+
+
+def _grid_row(rows: Sequence[Row]) -> tuple[Panel, ...]:
+    axes = [name for name, _ in rows[0].terms]
+    first, second = (sorted({row.terms[i][1] for row in rows}) for i in (0, 1))
+    if max(len(first), len(second)) > MOST_VALUES:
+        raise BadInputError(f"the grid has more than {MOST_VALUES} strengths a side")
+    scored = all(math.isfinite(row.own_score.mean) for row in rows)
+    unit = "score" if scored else "net win (%)"
+    found = {
+        (row.axis, row.terms[0][1], row.terms[1][1]): (
+            row.own_score if scored else row.net_win
+        ).mean
+        for row in rows
+    }
+
+    scale = max([1.0 if scored else 100.0, *(abs(x) for x in found.values() if math.isfinite(x))])
+
+    def value(axis: str, s: float, t: float) -> float:
+        return found.get((axis, s, t), math.nan)
+
+    panels: list[Panel] = [
+        Heat(
+            title=f"{unit} of {printable(axis, 40)}",
+            x_label=f"strength of {printable(axes[0], 40)}",
+            y_label=f"strength of {printable(axes[1], 40)}",
+            x_names=tuple(map(_shown, first)),
+            y_names=tuple(map(_shown, second)),
+            values=tuple(tuple(value(axis, s, t) for s in first) for t in second),
+            unit=unit,
+            low=-scale,
+            high=scale,
+        )
+        for axis in axes
+    ]
+    # Where the cells lie in the plane of both axes: a square net is full control of both.
+    lines = {
+        "raising the first strength": [[(s, t) for s in first] for t in second],
+        "raising the second strength": [[(s, t) for t in second] for s in first],
+        "both strengths highest": [[(first[-1], second[-1])]],
+    }
+    net = [
+        Curve(
+            name,
+            tuple(value(axes[0], *at) for at in line),
+            tuple(value(axes[1], *at) for at in line),
+            joined=len(line) > 1,
+        )
+        for name, all_ in lines.items()
+        for line in all_
+    ]
+    across, up = (f"{unit} of {printable(axis, 40)}" for axis in axes)
+    panels.append(Chart("the cells in the plane of both", across, up, tuple(net), square=True))
+    return tuple(panels)
+
+
+def _measure(rows: Iterable[Row], outcome: Outcome) -> tuple[Callable[[Row], Figure], str, Figure]:
+    """What is drawn as the effect, its label, and its value for plain answers.
+
+    The score of the axis where the judge gives one, else the net win over plain answers.
+    """
+    rows = list(rows)
+    if all(math.isfinite(row.own_score.mean) for row in rows):
+        return lambda row: row.own_score, SCORE, outcome.plain_scores.get(rows[0].axis, NOTHING)
+    return lambda row: row.net_win, NET_WIN, _ZERO
+
+
+def _curve(name: str, points: Sequence[tuple[float, Figure]], joined: bool = True) -> Curve:
+    x, figures = zip(*points, strict=True)
+    low, high = tuple(f.low for f in figures), tuple(f.high for f in figures)
+    known = any(map(math.isfinite, low))
+    return Curve(
+        name, x, tuple(f.mean for f in figures), low if known else (), high if known else (), joined
+    )
+
+
+def _drift(row: Row) -> Figure:
+    return Figure(row.cost("drift"), math.nan, math.nan)
+
+
+def _known(levels: Iterable[tuple[str, float]]) -> tuple[tuple[str, float], ...]:
+    return tuple((name, level) for name, level in levels if math.isfinite(level))
+
+
+def _is_plain_sweep(row: Row) -> bool:
+    return set(row.sweep) <= {"strength"}
+
+
+def _series(row: Row, key: str) -> str:
+    """What tells a curve from the others of a sweep over `key`."""
+    others = [f"{k} {_shown(v)}" for k, v in row.sweep.items() if k not in (key, "strength")]
+    return ", ".join([f"{row.axis} {_shown(row.strength)}", *others])
+
+
+def _shown(value: str | float) -> str:
+    return value if isinstance(value, str) else f"{value:g}".replace("-", "−")
+
+
+def _left_out(names: Sequence[str]) -> tuple[str, ...]:
+    rest = [printable(name, 60) for name in names[MOST_PANELS:]]
+    return (f"not drawn for lack of room: {', '.join(rest)}",) if rest else ()
+
+
+def _of(outcome: Outcome) -> str:
+    count, seeds = outcome.run.shape[1:]
+    return f"{printable(outcome.fact('model'), 60)}, {count} queries × {seeds} answers"
+
+
+KINDS: dict[str, Callable[[Outcome], Picture]] = {
+    "strength": strength_of_run,
+    "sweep": sweep_of_run,
+    "grid": grid_of_run,
+}
+"""The pictures of a run by their kind."""
