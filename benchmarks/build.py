@@ -26,7 +26,8 @@ from alignez_edge.build import build_profile
 from alignez_edge.pairs import ANSWER_TOKENS
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.types import Sampling
-from benchmarks.runtime import WIDTH, bare_loop, peak_rss
+from alignez_edge.workload import peak_rss
+from benchmarks.runtime import WIDTH, bare_loop
 from benchmarks.steering import open_model
 
 AXIS = "polite"

@@ -30,7 +30,8 @@ from alignez_edge.runtime.adapter import Adapter
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.session import Session
 from alignez_edge.runtime.types import Edits, Injection, Sampling
-from benchmarks.runtime import CACHE, alternate, random_model, random_prompts
+from alignez_edge.workload import random_prompts
+from benchmarks.runtime import CACHE, alternate, random_model
 from tests.test_exact import KINDS, compare, edit_for
 from tests.tinymodels import tiny_model
 

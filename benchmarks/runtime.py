@@ -15,7 +15,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import gguf
@@ -26,15 +25,23 @@ from alignez_edge.runtime.capture import capture
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.sampler import Sampler
-from alignez_edge.runtime.score import rows_that_fit
 from alignez_edge.runtime.session import Session
-from alignez_edge.runtime.types import Injection, Request, Sampling
+from alignez_edge.runtime.types import Request, Sampling
+from alignez_edge.workload import (
+    SHORT,
+    Job,
+    exact_length,
+    peak_rss,
+    prefill,
+    random_injection,
+    random_prompts,
+    timed,
+    turn_jobs,
+)
 from tests.tinymodels import byte_characters, quantize
 
 CACHE = Path(__file__).parent.parent / ".cache"
 WIDTH = 16
-_SHORT = 4
-"""Tokens of the short turn that is taken off a long one."""
 WANTED = {
     "steered decode / plain decode": (">=", 0.98),
     "batch of 16 / one by one through Llama": (">=", 3.0),
@@ -78,24 +85,13 @@ def measure(model: Model, n_tokens: int, repeat: int) -> tuple[dict[str, float],
     """Rates in tokens per second, and the ratios that are wanted."""
     prompts = random_prompts(model, WIDTH, 48)
     steering = random_injection(model)
-    sampling = Sampling(temperature=0.8, max_tokens=n_tokens, min_tokens=n_tokens)
+    sampling = exact_length(n_tokens)
     texts = [(p[:16], p[16:]) for p in random_prompts(model, WIDTH, 96)]
     n_read = sum(len(a) + len(b) for a, b in texts)
 
     with Session(model, n_ctx=1024 if model.n_ctx_train >= 1024 else None) as session:
-
-        def answer(injection: Injection | None, n: int) -> None:
-            settings = Sampling(temperature=0.8, max_tokens=n, min_tokens=n)
-            for _ in session.stream(prompts[0], settings, injection):
-                pass
-
-        turns = alternate(
-            2 * repeat + 1,
-            lambda: answer(None, _SHORT),
-            lambda: answer(steering, _SHORT),
-            lambda: answer(None, n_tokens),
-            lambda: answer(steering, n_tokens),
-        )
+        jobs = turn_jobs([(session, None), (session, steering)], prompts[0], n_tokens)
+        turns = alternate(2 * repeat + 1, *jobs)
     plain_short, steered_short, plain_long, steered_long = turns
     # A turn costs something once (the prompt, the switches) and something a token; the difference
     # of two lengths leaves the latter.
@@ -111,22 +107,22 @@ def measure(model: Model, n_tokens: int, repeat: int) -> tuple[dict[str, float],
         lambda: bare_loop(model, prompts, sampling),
         lambda: through_llama(model, prompts[:few], sampling),
     )
-    read, prefill, same_rows = alternate(
+    read, unread, same_rows = alternate(
         2 * repeat + 1,
         lambda: list(capture(model, texts)),
-        lambda: bare_prefill(model, texts),
-        lambda: bare_prefill(model, texts, _Stop(model.n_layer - 1)),
+        lambda: prefill(model, texts),
+        lambda: prefill(model, texts, like_capture=True),
     )
     one, wide = alternate(
         repeat, lambda: bare_passes(model, prompts[:1]), lambda: bare_passes(model, prompts)
     )
 
     rates = {
-        "plain decode (tokens/s)": (n_tokens - _SHORT) / statistics.median(plain),
+        "plain decode (tokens/s)": (n_tokens - SHORT) / statistics.median(plain),
         "what steering adds to a turn (ms)": statistics.median(added),
         "one by one through Llama (tokens/s)": few * n_tokens / statistics.median(single),
         "batch of 16 (tokens/s)": WIDTH * n_tokens / statistics.median(batch),
-        "prefill (tokens/s)": n_read / statistics.median(prefill),
+        "prefill (tokens/s)": n_read / statistics.median(unread),
         # What llama.cpp's own passes allow, prompts and drawing apart.
         "a pass of 16 / a pass of 1 (tokens/s)": ratio(one, wide) * WIDTH,
         # The last layer computes only rows that are asked for, and a bare prefill asks for one.
@@ -136,7 +132,7 @@ def measure(model: Model, n_tokens: int, repeat: int) -> tuple[dict[str, float],
         "steered decode / plain decode": ratio(plain, steered),
         "batch of 16 / one by one through Llama": ratio(single, batch) * WIDTH / few,
         "batch of 16 / bare llama_decode loop": ratio(bare, batch),
-        "prefill with capture / prefill (time)": ratio(read, prefill),
+        "prefill with capture / prefill (time)": ratio(read, unread),
     }
     return rates, ratios
 
@@ -146,19 +142,9 @@ def ratio(a: list[float], b: list[float]) -> float:
     return statistics.median(x / y for x, y in zip(a, b, strict=True))
 
 
-def alternate(repeat: int, *jobs: Callable[[], object]) -> list[list[float]]:
-    """Seconds of each job, run in turn `repeat` times after one turn that does not count.
-
-    A job may return the seconds that count as a float; else its whole time does.
-    """
-    seconds: list[list[float]] = [[] for _ in jobs]
-    for turn in range(repeat + 1):
-        for job, found in zip(jobs, seconds, strict=True):
-            begin = time.perf_counter()
-            own = job()
-            if turn:
-                found.append(own if isinstance(own, float) else time.perf_counter() - begin)
-    return seconds
+def alternate(repeat: int, *jobs: Job) -> list[list[float]]:
+    """Seconds of each job, run in turn `repeat` times after one turn that does not count."""
+    return [seconds[1:] for seconds in timed(jobs, repeat + 1)]
 
 
 def bare_loop(model: Model, prompts: list[list[int]], sampling: Sampling) -> None:
@@ -217,45 +203,6 @@ def bare_passes(model: Model, prompts: list[list[int]], n_passes: int = 16) -> f
         return time.perf_counter() - begin
 
 
-class _Stop:
-    """A tap that reads nothing and ends the graph after a layer, as `capture` does."""
-
-    def __init__(self, layer: int) -> None:
-        self._name = f"l_out-{layer}".encode()
-
-    def wants(self, name: bytes) -> bool:
-        return name == self._name
-
-    def read(self, name: bytes, tensor: int) -> bool:
-        return False
-
-
-def bare_prefill(
-    model: Model, texts: list[tuple[list[int], list[int]]], stop: _Stop | None = None
-) -> None:
-    """The prefill that `capture` rides on, in the same groups, without reading anything.
-
-    It asks for one row of logits; with `stop` for the rows that `capture` asks for, and no logits.
-    """
-    n_batch = rows_that_fit(model.n_vocab)
-    groups: list[list[list[int]]] = [[]]
-    for prompt, answer in texts:
-        tokens = [*prompt, *answer]
-        if len(groups[-1]) == 8 or sum(map(len, groups[-1])) + len(tokens) > n_batch:
-            groups.append([])
-        groups[-1].append(tokens)
-    n_outputs = 8 if stop is None else None
-    with Context(
-        model, n_ctx=n_batch, n_seq=8, n_batch=n_batch, n_outputs=n_outputs, capture=stop
-    ) as context:
-        for group in groups:
-            context.clear()
-            flat = [(t, i, s) for s, text in enumerate(group) for i, t in enumerate(text)]
-            tokens, positions, sequences = zip(*flat, strict=True)
-            wanted = [stop is not None and i >= 15 for i in positions]
-            context.decode(tokens, positions, sequences, [*wanted[:-1], True])
-
-
 def memory_above(path: Path, threads: int) -> float:
     """Peak resident MB of this runtime's work above a bare context's, each in its own process."""
     found = []
@@ -279,31 +226,6 @@ def peak_memory(model: Model, kind: str, n_tokens: int) -> float:
         list(generate_batch(model, requests, injection=steering, width=WIDTH))
         list(capture(model, [(p[:16], p[16:]) for p in prompts]))
     return peak_rss()
-
-
-def peak_rss() -> float:
-    """Peak resident MB of this process."""
-    status = Path("/proc/self/status")
-    if status.exists():  # getrusage would count the parent's peak too: Linux keeps it across exec
-        (line,) = (x for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
-        return int(line.split()[1]) / 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
-
-
-def random_prompts(model: Model, n: int, length: int) -> list[list[int]]:
-    """Prompts that share nothing, so that sharing prefixes cannot help."""
-    rng = np.random.default_rng(0)
-    usable = [t for t in range(min(model.n_vocab, 2000)) if not model.is_end(t)]
-    return [rng.choice(usable, length).tolist() for _ in range(n)]
-
-
-def random_injection(model: Model) -> Injection:
-    vectors = np.random.default_rng(0).standard_normal((model.n_layer, model.n_embd))
-    vectors = (0.01 * vectors).astype(np.float32)
-    vectors[0] = 0
-    return Injection(vectors, -vectors)
 
 
 def random_model(

@@ -15,7 +15,7 @@ import typer
 from alignez_edge import __version__
 from alignez_edge.errors import AlignezError
 
-from . import build, chat, demo, eval, judge, model, plot, profile, run
+from . import bench, build, chat, demo, eval, judge, model, plot, profile, run
 from .output import complain
 
 INTERRUPTED = 130
@@ -56,6 +56,7 @@ app.command()(chat.chat)
 app.command("eval")(eval.eval_)
 app.command()(judge.judge)
 app.command()(plot.report)
+app.command()(bench.bench)
 app.add_typer(profile.app, name="profile")
 app.add_typer(model.app, name="model")
 app.add_typer(plot.app, name="plot")

@@ -23,6 +23,7 @@ COMMANDS = (
     "profile show",
     "profile path",
     "profile mix",
+    "bench",
     "model",
     "model show",
     "model list",

@@ -1,0 +1,298 @@
+"""How fast this machine is, with and without steering.
+
+Times of things that are compared are taken in turn, round after round, and a ratio is made within
+each round: what slows a machine down for a while slows both sides. A token's price is what a long
+answer takes above a short one: what a turn costs once (its last prompt token, the switch of the
+steering) is then left out, and is reported by itself.
+
+What is timed is in `workload.py`.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from alignez_edge.errors import AlignezError, BadInputError
+from alignez_edge.runtime.batch import generate_batch
+from alignez_edge.runtime.capture import capture
+from alignez_edge.runtime.session import Session
+from alignez_edge.runtime.types import Conditional, Injection, Request
+from alignez_edge.workload import (
+    SHORT,
+    Job,
+    Text,
+    Turn,
+    answer,
+    exact_length,
+    peak_rss,
+    prefill,
+    random_prompts,
+    timed,
+    turn_jobs,
+)
+
+if TYPE_CHECKING:
+    from alignez_edge.methods import Way
+    from alignez_edge.runtime.model import Model
+    from alignez_edge.steering import Steering
+
+LEAST = 8
+"""Tokens of a long answer at least."""
+WINDOW = 1024
+"""Tokens of a session's context: what is measured uses no more."""
+_FAST: tuple[Way, ...] = ("control-vector", "exact")
+_PROMPT, _TEXT = 8, 32  # tokens of a prompt, and of a text that is read
+_FEW = 2  # answers that are made one by one
+
+Progress = Callable[[str, int, int], None]
+"""Called with a step's name and the number of its finished jobs and of all."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A figure over the rounds: the median, the lowest and the highest."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread:
+        """The spread of at least one value."""
+        found = list(values)
+        return cls(statistics.median(found), min(found), max(found))
+
+
+@dataclass(frozen=True)
+class SteeredSpeed:
+    """One answer under a steering: `decode` in tokens/s, `against_plain` that over the plain rate,
+    `added_ms` what steering adds to a turn once, in milliseconds."""
+
+    decode: Spread
+    against_plain: Spread
+    added_ms: Spread
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What `measure` found, rates in tokens/s.
+
+    `decode` is one answer, its prompt apart; `one_by_one` and `batch` are whole answers with short
+    prompts, the latter `width` at a time, and `batch_gain` is the one over the other.
+    `capture_time` is the time of a prefill whose hidden states are read, over that of one without.
+    `resident_mb` is the most memory that this process has held. `tokens` are those of a long
+    answer, `rounds` the repetitions; not `warm` where there was no time for a round before.
+    """
+
+    tokens: int
+    rounds: int
+    warm: bool
+    width: int
+    prefill: Spread
+    decode: Spread
+    steered: Mapping[str, SteeredSpeed]
+    one_by_one: Spread
+    batch: Spread
+    batch_gain: Spread
+    capture_time: Spread
+    resident_mb: float
+
+
+def measure(
+    model: Model,
+    steerings: Mapping[str, Injection | Conditional],
+    *,
+    tokens: int = 64,
+    rounds: int = 9,
+    seconds: float = 20.0,
+    width: int = 16,
+    on_progress: Progress | None = None,
+) -> Speed:
+    """The speed of plain answers, and of those under each of `steerings` by their names.
+
+    Takes about `seconds`: where that is short for the machine, answers get shorter (down to
+    `LEAST` tokens) and rounds fewer; one round of the least is always made. Raises `BadInputError`
+    for a model whose window does not hold even that.
+    """
+    begin = time.perf_counter()
+    most = min(model.n_ctx_train, WINDOW) - _PROMPT - 1
+    if most < LEAST:
+        raise BadInputError(f"the model's window of {model.n_ctx_train} tokens is too short")
+    tell = on_progress or (lambda *_: None)
+    with _Bench(model, steerings, width) as bench:
+        bench.warm()
+        trial = timed(bench.jobs(LEAST), 1, partial(tell, "warming up"))
+        left = seconds - (time.perf_counter() - begin)
+        cost = sum(column[0] for column in trial)
+        n_tokens, n_rounds = plan(cost, left, min(tokens, most), rounds)
+        found = trial
+        if n_rounds:
+            found = timed(bench.jobs(n_tokens), n_rounds, partial(tell, "measuring"))
+        return bench.speed(found, n_tokens, warm=n_rounds > 0)
+
+
+def plan(cost: float, seconds: float, tokens: int, rounds: int) -> tuple[int, int]:
+    """Tokens and rounds that fit into `seconds`, at most `tokens` and `rounds`.
+
+    `cost` is that of a round of `LEAST` tokens; more tokens cost at most in proportion. Three
+    rounds come before more tokens, more tokens before more rounds; 0 rounds where none fits.
+    """
+    affordable = seconds / max(cost, 1e-9)  # rounds of the least
+    n_tokens = min(tokens, int(LEAST * affordable / min(rounds, 3)))
+    n_tokens = max(n_tokens, min(LEAST, tokens))
+    return n_tokens, min(rounds, int(affordable * LEAST / max(n_tokens, LEAST)))
+
+
+def injections(
+    model: Model, steering: Steering
+) -> tuple[dict[str, Injection | Conditional], list[str]]:
+    """`steering` by its own way, or if that is `auto`, by each fast way that its profiles allow;
+    and why not by the others, one line each.
+
+    Raises `BadInputError` where there is nothing to measure.
+    """
+    found: dict[str, Injection | Conditional] = {}
+    reasons = []
+    for way in _FAST if steering.way == "auto" else (steering.way,):
+        try:
+            injection = steering.by(way).injection(model)
+        except BadInputError as failure:
+            reasons.append(failure.message)
+            continue
+        if injection is None:
+            raise BadInputError("the steering adds up to nothing: there is nothing to measure")
+        found[way] = injection
+    if not found:
+        raise BadInputError(reasons[-1])
+    return found, reasons
+
+
+def builtin_steering(model: Model) -> Steering | None:
+    """The first profile that ships with the package and fits `model`; None where none does."""
+    from alignez_edge.library import ProfileLibrary
+    from alignez_edge.profile import Profile
+
+    for entry in ProfileLibrary().list():
+        if entry.origin == "built-in":
+            try:
+                steering = Profile.load(entry.path) * 1.0
+                steering.notices(model)
+            except AlignezError:
+                continue
+            return steering
+    return None
+
+
+class _Bench:
+    """What is timed in a round: a context manager that holds the sessions."""
+
+    def __init__(
+        self, model: Model, steerings: Mapping[str, Injection | Conditional], width: int
+    ) -> None:
+        self._model, self._width = model, width
+        self._names = list(steerings)
+        self._prompts = random_prompts(model, max(width, _FEW), _PROMPT)
+        self._stack = ExitStack()
+        plain = self._session()
+        self._turns: list[Turn] = [(plain, None)]
+        for steering in steerings.values():
+            # What is compared shares a session, unless a steering makes all its answers slower.
+            reference = steering.needs_reference()
+            alone = reference or not isinstance(steering, Injection)
+            self._turns.append((self._session(reference) if alone else plain, steering))
+
+    def __enter__(self) -> _Bench:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def warm(self) -> None:
+        """Touch all weights once: what a file system takes to bring them is nobody's speed."""
+        answer(*self._turns[0], self._prompts[0], 1)
+
+    def jobs(self, n_tokens: int) -> list[Job]:
+        """The turns short and long, then answers one by one, a batch, a prefill and a capture."""
+        model = self._model
+        sampling = exact_length(n_tokens)
+        requests = [
+            Request(prompt, sampling.with_seed(i), i)
+            for i, prompt in enumerate(self._prompts[: self._width])
+        ]
+        texts = self._texts(n_tokens)
+        return [
+            *turn_jobs(self._turns, self._prompts[0], n_tokens),
+            partial(self._one_by_one, n_tokens),
+            lambda: list(generate_batch(model, requests, width=self._width)),
+            lambda: prefill(model, texts),
+            lambda: list(capture(model, texts)),
+        ]
+
+    def speed(self, times: Sequence[Sequence[float]], n_tokens: int, warm: bool) -> Speed:
+        """The seconds of the jobs of answers of `n_tokens`, a list for each job, as figures."""
+        n = len(self._turns)
+        short, long = times[:n], times[n : 2 * n]
+        single, batch, plain_read, read = times[2 * n :]
+        n_counted = n_tokens - SHORT
+
+        def above(a: float, b: float) -> float:
+            # Noise can swallow a difference of a few tokens; the mean of the long one is no less.
+            return b - a if b > a else b * n_counted / n_tokens
+
+        per_token = [_each(above, *pair) for pair in zip(short, long, strict=True)]
+        n_read = sum(len(a) + len(b) for a, b in self._texts(n_tokens))
+        steered = {
+            name: SteeredSpeed(
+                decode=_rate(n_counted, per_token[i]),
+                against_plain=Spread.of(_each(lambda a, b: a / b, per_token[0], per_token[i])),
+                added_ms=Spread.of(_each(lambda a, b: 1000 * (b - a), short[0], short[i])),
+            )
+            for i, name in enumerate(self._names, 1)
+        }
+        share = self._width / _FEW
+        return Speed(
+            tokens=n_tokens,
+            rounds=len(single),
+            warm=warm,
+            width=self._width,
+            prefill=_rate(n_read, plain_read),
+            decode=_rate(n_counted, per_token[0]),
+            steered=steered,
+            one_by_one=_rate(_FEW * n_tokens, single),
+            batch=_rate(self._width * n_tokens, batch),
+            batch_gain=Spread.of(_each(lambda a, b: share * a / b, single, batch)),
+            capture_time=Spread.of(_each(lambda a, b: b / a, plain_read, read)),
+            resident_mb=peak_rss(),
+        )
+
+    def _session(self, reference: bool = False) -> Session:
+        window = min(WINDOW, self._model.n_ctx_train)
+        session = Session(self._model, n_ctx=window, reference=reference)
+        return self._stack.enter_context(session)
+
+    def _texts(self, n_tokens: int) -> list[Text]:
+        """Texts in proportion to the answers' tokens."""
+        prompts = random_prompts(self._model, max(2, n_tokens // 4), _TEXT)
+        return [(prompt[:_PROMPT], prompt[_PROMPT:]) for prompt in prompts]
+
+    def _one_by_one(self, n_tokens: int) -> None:
+        with Session(self._model, n_ctx=min(WINDOW, self._model.n_ctx_train)) as session:
+            for prompt in self._prompts[:_FEW]:
+                answer(session, None, prompt, n_tokens)
+
+
+def _each(
+    function: Callable[[float, float], float], a: Sequence[float], b: Sequence[float]
+) -> list[float]:
+    """`function` of what was taken in the same round."""
+    return [function(x, y) for x, y in zip(a, b, strict=True)]
+
+
+def _rate(n_tokens: int, seconds: Sequence[float]) -> Spread:
+    return Spread.of(n_tokens / s for s in seconds)

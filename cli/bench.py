@@ -1,0 +1,160 @@
+"""`alignez bench`: the speed of this machine with and without steering."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from alignez_edge.errors import BadInputError
+
+from .options import (
+    DEFAULT_WIDTH,
+    ModelOptions,
+    ParallelOption,
+    SteeringOptions,
+    check_fit,
+    check_width,
+    grouped,
+)
+from .output import Output
+
+if TYPE_CHECKING:
+    from alignez_edge.runtime.model import Model
+    from alignez_edge.runtime.types import Conditional, Injection
+    from alignez_edge.speed import Speed, Spread
+    from alignez_edge.steering import Steering
+
+LEAST_TOKENS = 8
+
+
+@grouped
+def bench(
+    *,
+    loading: ModelOptions,
+    steered: SteeringOptions,
+    tokens: Annotated[
+        int, typer.Option(metavar="N", help="Tokens of an answer; fewer where time is short.")
+    ] = 64,
+    repeat: Annotated[
+        int, typer.Option(metavar="N", help="Repetitions; fewer where time is short.")
+    ] = 15,
+    seconds: Annotated[
+        float, typer.Option(metavar="S", help="About how long it may take, loading apart.")
+    ] = 20.0,
+    parallel: ParallelOption = DEFAULT_WIDTH,
+    out: Output,
+) -> None:
+    """Measure the speed of this machine with and without steering.
+
+    All is taken in turn, repetition after repetition, on random prompts. Without -p the steering
+    is a built-in profile, or else a random control vector: speed does not depend on its values.
+    On a slow machine the least that can be measured may take longer than --seconds.
+    """
+    check_width(parallel)
+    if tokens < LEAST_TOKENS:
+        raise BadInputError(f"--tokens is {tokens}; it must be at least {LEAST_TOKENS}")
+    if repeat < 1:
+        raise BadInputError(f"--repeat is {repeat}; it must be at least 1")
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise BadInputError(f"--seconds is {seconds}; it must be a number above 0")
+    steering = steered.load()
+    with loading.load(out) as model:
+        from alignez_edge.speed import measure
+
+        steering, by_way = _steerings(model, steering, out)
+        with out.progress() as progress:
+            speed = measure(
+                model,
+                by_way,
+                tokens=tokens,
+                rounds=repeat,
+                seconds=seconds,
+                width=parallel,
+                on_progress=progress,
+            )
+        if not speed.warm:
+            out.notice("(this machine is slow for this model: measured once, without a warm-up)")
+        facts = {
+            "model": model.path.name,
+            **({"lora": model.describe_lora()} if model.lora else {}),
+            "threads": model.threads,
+            "steering": steering.describe(),
+        }
+        out.record({**facts, **_rounded(asdict(speed))})
+        out.result(_report(model, steering, speed))
+
+
+def _steerings(
+    model: Model, steering: Steering, out: Output
+) -> tuple[Steering, dict[str, Injection | Conditional]]:
+    """What is measured beside plain answers, by the ways in which it is injected."""
+    from alignez_edge.speed import builtin_steering, injections
+    from alignez_edge.workload import random_injection
+
+    if not steering.terms:
+        if not model.facts.can_steer:
+            out.notice("(this model cannot be steered: only plain answers are measured)")
+            return steering, {}
+        found = builtin_steering(model)
+        if found is None:
+            return steering, {"control-vector": random_injection(model)}
+        steering = found.by(steering.way)
+    check_fit(steering, model, out)
+    by_way, reasons = injections(model, steering)
+    for reason in reasons:
+        out.notice(f"({reason})")
+    return steering, by_way
+
+
+def _report(model: Model, steering: Steering, speed: Speed) -> str:
+    from .layout import table
+
+    facts = model.facts
+    terms = [f"{term['profile']} {term['strength']:+g}" for term in steering.describe()]
+    by = ", ".join(terms) or "a random control vector"
+    rows = [
+        ("prefill", _figure(speed.prefill), "tokens/s"),
+        ("decode, plain", _figure(speed.decode), "tokens/s"),
+    ]
+    for way, steered in speed.steered.items():
+        rows.append((f"decode, {way}", _figure(steered.decode), "tokens/s"))
+        rows.append(("", _figure(steered.against_plain), "of plain"))
+        rows.append(("", _figure(steered.added_ms), "ms more a turn"))
+    rows += [
+        ("answers one by one", _figure(speed.one_by_one), "tokens/s"),
+        (f"answers {speed.width} at a time", _figure(speed.batch), "tokens/s"),
+        ("", _figure(speed.batch_gain), "times one by one"),
+        ("reading hidden states", _figure(speed.capture_time), "times the time of a prefill"),
+        ("memory at most", f"{speed.resident_mb:,.0f}", "MB resident"),
+    ]
+    many = speed.rounds > 1
+    lines = [
+        f"{facts.name}, {facts.quantization}, {facts.n_layer} layers of {facts.n_embd};"
+        f" {model.threads} {'thread' if model.threads == 1 else 'threads'}",
+        f"answers of {speed.tokens} tokens"
+        + (f", steered by {by}" if speed.steered else "")
+        + (f"; median of {speed.rounds} (lowest to highest)" if many else "; measured once"),
+        table(rows, indent="  "),
+    ]
+    return "\n".join(lines)
+
+
+def _rounded(value: Any) -> Any:
+    """The same data with four digits of each number that was measured."""
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def _figure(spread: Spread) -> str:
+    low, median, high = map(_number, (spread.low, spread.median, spread.high))
+    return median if low == high else f"{median} ({low} to {high})"
+
+
+def _number(value: float) -> str:
+    return (
+        f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+    )
