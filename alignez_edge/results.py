@@ -187,10 +187,9 @@ def _price(tables: Tables, number: int, contest: Contest) -> dict[str, float | N
     drift, neutral_nats, neutral_tokens = tables.drift.get(contest[0], np.zeros(3))
     knowledge = None
     if KNOWLEDGE in tables.plain_scores:
-        gained = both.mean(tables.scores(contest)[KNOWLEDGE]) - both.mean(
-            tables.plain_scores[KNOWLEDGE]
-        )
-        knowledge = _plain_number(gained[0])
+        # Of answers to which both have it, so that other answers are no gain or loss.
+        gained = tables.scores(contest)[KNOWLEDGE] - tables.plain_scores[KNOWLEDGE]
+        knowledge = _plain_number(both.mean(gained)[0])
     return {
         "nats_above_plain": _plain_number(nats.mean),
         "low": _plain_number(nats.low),
@@ -280,7 +279,7 @@ def _position_bias(run: RunFolder) -> float | None:
 
 def _perplexity(nats: float, tokens: float) -> float | None:
     # A text that the model cannot have written has a perplexity beyond what JSON can say.
-    return float(np.exp(min(nats / tokens, 700.0))) if tokens else None
+    return _plain_number(np.exp(min(nats / tokens, 700.0))) if tokens else None
 
 
 def _number(run: RunFolder, record: Mapping[str, Any], key: str) -> float:
