@@ -19,11 +19,9 @@ from typing import Any
 
 import llama_cpp as _package
 from llama_cpp import llama_cpp as cpp
-from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 __all__ = [
     "BINDING_VERSION",
-    "Jinja2ChatFormatter",
     "clear_log",
     "cpp",
     "ggml",

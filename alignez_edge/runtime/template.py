@@ -1,28 +1,36 @@
 """From messages to the prompt's text, and which parts of that text are the user's.
 
-A chat template is a Jinja program from a stranger: it runs in the binding's immutable sandbox, and
-whatever it raises becomes one error. What the user wrote must never turn into control tokens, so
-each message's content is rendered between two marks (characters of a Unicode private plane that
-no text carries). The marks tell afterwards which spans of the text are the template's own, and
-only in those the tokenizer looks for control tokens (`Model.prompt`). A template that takes a
-content apart so that its marks are lost is rendered with contents from which every control
-token's text is removed.
+A chat template is a Jinja program from a stranger: it runs in Jinja's immutable sandbox, in a
+process with limits (`rendering.py`), and whatever it does becomes a text or one error. What the
+user wrote must never turn into control tokens, so each message's content is rendered between two
+marks (characters of a Unicode private plane that no text carries). The marks tell afterwards which
+spans of the text are the template's own, and only in those the tokenizer looks for control tokens
+(`Model.prompt`). A template that takes a content apart so that its marks are lost is rendered with
+contents from which every control token's text is removed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import json
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import groupby
-from typing import Any, cast
+from pathlib import Path
+from threading import Lock, Timer
 
-from alignez_edge.errors import AlignezError, BadInputError, ModelFileError
+from alignez_edge.errors import AlignezError, BadInputError, ModelFileError, RuntimeFailure
 from alignez_edge.gguffile import printable
-from alignez_edge.runtime.llama import Jinja2ChatFormatter
 from alignez_edge.runtime.types import Message
 
 _OPEN, _CLOSE = "\U0010fff0", "\U0010fff1"
 _MAX_TEMPLATE = 1 << 20
+_PATIENCE = 30.0
+"""Seconds that a text may take by the clock, where the system cannot limit a process."""
 QUESTION_STOPS = ("\nQuestion:",)
 """What ends an answer in the question/answer form: the model going on to ask itself."""
 
@@ -92,7 +100,7 @@ def fold_system(messages: Sequence[Message]) -> list[Message]:
 
 
 class ChatTemplate:
-    """A model's chat template. Raises `ModelFileError` where it is not valid Jinja.
+    """A model's chat template. Raises `ModelFileError` for one of absurd length.
 
     `controls` gives the texts of all control tokens; it is asked only where marks are lost.
     """
@@ -103,10 +111,7 @@ class ChatTemplate:
         if len(source) > _MAX_TEMPLATE:
             raise ModelFileError(f"the model's chat template has {len(source)} characters")
         self._controls = controls
-        try:
-            self._formatter = Jinja2ChatFormatter(source, eos_token=eos, bos_token=bos)
-        except Exception as error:  # whatever a stranger's program provokes in Jinja
-            raise _template_error(error) from error
+        self._renderer = _Renderer({"source": source, "bos": bos, "eos": eos})
 
     def spans(self, messages: Sequence[Message]) -> list[Span]:
         """The prompt that asks for the answer to `messages`, in spans.
@@ -147,21 +152,76 @@ class ChatTemplate:
         return {**message, "content": content}
 
     def _render(self, messages: Sequence[Message]) -> str:
+        return self._renderer.text({"messages": list(messages)})
+
+
+class _Renderer:
+    """The process that renders a template, begun when it is needed first and after it has ended."""
+
+    def __init__(self, template: Mapping[str, str]) -> None:
+        self._template = template
+        self._lock = Lock()
+        self._process: subprocess.Popen[str] | None = None
+
+    def text(self, given: Mapping[str, object]) -> str:
+        """What the template makes of a conversation; raises `BadInputError` where it refuses it
+        and `ModelFileError` where it does not work."""
+        with self._lock:
+            if self._process is None or self._process.poll() is not None:
+                self._process = _begun()
+                weakref.finalize(self, _end, self._process)
+                self._ask(self._process, self._template)
+            return self._ask(self._process, given)
+
+    def _ask(self, process: subprocess.Popen[str], given: Mapping[str, object]) -> str:
+        assert process.stdin is not None and process.stdout is not None
+        alarm = Timer(_PATIENCE, process.kill)
+        alarm.daemon = True
+        alarm.start()
         try:
-            # Models that can think aloud first are asked not to: an answer is what is steered.
-            rendered = self._formatter(messages=cast(Any, list(messages)), enable_thinking=False)
-            return str(rendered.prompt)
-        except ValueError as error:  # what a template's own raise_exception(...) raises
-            raise BadInputError(
-                f"the model's chat template refuses this conversation: {printable(str(error), 120)}"
-            ) from error
-        except Exception as error:  # whatever a stranger's program provokes in Jinja
-            raise _template_error(error) from error
+            process.stdin.write(json.dumps(given) + "\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+        except OSError:  # it has ended
+            line = ""
+        finally:
+            alarm.cancel()
+        answer: dict[str, str] = json.loads(line) if line.endswith("\n") else {}
+        if "text" in answer:
+            return answer["text"]
+        if "refused" in answer:
+            shown = printable(answer["refused"], 120)
+            raise BadInputError(f"the model's chat template refuses this conversation: {shown}")
+        # One that has failed to compile, or has ended, is begun again.
+        _end(process)
+        shown = printable(answer.get("error", "it takes too much time or memory"), 160)
+        raise ModelFileError(f"the model's chat template does not work ({shown})")
 
 
-def _template_error(error: Exception) -> ModelFileError:
-    text = printable(f"{type(error).__name__}: {error}", 160)
-    return ModelFileError(f"the model's chat template does not work ({text})")
+def _begun() -> subprocess.Popen[str]:
+    program = Path(__file__).with_name("rendering.py")
+    homes = {str(Path(str(find_spec(name).origin)).parents[1]) for name in ("jinja2", "markupsafe")}  # type: ignore[union-attr]
+    try:
+        return subprocess.Popen(
+            # No site-packages but these: it begins in a third of the time.
+            [sys.executable, "-I", "-S", str(program), *homes],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            encoding="utf-8",
+            start_new_session=True,  # Ctrl-C is for us
+        )
+    except OSError as failure:
+        raise RuntimeFailure(f"cannot run the model's chat template: {failure.strerror}") from None
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):  # what was not written is of no use
+                pipe.close()
 
 
 def _marked(message: Message, strip: bool) -> Message:
