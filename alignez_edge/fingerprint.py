@@ -136,6 +136,7 @@ def fingerprint(gguf: GGUFFile, lora: Carried = ()) -> Fingerprint:
     n_layer = size("block_count")
     tokens = keys.get("tokenizer.ggml.tokens", ())
     template = keys.get("tokenizer.chat_template", "")
+    template = template if isinstance(template, str) else ""
     samples = {
         name: sample
         for name in _sampled(gguf, n_layer)

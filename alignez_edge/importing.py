@@ -51,7 +51,7 @@ def is_control_vector(path: str | Path) -> bool:
     """Whether the GGUF file at `path` says that it is one; raises `ProfileFileError` where it
     cannot be read."""
     file = read_gguf(path, ProfileFileError)
-    return bool(file.metadata.get("general.architecture") == ARCHITECTURE)
+    return str(file.metadata.get("general.architecture")) == ARCHITECTURE
 
 
 def name_for(path: Path) -> str:

@@ -190,16 +190,16 @@ class _Check:
 
     def _kind(self) -> None:
         keys = self._gguf.metadata
-        kind = keys.get("general.type", "model")
-        if keys.get("general.architecture") == "steering-profile":
+        kind = str(keys.get("general.type", "model"))
+        if str(keys.get("general.architecture")) == "steering-profile":
             raise self._fail("a steering profile, not an adapter", "give profiles with -p")
         if kind != "adapter":
             raise self._fail(
-                f"not an adapter but '{printable(str(kind))}'",
+                f"not an adapter but '{printable(kind)}'",
                 "give a LoRA in GGUF form; llama.cpp's convert_lora_to_gguf.py makes one",
             )
-        if keys.get("adapter.type") != "lora":
-            raise self._fail(f"an adapter of the kind '{printable(str(keys.get('adapter.type')))}'")
+        if (way := str(keys.get("adapter.type"))) != "lora":
+            raise self._fail(f"an adapter of the kind '{printable(way)}'")
         if "adapter.alora.invocation_tokens" in keys:
             raise self._fail("a LoRA that certain words switch on (aLoRA), which nothing does here")
         architecture, expected = (

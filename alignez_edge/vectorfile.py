@@ -126,7 +126,7 @@ def read_control_vector(path: str | Path) -> VectorFile:
     """
     file = read_gguf(path, ProfileFileError)
     shown = printable(str(path))
-    if file.metadata.get("general.architecture") != ARCHITECTURE:
+    if str(file.metadata.get("general.architecture")) != ARCHITECTURE:
         raise ProfileFileError(f"{shown}: not a control vector")
     found: dict[int, FloatArray] = {}
     for name, info in file.tensors.items():

@@ -86,7 +86,6 @@ class Finding:
 def _readers(seeds: Path, kinds: Sequence[str]) -> dict[str, Reader]:
     """How the program reads a file of each kind."""
     from alignez_edge.axes import Axis
-    from alignez_edge.errors import AlignezError
     from alignez_edge.gguffile import read_gguf
     from alignez_edge.lora import read_lora
     from alignez_edge.pairs import read_labelled_pairs
@@ -107,10 +106,7 @@ def _readers(seeds: Path, kinds: Sequence[str]) -> dict[str, Reader]:
     def loaded(path: Path) -> None:
         with Model.load(path, threads=1) as model:
             _ = model.facts, model.fingerprint
-            try:
-                prompt = model.prompt([{"role": "user", "content": "Why?"}]).tokens
-            except AlignezError:  # its template does not work: the weights still do
-                prompt = (0, 1, 2)
+            prompt = model.tokenize("Why is it so?", begin=True)
             list(generate_batch(model, [Request(prompt, Sampling(max_tokens=2), 0)]))
 
     def applied(path: Path) -> None:

@@ -100,7 +100,10 @@ class _Check:
         self._tensors(n_layer, n_embd, n_vocab)
 
     def _fail(self, what: str, hint: str | None = None) -> ModelFileError:
-        return ModelFileError(f"{printable(str(self._gguf.path), 200)}: {what}", hint)
+        # Keys are named with the architecture in front, which is the file's own word.
+        return ModelFileError(
+            f"{printable(str(self._gguf.path), 200)}: {printable(what, 300)}", hint
+        )
 
     def _kind(self) -> None:
         architecture = self._keys.get("general.architecture")
