@@ -24,8 +24,7 @@ from alignez_edge.axes import Axis
 from alignez_edge.demo.judge import AXES, judge
 from alignez_edge.demo.world import demo_queries
 from alignez_edge.errors import BadInputError
-from alignez_edge.judges import JudgeSettings, judge_of
-from alignez_edge.judges.model import PROMPT_FORMS
+from alignez_edge.judges import MODEL_WAYS, JudgeSettings, ModelWay, judge_of
 from alignez_edge.judges.quality import JudgeReport, TestPair, measure, shipped_pairs
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.types import Sampling
@@ -94,15 +93,16 @@ def reports(models: Sequence[str], threads: int | None) -> Iterator[JudgeReport]
         # Random weights know nothing whatever; the demo model has never seen such a question, and
         # no room for the paper's wording.
         noise = str(tiny_model(Path(folder), "llama", n_ctx=4096))
-        asked = [
-            ("the demo model", "model:demo", PROMPT_FORMS[:1]),
-            ("a model of random weights", noise, PROMPT_FORMS),
-            *((Path(name).stem, name, PROMPT_FORMS) for name in models),
+        asked: list[tuple[str, str, tuple[ModelWay, ...]]] = [
+            ("the demo model", "model:demo", ("short", "likelihood")),
+            ("a model of random weights", noise, MODEL_WAYS),
+            *((Path(name).stem, name, MODEL_WAYS) for name in models),
         ]
-        for title, name, forms in asked:
-            for form in forms:
-                settings = JudgeSettings(prompt=form, threads=threads)
-                named.append((f"{title}, {form} prompt", name, settings, every))
+        for title, name, ways in asked:
+            for way in ways:
+                settings = JudgeSettings(by=way, threads=threads)
+                shown = way if way == "likelihood" else f"{way} prompt"
+                named.append((f"{title}, {shown}", name, settings, every))
         for title, text, settings, pairs in named:
             print(f"  {title}", file=sys.stderr)
             report = measure(judge_of(text, settings), pairs)

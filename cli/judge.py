@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -17,7 +17,7 @@ from .options import grouped
 from .output import Output
 
 if TYPE_CHECKING:
-    from alignez_edge.judges import JudgeSettings
+    from alignez_edge.judges import JudgeSettings, ModelWay
     from alignez_edge.judges.quality import JudgeReport, Tally, TestPair
     from alignez_edge.judging import Judge
 
@@ -26,9 +26,12 @@ if TYPE_CHECKING:
 class JudgeOptions:
     """How a judge is asked."""
 
-    judge_prompt: Annotated[
+    judge_by: Annotated[
         str,
-        typer.Option(metavar="FORM", help="Wording for a model that judges: short or paper."),
+        typer.Option(
+            metavar="WAY",
+            help="How a model judges: short or paper (a prompt), or likelihood (of the answers).",
+        ),
     ] = "short"
     one_order: Annotated[
         bool,
@@ -45,9 +48,11 @@ class JudgeOptions:
     ] = None
 
     def __post_init__(self) -> None:
-        if self.judge_prompt not in ("short", "paper"):
+        from alignez_edge.judges import MODEL_WAYS
+
+        if self.judge_by not in MODEL_WAYS:
             raise BadInputError(
-                f"--judge-prompt cannot be {self.judge_prompt!r}", "choose from short, paper"
+                f"--judge-by cannot be {self.judge_by!r}", f"choose from {', '.join(MODEL_WAYS)}"
             )
         if self.judge_timeout is not None and not 0 < self.judge_timeout < math.inf:
             raise BadInputError(f"--judge-timeout is {self.judge_timeout}; it must be above 0")
@@ -60,7 +65,7 @@ class JudgeOptions:
 
         return JudgeSettings(
             both_orders=not self.one_order,
-            prompt=self.judge_prompt,  # type: ignore[arg-type]
+            by=cast("ModelWay", self.judge_by),
             threads=threads,
             gpu_layers=gpu_layers,
             timeout=self.judge_timeout,

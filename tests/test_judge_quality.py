@@ -174,6 +174,12 @@ def test_the_demo_model_cannot_judge_and_that_is_said() -> None:
     assert not report.can_tell
 
 
+def test_the_same_model_tells_by_likelihood_what_it_cannot_say() -> None:
+    who = judge_of("model:demo", JudgeSettings(threads=1, by="likelihood"))
+    report = measure(who, shipped_pairs("polite")[:16])
+    assert report.can_tell and report.position_bias == 0
+
+
 def test_axes_without_pairs() -> None:
     assert shipped_pairs("concise") == ()
     assert axes_for(judge_of("demo")) == AXES
@@ -252,7 +258,7 @@ def test_judge_command_on_pairs_of_ones_own(alignez: Alignez, tmp_path: Path) ->
         (["nobody"], "no judge is called 'nobody'"),
         (["demo", "--axis", "concise"], "there are no test pairs for the axis 'concise'"),
         (["demo", "--limit", "0"], "--limit is 0; it must be at least 1"),
-        (["demo", "--judge-prompt", "x"], "--judge-prompt cannot be 'x'"),
+        (["demo", "--judge-by", "x"], "--judge-by cannot be 'x'"),
         (["demo", "--judge-timeout", "0"], "--judge-timeout is 0.0; it must be above 0"),
         (["demo", "--judge-timeout", "nan"], "--judge-timeout is nan; it must be above 0"),
     ],

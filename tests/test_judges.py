@@ -23,12 +23,14 @@ from alignez_edge.config import ModelNames
 from alignez_edge.errors import AlignezError, BadInputError, ModelFileError, PromptTooLongError
 from alignez_edge.judges import JudgeSettings, judge_of
 from alignez_edge.judges.human import HumanJudge
+from alignez_edge.judges.likelihood import LikelihoodJudge
 from alignez_edge.judges.model import ModelJudge, messages, probabilities
 from alignez_edge.judges.orders import Asked, ask_where_different, merged, swapped
 from alignez_edge.judges.phrases import Phrases, sentences
 from alignez_edge.judging import Comparison, Judge, Verdict
+from alignez_edge.prompts import ask
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.score import Scorer
+from alignez_edge.runtime.score import Scorer, answer_log_prob
 
 POLITE = Axis.builtin("polite")
 COURTEOUS = "Thank you for asking. If I may, bread is white."
@@ -367,10 +369,41 @@ def test_models_by_name_and_file(
         assert "(short prompt), both orders" in judge.name
         (verdict,) = judge.compare([pair()])
         assert verdict.orders is not None
+    judge = judge_of("model:small", JudgeSettings(threads=1, by="likelihood"))
+    assert judge.name.endswith(" (likelihood)")
     (tmp_path / "broken.gguf").write_bytes(b"GGUF")
     for text in ("model:none", "none.gguf", str(tmp_path / "broken.gguf")):
         with pytest.raises(ModelFileError):
             judge_of(text)
+
+
+def test_likelihood_is_bayes_rule(llama_model: Model) -> None:
+    """Two cases: which answer was written for which side. Their odds, from four readings."""
+    judge = Asked(LikelihoodJudge("judge", lambda: llama_model), both_orders=False)
+    asked = pair("Thanks.", "No.")
+
+    def log_prob(text: str, trait: str) -> float:
+        request = [{"role": "user", "content": ask(asked.query, trait)}]
+        answer = llama_model.tokenize(f" {text}", begin=False)
+        with Scorer(llama_model) as scorer:
+            (rows,) = scorer.log_probs(llama_model.prompt(request).tokens, answer)
+            return answer_log_prob(rows, answer)
+
+    case = log_prob("Thanks.", "polite") + log_prob("No.", "rude")
+    other = log_prob("No.", "polite") + log_prob("Thanks.", "rude")
+    (verdict,) = judge.compare([asked])
+    # What is kept of an earlier prompt changes the rounding.
+    expected = (np.exp(case) - np.exp(other)) / (np.exp(case) + np.exp(other))
+    assert verdict.preference == pytest.approx(expected, abs=2e-2)
+    first, second = verdict.scores["margin"]
+    assert first - second == pytest.approx(case - other, abs=2e-2)
+    flipped, negative = preferences(judge, swapped(asked), replace(asked, side="negative"))
+    assert flipped == pytest.approx(-verdict.preference, abs=2e-2)
+    assert negative == pytest.approx(-verdict.preference, abs=2e-2)
+    empty, long = judge.compare([pair("", "No."), pair("No.", "x" * 10)])
+    assert empty.scores["margin"][0] == 0 and long.preference != 0
+    with pytest.raises(PromptTooLongError, match="two answers to 'Tell me about bread"):
+        preferences(judge, pair("x" * 3000, "y"))
 
 
 # A program as a judge -----------------------------------------------------------------------------

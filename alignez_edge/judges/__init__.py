@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from alignez_edge.errors import BadInputError
 from alignez_edge.files import printable
@@ -14,8 +14,9 @@ from alignez_edge.judging import Judge
 
 if TYPE_CHECKING:
     from alignez_edge.judges.human import AskPerson
-    from alignez_edge.judges.model import PromptForm
 
+ModelWay = Literal["short", "paper", "likelihood"]
+MODEL_WAYS: tuple[ModelWay, ...] = ("short", "paper", "likelihood")
 FORMS = ("demo", "FILE.toml", "FILE.gguf", "model:NAME", "command:PROGRAM ARGS", "human")
 
 
@@ -24,13 +25,13 @@ class JudgeSettings:
     """How judges are asked, each setting where it applies.
 
     Models and programs are shown the answers in `both_orders` and may take `timeout` seconds over
-    a verdict (programs only; None for the default). `prompt` is the wording for models; `threads`
-    and `gpu_layers` are as for `Model.load`. A person is asked through `ask`, in an order that
-    `seed` decides.
+    a verdict (programs only; None for the default). Models judge `by` the answer to a short
+    prompt or to the paper's, or by how likely they find the answers; `threads` and `gpu_layers`
+    are as for `Model.load`. A person is asked through `ask`, in an order that `seed` decides.
     """
 
     both_orders: bool = True
-    prompt: PromptForm = "short"
+    by: ModelWay = "short"
     threads: int | None = None
     gpu_layers: int | None = None
     timeout: float | None = None
@@ -77,6 +78,7 @@ def _command(text: str, settings: JudgeSettings) -> Judge:
 def _model(name: str, settings: JudgeSettings) -> Judge:
     from alignez_edge.config import DEMO, ModelNames
     from alignez_edge.gguffile import read_gguf
+    from alignez_edge.judges.likelihood import LikelihoodJudge
     from alignez_edge.judges.model import TIE_BAND, ModelJudge
     from alignez_edge.judges.orders import Asked
     from alignez_edge.runtime.check import check_model
@@ -93,7 +95,9 @@ def _model(name: str, settings: JudgeSettings) -> Judge:
             return Model.demo(threads=threads, gpu_layers=gpu_layers)
         return Model.load(path, threads=threads, gpu_layers=gpu_layers)
 
-    judge = ModelJudge(f"{shown} ({settings.prompt} prompt)", load, settings.prompt)
+    if settings.by == "likelihood":  # which reads each answer by itself
+        return Asked(LikelihoodJudge(f"{shown} (likelihood)", load), False, TIE_BAND)
+    judge = ModelJudge(f"{shown} ({settings.by} prompt)", load, settings.by)
     return Asked(judge, settings.both_orders, TIE_BAND)
 
 

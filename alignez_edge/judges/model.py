@@ -1,7 +1,7 @@
 """A local language model as a judge, by the probability that it gives to either verdict.
 
 Nothing is sampled: every verdict that the prompt allows is forced upon the model and its
-probability read off, so the same answers get the same verdict always. The preference is the
+probability read off, so the same answers get the same verdict, up to rounding. The preference is the
 probability of the verdicts for the first answer less that of those for the second, over that of
 all verdicts.
 """
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from alignez_edge.runtime.score import Scorer
 
 PromptForm = Literal["short", "paper"]
-PROMPT_FORMS: tuple[PromptForm, ...] = ("short", "paper")
 TIE_BAND = 0.1
 """Probabilities of 45 to 55 % for the better answer, both orders averaged, are a tie."""
 _FLOOR = 1e-3
@@ -97,12 +96,17 @@ class ModelJudge:
                 try:
                     likely = probabilities(scorer, prompt, list(tokens))
                 except PromptTooLongError as failure:
-                    raise PromptTooLongError(
-                        f"two answers to {printable(asked.query, 60)!r} are too long for the judge"
-                        f" {self.name}: {failure.message}",
-                        "judge shorter answers, or take a judge with a larger context",
-                    ) from None
+                    raise too_long(self.name, asked, failure) from None
                 yield _verdict([(*tokens[key], p) for key, p in likely.items()], self.form)
+
+
+def too_long(judge: str, asked: Comparison, failure: PromptTooLongError) -> PromptTooLongError:
+    """The error that says which answers a judging model has no room for."""
+    return PromptTooLongError(
+        f"two answers to {printable(asked.query, 60)!r} are too long for the judge {judge}:"
+        f" {failure.message}",
+        "judge shorter answers, or take a judge with a larger context",
+    )
 
 
 def messages(asked: Comparison, form: PromptForm) -> list[dict[str, str]]:
