@@ -49,6 +49,7 @@ WINDOW = 1024
 _FAST: tuple[Way, ...] = ("control-vector", "exact")
 _PROMPT, _TEXT = 8, 32  # tokens of a prompt, and of a text that is read
 _FEW = 2  # answers that are made one by one
+_SHARES = (0.4, 0.4, 0.2)  # of the time, for the blocks of `measure`
 
 Progress = Callable[[str, int, int], None]
 """Called with a step's name and the number of its finished jobs and of all."""
@@ -56,17 +57,18 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Spread:
-    """A figure over the rounds: the median, the lowest and the highest."""
+    """A figure over `rounds` rounds: the median, the lowest and the highest."""
 
     median: float
     low: float
     high: float
+    rounds: int
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
         """The spread of at least one value."""
         found = list(values)
-        return cls(statistics.median(found), min(found), max(found))
+        return cls(statistics.median(found), min(found), max(found), len(found))
 
 
 @dataclass(frozen=True)
@@ -83,23 +85,21 @@ class SteeredSpeed:
 class Speed:
     """What `measure` found, rates in tokens/s.
 
-    `decode` is one answer, its prompt apart; `one_by_one` and `batch` are whole answers with short
-    prompts, the latter `width` at a time, and `batch_gain` is the one over the other.
-    `capture_time` is the time of a prefill whose hidden states are read, over that of one without.
-    `resident_mb` is the most memory that this process has held. `tokens` are those of a long
-    answer, `rounds` the repetitions; not `warm` where there was no time for a round before.
+    `decode` is one answer of `tokens`, its prompt apart. `one_by_one` and `batch` are whole answers
+    of `batch_tokens` to short prompts, the latter `width` at a time, and `batch_gain` is the one
+    over the other. `capture_time` is the time of a prefill whose hidden states are read, over that
+    of one without. `resident_mb` is the most memory that this process has held.
     """
 
     tokens: int
-    rounds: int
-    warm: bool
-    width: int
-    prefill: Spread
     decode: Spread
     steered: Mapping[str, SteeredSpeed]
+    width: int
+    batch_tokens: int
     one_by_one: Spread
     batch: Spread
     batch_gain: Spread
+    prefill: Spread
     capture_time: Spread
     resident_mb: float
 
@@ -109,8 +109,8 @@ def measure(
     steerings: Mapping[str, Injection | Conditional],
     *,
     tokens: int = 64,
-    rounds: int = 9,
-    seconds: float = 20.0,
+    rounds: int = 15,
+    seconds: float = 25.0,
     width: int = 16,
     on_progress: Progress | None = None,
 ) -> Speed:
@@ -125,16 +125,27 @@ def measure(
     if most < LEAST:
         raise BadInputError(f"the model's window of {model.n_ctx_train} tokens is too short")
     tell = on_progress or (lambda *_: None)
-    with _Bench(model, steerings, width) as bench:
-        bench.warm()
-        trial = timed(bench.jobs(LEAST), 1, partial(tell, "warming up"))
+    with ExitStack() as stack:
+        bench = _Bench(model, steerings, width, stack)
+        # All weights are touched once: what a disk takes to bring them is nobody's speed.
+        answer(*bench.turns[0], bench.prompts[0], 1)
+        blocks = {"answers": bench.answers, "batches": bench.batches, "reading": bench.readings}
+        trials = []
+        for done, jobs in enumerate(blocks.values()):
+            tell("warming up", done, len(blocks))
+            trials.append(timed(jobs(LEAST), 1))
+        tell("warming up", len(blocks), len(blocks))
         left = seconds - (time.perf_counter() - begin)
-        cost = sum(column[0] for column in trial)
-        n_tokens, n_rounds = plan(cost, left, min(tokens, most), rounds)
-        found = trial
-        if n_rounds:
-            found = timed(bench.jobs(n_tokens), n_rounds, partial(tell, "measuring"))
-        return bench.speed(found, n_tokens, warm=n_rounds > 0)
+        lengths, found = [], []
+        for (name, jobs), trial, share in zip(blocks.items(), trials, _SHARES, strict=True):
+            cost = sum(column[0] for column in trial)
+            n_tokens, n_rounds = plan(cost, left * share, min(tokens, most), rounds)
+            times = trial
+            if n_rounds:
+                times = timed(jobs(n_tokens), n_rounds, partial(tell, name))
+            lengths.append(n_tokens)
+            found.append(times)
+        return bench.speed(lengths, found)
 
 
 def plan(cost: float, seconds: float, tokens: int, rounds: int) -> tuple[int, int]:
@@ -190,63 +201,71 @@ def builtin_steering(model: Model) -> Steering | None:
 
 
 class _Bench:
-    """What is timed in a round: a context manager that holds the sessions."""
+    """What is timed, in blocks: all jobs of a block are compared, and are taken in turn.
+
+    Each block makes its jobs for answers of so many tokens. `turns` are the plain one and the
+    steered ones.
+    """
 
     def __init__(
-        self, model: Model, steerings: Mapping[str, Injection | Conditional], width: int
+        self,
+        model: Model,
+        steerings: Mapping[str, Injection | Conditional],
+        width: int,
+        stack: ExitStack,
     ) -> None:
-        self._model, self._width = model, width
-        self._names = list(steerings)
-        self._prompts = random_prompts(model, max(width, _FEW), _PROMPT)
-        self._stack = ExitStack()
-        plain = self._session()
-        self._turns: list[Turn] = [(plain, None)]
+        self._model, self._width, self._names = model, width, list(steerings)
+        self._window = min(WINDOW, model.n_ctx_train)
+        self.prompts = random_prompts(model, max(width, _FEW), _PROMPT)
+
+        def session(reference: bool = False) -> Session:
+            made = Session(model, n_ctx=self._window, reference=reference)
+            return stack.enter_context(made)
+
+        plain = session()
+        self.turns: list[Turn] = [(plain, None)]
         for steering in steerings.values():
             # What is compared shares a session, unless a steering makes all its answers slower.
             reference = steering.needs_reference()
             alone = reference or not isinstance(steering, Injection)
-            self._turns.append((self._session(reference) if alone else plain, steering))
+            self.turns.append((session(reference) if alone else plain, steering))
 
-    def __enter__(self) -> _Bench:
-        return self
+    def answers(self, n_tokens: int) -> list[Job]:
+        """The turns, short and long."""
+        return turn_jobs(self.turns, self.prompts[0], n_tokens)
 
-    def __exit__(self, *exception: object) -> None:
-        self._stack.close()
-
-    def warm(self) -> None:
-        """Touch all weights once: what a file system takes to bring them is nobody's speed."""
-        answer(*self._turns[0], self._prompts[0], 1)
-
-    def jobs(self, n_tokens: int) -> list[Job]:
-        """The turns short and long, then answers one by one, a batch, a prefill and a capture."""
-        model = self._model
+    def batches(self, n_tokens: int) -> list[Job]:
+        """A few answers one by one, and a batch."""
         sampling = exact_length(n_tokens)
-        requests = [
-            Request(prompt, sampling.with_seed(i), i)
-            for i, prompt in enumerate(self._prompts[: self._width])
-        ]
-        texts = self._texts(n_tokens)
-        return [
-            *turn_jobs(self._turns, self._prompts[0], n_tokens),
-            partial(self._one_by_one, n_tokens),
-            lambda: list(generate_batch(model, requests, width=self._width)),
-            lambda: prefill(model, texts),
-            lambda: list(capture(model, texts)),
-        ]
+        prompts = self.prompts[: self._width]
+        requests = [Request(p, sampling.with_seed(i), i) for i, p in enumerate(prompts)]
 
-    def speed(self, times: Sequence[Sequence[float]], n_tokens: int, warm: bool) -> Speed:
-        """The seconds of the jobs of answers of `n_tokens`, a list for each job, as figures."""
-        n = len(self._turns)
-        short, long = times[:n], times[n : 2 * n]
-        single, batch, plain_read, read = times[2 * n :]
-        n_counted = n_tokens - SHORT
+        def one_by_one() -> None:
+            with Session(self._model, n_ctx=self._window) as session:
+                for prompt in self.prompts[:_FEW]:
+                    answer(session, None, prompt, n_tokens)
+
+        return [one_by_one, lambda: list(generate_batch(self._model, requests, width=self._width))]
+
+    def readings(self, n_tokens: int) -> list[Job]:
+        """A prefill without and with the reading of hidden states."""
+        texts = self._texts(n_tokens)
+        return [lambda: prefill(self._model, texts), lambda: list(capture(self._model, texts))]
+
+    def speed(self, lengths: Sequence[int], found: Sequence[list[list[float]]]) -> Speed:
+        """The seconds of each block's jobs, for answers of these lengths, as figures."""
+        n = len(self.turns)
+        short, long = found[0][:n], found[0][n:]
+        single, batch = found[1]
+        unread, read = found[2]
+        tokens, batch_tokens, n_texts = lengths
+        n_counted = tokens - SHORT
 
         def above(a: float, b: float) -> float:
             # Noise can swallow a difference of a few tokens; the mean of the long one is no less.
-            return b - a if b > a else b * n_counted / n_tokens
+            return b - a if b > a else b * n_counted / tokens
 
         per_token = [_each(above, *pair) for pair in zip(short, long, strict=True)]
-        n_read = sum(len(a) + len(b) for a, b in self._texts(n_tokens))
         steered = {
             name: SteeredSpeed(
                 decode=_rate(n_counted, per_token[i]),
@@ -255,36 +274,25 @@ class _Bench:
             )
             for i, name in enumerate(self._names, 1)
         }
-        share = self._width / _FEW
+        gain = self._width / _FEW
         return Speed(
-            tokens=n_tokens,
-            rounds=len(single),
-            warm=warm,
-            width=self._width,
-            prefill=_rate(n_read, plain_read),
+            tokens=tokens,
             decode=_rate(n_counted, per_token[0]),
             steered=steered,
-            one_by_one=_rate(_FEW * n_tokens, single),
-            batch=_rate(self._width * n_tokens, batch),
-            batch_gain=Spread.of(_each(lambda a, b: share * a / b, single, batch)),
-            capture_time=Spread.of(_each(lambda a, b: b / a, plain_read, read)),
+            width=self._width,
+            batch_tokens=batch_tokens,
+            one_by_one=_rate(_FEW * batch_tokens, single),
+            batch=_rate(self._width * batch_tokens, batch),
+            batch_gain=Spread.of(_each(lambda a, b: gain * a / b, single, batch)),
+            prefill=_rate(sum(len(a) + len(b) for a, b in self._texts(n_texts)), unread),
+            capture_time=Spread.of(_each(lambda a, b: b / a, unread, read)),
             resident_mb=peak_rss(),
         )
-
-    def _session(self, reference: bool = False) -> Session:
-        window = min(WINDOW, self._model.n_ctx_train)
-        session = Session(self._model, n_ctx=window, reference=reference)
-        return self._stack.enter_context(session)
 
     def _texts(self, n_tokens: int) -> list[Text]:
         """Texts in proportion to the answers' tokens."""
         prompts = random_prompts(self._model, max(2, n_tokens // 4), _TEXT)
         return [(prompt[:_PROMPT], prompt[_PROMPT:]) for prompt in prompts]
-
-    def _one_by_one(self, n_tokens: int) -> None:
-        with Session(self._model, n_ctx=min(WINDOW, self._model.n_ctx_train)) as session:
-            for prompt in self._prompts[:_FEW]:
-                answer(session, None, prompt, n_tokens)
 
 
 def _each(

@@ -43,15 +43,15 @@ def bench(
     ] = 15,
     seconds: Annotated[
         float, typer.Option(metavar="S", help="About how long it may take, loading apart.")
-    ] = 20.0,
+    ] = 25.0,
     parallel: ParallelOption = DEFAULT_WIDTH,
     out: Output,
 ) -> None:
     """Measure the speed of this machine with and without steering.
 
-    All is taken in turn, repetition after repetition, on random prompts. Without -p the steering
-    is a built-in profile, or else a random control vector: speed does not depend on its values.
-    On a slow machine the least that can be measured may take longer than --seconds.
+    What is compared is taken in turn, repetition after repetition, on random prompts. Without -p
+    the steering is a built-in profile, or else a random control vector: speed does not depend on
+    its values. On a slow machine the least that can be measured may take longer than --seconds.
     """
     check_width(parallel)
     if tokens < LEAST_TOKENS:
@@ -75,8 +75,6 @@ def bench(
                 width=parallel,
                 on_progress=progress,
             )
-        if not speed.warm:
-            out.notice("(this machine is slow for this model: measured once, without a warm-up)")
         facts = {
             "model": model.path.name,
             **({"lora": model.describe_lora()} if model.lora else {}),
@@ -116,30 +114,35 @@ def _report(model: Model, steering: Steering, speed: Speed) -> str:
     terms = [f"{term['profile']} {term['strength']:+g}" for term in steering.describe()]
     by = ", ".join(terms) or "a random control vector"
     rows = [
-        ("prefill", _figure(speed.prefill), "tokens/s"),
-        ("decode, plain", _figure(speed.decode), "tokens/s"),
+        _row("prefill", speed.prefill, "tokens/s"),
+        _row("reading hidden states", speed.capture_time, "x the time of a prefill"),
+        _row("decode, plain", speed.decode, "tokens/s"),
     ]
     for way, steered in speed.steered.items():
-        rows.append((f"decode, {way}", _figure(steered.decode), "tokens/s"))
-        rows.append(("", _figure(steered.against_plain), "of plain"))
-        rows.append(("", _figure(steered.added_ms), "ms more a turn"))
+        rows += [
+            _row(f"decode, {way}", steered.decode, "tokens/s"),
+            _row("", steered.against_plain, "x plain"),
+            _row("", steered.added_ms, "ms more a turn"),
+        ]
     rows += [
-        ("answers one by one", _figure(speed.one_by_one), "tokens/s"),
-        (f"answers {speed.width} at a time", _figure(speed.batch), "tokens/s"),
-        ("", _figure(speed.batch_gain), "times one by one"),
-        ("reading hidden states", _figure(speed.capture_time), "times the time of a prefill"),
-        ("memory at most", f"{speed.resident_mb:,.0f}", "MB resident"),
+        _row("answers one by one", speed.one_by_one, "tokens/s"),
+        _row(f"answers {speed.width} at a time", speed.batch, "tokens/s"),
+        _row("", speed.batch_gain, "x one by one"),
+        ("memory at most", f"{speed.resident_mb:>7,.0f} MB", ""),
     ]
-    many = speed.rounds > 1
-    lines = [
-        f"{facts.name}, {facts.quantization}, {facts.n_layer} layers of {facts.n_embd};"
-        f" {model.threads} {'thread' if model.threads == 1 else 'threads'}",
-        f"answers of {speed.tokens} tokens"
-        + (f", steered by {by}" if speed.steered else "")
-        + (f"; median of {speed.rounds} (lowest to highest)" if many else "; measured once"),
-        table(rows, indent="  "),
-    ]
-    return "\n".join(lines)
+    threads = f"{model.threads} {'thread' if model.threads == 1 else 'threads'}"
+    return (
+        f"{facts.name}, {facts.quantization}, {facts.n_layer} layers of {facts.n_embd}; {threads}"
+        + (f"; steered by {by}" if speed.steered else "")
+        + "\n"
+        + table([("", "median", "lowest to highest"), *rows], indent="  ")
+    )
+
+
+def _row(what: str, spread: Spread, unit: str) -> tuple[str, str, str]:
+    low, median, high = map(_number, (spread.low, spread.median, spread.high))
+    span = f"{low} to {high}, {spread.rounds} times" if spread.rounds > 1 else "measured once"
+    return what, f"{median:>7} {unit}", span
 
 
 def _rounded(value: Any) -> Any:
@@ -147,11 +150,6 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _rounded(inner) for key, inner in value.items()}
     return float(f"{value:.4g}") if isinstance(value, float) else value
-
-
-def _figure(spread: Spread) -> str:
-    low, median, high = map(_number, (spread.low, spread.median, spread.high))
-    return median if low == high else f"{median} ({low} to {high})"
 
 
 def _number(value: float) -> str:
