@@ -9,7 +9,7 @@ JOBS = $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
 # Large blocks are kept by the allocator: returning them to the system each step costs a third.
 TRAINING = MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=4000000000
 
-.PHONY: demo test lint install demo-model bench docs clean
+.PHONY: demo test lint install demo-model gallery bench docs fuzz clean
 
 demo: $(VENV)/installed
 	$(BIN)/alignez demo
@@ -27,6 +27,20 @@ lint: $(VENV)/installed-dev
 
 demo-model: $(VENV)/installed-demo-model
 	$(TRAINING) $(BIN)/python -m demo_model all
+
+# The profiles that ship for the demo model, alike to the byte on the machine that made them.
+gallery: export ALIGNEZ_HOME = .cache/gallery
+gallery: export SOURCE_DATE_EPOCH = 1767225600
+gallery: $(VENV)/installed
+	for axis in helpful cheerful formal polite; do \
+	    $(BIN)/alignez build $$axis -m demo --threads 4 --author "The alignez-edge authors" \
+	        --licence MIT -o profiles/$$axis.gguf || exit 1; \
+	done
+
+# A night's worth of strangers' files takes minutes; what is found is kept in .cache/fuzz.
+fuzz: $(VENV)/installed-dev
+	$(BIN)/python -m tests.fuzz --files 100000
+	$(BIN)/python -m tests.fuzz --files 100000 --kinds loaded applied
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks.runtime

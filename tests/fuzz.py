@@ -224,6 +224,7 @@ def _work(
 ) -> None:
     """Read cases, and say before each its number and after it how it went."""
     warnings.simplefilter("error")  # a warning is a line that nobody asked for
+    os.environ["GGML_NO_BACKTRACE"] = "1"
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
     seeds = _load(Path(place))

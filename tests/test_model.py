@@ -227,6 +227,7 @@ MALFORMED: dict[str, dict[str, object]] = {
         "llama.attention.head_count": 4,
         "llama.attention.head_count_kv": 3,
     },
+    "endless window": {"llama.attention.sliding_window": 2**31 - 1},
     "odd rotation": {"llama.rope.dimension_count": 31},
     "no rotation": {"llama.rope.dimension_count": 0},
     "partial rotation": {"llama.rope.dimension_count": 2},

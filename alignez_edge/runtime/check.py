@@ -60,6 +60,7 @@ _ROTATED_HEADS = _names(
 )
 """Theirs assert as well that a head is rotated as a whole."""
 _MAX_LAYERS, _MAX_EXPERTS, _MAX_WIDTH = 512, 1024, 1 << 20
+_MAX_WINDOW = 1 << 24
 _MIN_TOKENS = 32
 _ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 _INSTEAD = "use a GGUF of a language model that generates text"
@@ -206,6 +207,8 @@ class _Check:
             positive = key.endswith(("_epsilon", "rope.freq_base"))
             if not math.isfinite(value) or (positive and value < low):
                 raise self._fail(f"{printable(key)} is {value}")
+        # llama.cpp takes memory for the whole window at the first token.
+        self._whole("attention.sliding_window", 0, _MAX_WINDOW, default=0)
         # Layers of a sliding window are announced, and the pattern then names none.
         pattern = self._value("attention.sliding_window_pattern")
         none = pattern == 1 if isinstance(pattern, int) else not np.any(pattern)
