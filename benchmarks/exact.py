@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -24,12 +25,17 @@ from pathlib import Path
 
 import numpy as np
 
+from alignez_edge.axes import Axis
 from alignez_edge.edits import Edit, LayerEdit
+from alignez_edge.embeddings import POSITIONS
 from alignez_edge.exact import exact_edit
+from alignez_edge.forms import ExactForm
+from alignez_edge.profile import Profile
 from alignez_edge.runtime.adapter import Adapter
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.session import Session
 from alignez_edge.runtime.types import Edits, Injection, Sampling
+from alignez_edge.vectors import ControlVector
 from alignez_edge.workload import random_prompts
 from benchmarks.runtime import CACHE, alternate, random_model
 from tests.test_exact import KINDS, compare, edit_for
@@ -81,6 +87,42 @@ def agreement() -> list[dict[str, str | float]]:
                 name = architecture + (" (experts)" if options else "")
                 rows.append({"architecture": name, "format": file_type, **found._asdict()})
     return rows
+
+
+def through_the_cache(model: Model) -> dict[str, float]:
+    """Seconds until a static profile's injection is there, both positions: made for the first
+    time, read back by a program that starts anew, and at another strength."""
+    layers = tuple(range(model.n_layer // 3, model.n_layer // 3 + N_LAYERS))
+    rng = np.random.default_rng(1)
+    edits = [
+        Edit({i: LayerEdit.swap(*rng.standard_normal((2, model.n_embd))) for i in layers})
+        for _ in POSITIONS
+    ]
+    profile = Profile(
+        Axis("random", positive="one", negative="other"),
+        ControlVector.zeros(model.n_layer, model.n_embd),
+        layers,
+        model.fingerprint,
+        exact=ExactForm(edits[0], edits[1]),
+    )
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        before = os.environ.get("ALIGNEZ_HOME")
+        os.environ["ALIGNEZ_HOME"] = folder
+        try:
+            for what, strength in (("the first time", 1.0), ("from the cache", 1.0)):
+                model.kept.clear()
+                begin = time.perf_counter()
+                (profile * strength).by("exact").injection(model)
+                found[f"a profile's two adapters, {what} (s)"] = time.perf_counter() - begin
+            begin = time.perf_counter()
+            (profile * 0.5).by("exact").injection(model)
+            found["a profile's two adapters, another strength (s)"] = time.perf_counter() - begin
+        finally:
+            del os.environ["ALIGNEZ_HOME"]
+            if before is not None:
+                os.environ["ALIGNEZ_HOME"] = before
+    return found
 
 
 def cost(model: Model, n_tokens: int, repeat: int) -> dict[str, float]:
@@ -137,7 +179,7 @@ def cost(model: Model, n_tokens: int, repeat: int) -> dict[str, float]:
     figures["peak memory of making it (MB)"] = memory
     figures["loading it (s)"] = loading
     figures["its size (MB)"] = len(contents[0]) / (1 << 20)
-    return figures
+    return figures | through_the_cache(model)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,367 @@
+"""Every form of steering at the same drift: `python -m benchmarks.forms`.
+
+For each axis of the demo world, on the unseen queries and by the rule judge: the control vector,
+the papers' exact edits, both of them made anew for each query, variants of the exact edit that
+might pay, and the methods that they are measured against. All are fitted on the same pairs, which
+the model wrote itself (one row, marked, has the judge's scores instead). Each form's strength is
+set so that the KL divergence from the plain next-token distributions, mean of both signs, over the
+pairs that were held back, is what the control vector at strength 1 costs there: equal drift.
+
+Net wins are against the plain answers of the same draws, mean of the wanted and the unwanted side;
+the share is the span of scores between both signs over that of asking for either side. Intervals
+are 95 % and resample the queries.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alignez_edge import prompts
+from alignez_edge.axes import Axis
+from alignez_edge.build import build_profile, split
+from alignez_edge.builder import Builder
+from alignez_edge.demo.judge import AXES
+from alignez_edge.demo.world import demo_queries
+from alignez_edge.edits import LayerEdit
+from alignez_edge.exact import adapter_bytes, adapter_tensors
+from alignez_edge.forms import ExactForm, exact_form
+from alignez_edge.heads import attention_heads
+from alignez_edge.pairs import PreferencePair
+from alignez_edge.profile import Profile
+from alignez_edge.runtime.adapter import Adapter
+from alignez_edge.runtime.capture import capture
+from alignez_edge.runtime.model import Model
+from alignez_edge.runtime.score import Scorer, kl_divergence
+from alignez_edge.runtime.types import Conditional, Injection
+from alignez_edge.subspace import difference_subspace, first_direction
+from benchmarks.choices import tuning_queries
+from benchmarks.recontrol import recontrol_for
+from benchmarks.steering import (
+    PLAIN,
+    Answers,
+    Arm,
+    Bench,
+    Figure,
+    Floats,
+    Resamples,
+    open_model,
+    plain_data,
+    say,
+    work_folder,
+)
+from benchmarks.steering_report import insert
+
+NEIGHBOURS = 10
+MOST = 8.0
+"""The largest strength that is tried, in the form's own calibrated units."""
+SIGNS = (1.0, -1.0)
+_HALVINGS = 5
+
+Form = Callable[[float], "Injection | Conditional | None"]
+"""What a strength injects."""
+
+METHODS: dict[str, tuple[str, int | None]] = {
+    "control vector": ("alignez", None),
+    "control vector, by query": ("alignez", NEIGHBOURS),
+    "exact, version 1": ("alignez-v1", None),
+    "exact, version 1, by query": ("alignez-v1", NEIGHBOURS),
+    "exact, version 2": ("alignez-v2", None),
+    "exact, version 2, by query": ("alignez-v2", NEIGHBOURS),
+    "exact, affine": ("affine", None),
+    "CAA": ("caa", None),
+    "PCA": ("pca", None),
+    "ITI": ("iti", None),
+    "RE-Control": ("recontrol", None),
+}
+"""What `alignez build` makes: the method, and how many neighbours it looks at."""
+
+
+class Fitted:
+    """All forms of one axis, from the same pairs."""
+
+    def __init__(self, model: Model, axis: str, width: int = 16) -> None:
+        self._model, self._axis = model, Axis.builtin(axis)
+        self._work = work_folder(model, self._axis, 0)
+        self._queries = [entry["query"] for entry in demo_queries("build")]
+        builder = Builder(model, self._axis, 0, width, None, self._work, lambda *_: None)
+        self.pairs = builder.generated(self._queries).pairs
+        self._rows, held_back = split(len(self.pairs))
+        self.held_back = [self.pairs[i] for i in held_back]
+        self._builder = builder
+
+    def forms(self, wanted: Sequence[str]) -> Iterator[tuple[str, Form]]:
+        """The forms called `wanted` (default: all), by name."""
+        makers: dict[str, Callable[[], Form]] = {
+            name: lambda m=method, k=k: self._steered(self._profile(m, k))
+            for name, (method, k) in METHODS.items()
+        }
+        makers |= {
+            "exact, version 2, rank 4": self._rank_4,
+            "exact, version 1, MLP and attention outputs": self._attention,
+            "control vector and exact pin": self._pinned,
+            "RE-Control, trained on the judge's scores": self._judged,
+        }
+        for name, make in makers.items():
+            if not wanted or name in wanted:
+                yield name, make()
+
+    def _profile(self, method: str, neighbors: int | None = None) -> Profile:
+        return build_profile(
+            self._model,
+            self._axis,
+            queries=self._queries,
+            method=method,
+            neighbors=neighbors,
+            work=self._work,
+        )
+
+    def _steered(self, profile: Profile) -> Form:
+        return lambda strength: (profile * strength).injection(self._model)
+
+    def _with_exact(self, edit: Callable[..., LayerEdit]) -> Profile:
+        """The affine profile with another edit in its layers."""
+        profile = self._profile("affine")
+        with self._builder.states(self.pairs, "ffn_out", self._model.n_embd) as states:
+            form = exact_form(states, self._rows, profile.layers, edit)
+        return replace(profile, exact=form)
+
+    def _rank_4(self) -> Form:
+        return self._steered(
+            self._with_exact(
+                lambda chosen, rejected: LayerEdit.amplify(
+                    difference_subspace(chosen, rejected, 4).directions
+                )
+            )
+        )
+
+    def _pinned(self) -> Form:
+        """The control vector, and the MLP's outputs pinned half to the middle of both sides along
+        the direction that parts them: what the model itself would do there does not blur it."""
+
+        def middle(chosen: Floats, rejected: Floats) -> LayerEdit:
+            directions = difference_subspace(chosen, rejected).directions
+            centre = (np.mean(chosen, axis=0) + np.mean(rejected, axis=0)) / 2
+            return LayerEdit.move(directions, directions @ centre)
+
+        pin, vector = self._with_exact(middle), self._profile("alignez")
+        assert pin.exact is not None
+        pin = replace(pin, exact=ExactForm(pin.exact.deciding, pin.exact.answer, 0.5))
+        return lambda s: (vector * s + pin * abs(s)).injection(self._model)
+
+    def _attention(self) -> Form:
+        """Version 1 in the MLP's and in the attention's output of each layer."""
+        model, profile = self._model, self._profile("alignez-v1")
+        assert profile.exact is not None
+        heads = attention_heads(model.gguf, model.lora)
+        found = {}
+        with self._builder.states(self.pairs, "kqv_out", heads.n_dims) as states:
+            for position, edit in profile.exact.edits.items():
+                pairs = list(adapter_tensors(model.gguf, edit, model.lora))
+                for layer in profile.layers:
+                    name = f"blk.{layer}.attn_output.weight"
+                    matrix = model.gguf.tensor(name)
+                    sides = states.layer(layer, position, self._rows)
+                    swap = LayerEdit.swap(
+                        first_direction(sides.chosen @ matrix.T),
+                        first_direction(sides.rejected @ matrix.T),
+                    )
+                    pairs.append((name, swap.inward @ matrix, swap.outward))
+                found[position] = Adapter(model, adapter_bytes(model.gguf, pairs))
+        zeros = np.zeros((model.n_layer, model.n_embd), np.float32)
+
+        def inject(strength: float) -> Injection:
+            at = [((found[position], strength),) for position in ("deciding", "answer")]
+            return Injection(zeros, zeros, *at)
+
+        return inject
+
+    def _judged(self) -> Form:
+        steering = recontrol_for(self._model, self._axis.name).steering
+        return lambda strength: (steering * strength).injection(self._model)
+
+
+class Drift:
+    """The price of an injection on texts that are given: KL from the plain distributions."""
+
+    def __init__(self, model: Model, pairs: Sequence[PreferencePair]) -> None:
+        self._model = model
+        self._texts = [
+            (
+                model.prompt([{"role": "user", "content": pair.query}]).tokens,
+                model.tokenize(answer, begin=False),
+            )
+            for pair in pairs
+            for answer in (pair.chosen, pair.rejected)
+        ]
+
+    def of(self, form: Form, strength: float, scorer: Scorer) -> float:
+        """Nats a token, mean of both signs of `strength`."""
+        found = []
+        steerings = [form(sign * strength) for sign in SIGNS]
+        for prompt, answer in self._texts:
+            injections = [self._at(steering, prompt) for steering in steerings]
+            rows = scorer.log_probs(prompt, answer, [None, *injections])
+            base = next(rows)
+            found += [kl_divergence(base, row) for row in rows]
+        return float(np.mean(found))
+
+    def _at(
+        self, steering: Injection | Conditional | None, prompt: Sequence[int]
+    ) -> Injection | None:
+        if steering is None or isinstance(steering, Injection):
+            return steering
+        (read,) = capture(self._model, [(prompt, ())], tensor=steering.tensor)
+        return steering.at(read.deciding)
+
+    def strength(self, form: Form, target: float, scorer: Scorer) -> float:
+        """The strength at which `form` drifts by `target`, at most `MOST`."""
+        low, high = 0.0, 1.0
+        while self.of(form, high, scorer) < target:
+            low, high = high, 2 * high
+            if high > MOST:
+                return MOST
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.of(form, middle, scorer) < target else (low, middle)
+        return (low + high) / 2
+
+
+def measure(
+    model: Model,
+    axes: Sequence[str],
+    queries: Sequence[Mapping[str, str]],
+    n_seed: int,
+    wanted: Sequence[str],
+) -> dict[str, Any]:
+    """All figures; samples are kept for the differences between forms."""
+    bench, resamples = Bench(model, queries, say), Resamples(len(queries))
+    rows: dict[str, dict[str, Any]] = {}
+    samples: dict[str, list[Floats]] = {}
+    with Scorer(model) as scorer:
+        plain = bench.answers(PLAIN, None, n_seed, scorer)
+        for axis in axes:
+            column = AXES.index(axis)
+            asked = [bench.answers(Arm(axis, s), None, n_seed, scorer) for s in prompts.SIDES]
+            span = _span(resamples, asked, column)
+            fitted = Fitted(model, axis)
+            drift, target = Drift(model, fitted.held_back), math.nan
+            for name, form in fitted.forms(wanted):
+                if math.isnan(target):  # the control vector comes first
+                    target = drift.of(form, 1.0, scorer)
+                strength = drift.strength(form, target, scorer)
+                answers = [
+                    bench.answers(Arm(axis, strength=sign), form(sign * strength), n_seed, scorer)
+                    for sign in SIGNS
+                ]
+                share = _span(resamples, answers, column) / span
+                samples.setdefault(name, []).append(share)
+                cell = _figures(resamples, answers, plain, column)
+                cell |= {
+                    "strength": strength,
+                    "share of asking": resamples.figure(share),
+                    "drift": drift.of(form, strength, scorer),
+                    "target": target,
+                }
+                rows.setdefault(name, {})[axis] = cell
+                win, shared = cell["net win"], cell["share of asking"].mean
+                say(f"{axis}: {name}: net win {100 * win.mean:+.0f}, {shared:.2f} of asking")
+    best = max(samples, key=lambda name: np.mean([share[0] for share in samples[name]]))
+    for name, shares in samples.items():
+        rows[name]["mean"] = {
+            "share of asking": resamples.figure(np.mean(shares, axis=0)),
+            "below the best": resamples.figure(
+                np.mean(samples[best], axis=0) - np.mean(shares, axis=0)
+            ),
+        }
+    return {"forms": rows, "best": best}
+
+
+def _span(resamples: Resamples, answers: Sequence[Answers], column: int) -> Floats:
+    first, second = (resamples.mean(each.scores[..., column]) for each in answers)
+    return np.asarray(first - second)
+
+
+def _figures(
+    resamples: Resamples, answers: Sequence[Answers], plain: Answers, column: int
+) -> dict[str, Any]:
+    wins, nats, knowledge = [], [], []
+    before = resamples.ratio(plain.nats, plain.tokens)
+    for sign, arm in zip(SIGNS, answers, strict=True):
+        better = np.sign(sign * (arm.scores - plain.scores))[..., column]
+        wins.append(resamples.mean(better))
+        nats.append(resamples.ratio(arm.nats, arm.tokens) - before)
+        knowledge.append(resamples.mean(arm.knowledge) - resamples.mean(plain.knowledge))
+    return {
+        "net win": resamples.figure(np.mean(wins, axis=0)),
+        "net win by sign": [resamples.figure(win) for win in wins],
+        "nats above plain": resamples.figure(np.mean(nats, axis=0)),
+        "knowledge above plain": resamples.figure(np.mean(knowledge, axis=0)),
+    }
+
+
+def markdown(result: Mapping[str, Any], axes: Sequence[str]) -> str:
+    """The table, and which form wins, in words."""
+    rows, best = result["forms"], result["best"]
+    order = sorted(rows, key=lambda name: -rows[name]["mean"]["share of asking"].mean)
+    head = [*(f"{axis}: net win, %" for axis in axes), "share of asking", "below the best",
+            "nats", "claims true", "strength"]  # fmt: skip
+    lines = ["| form | " + " | ".join(head) + " |", "| --- |" + " ---: |" * len(head)]
+    for name in order:
+        row = rows[name]
+        cells = [_percent(row[axis]["net win"]) for axis in axes]
+        cells.append(_number(row["mean"]["share of asking"]))
+        cells.append("" if name == best else _number(row["mean"]["below the best"]))
+        for key in ("nats above plain", "knowledge above plain"):
+            cells.append(f"{np.mean([row[axis][key].mean for axis in axes]):+.2f}")
+        strengths = [row[axis]["strength"] for axis in axes]
+        cells.append(f"{min(strengths):.2f} to {max(strengths):.2f}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    ties = [n for n in order if n != best and rows[n]["mean"]["below the best"].low <= 0]
+    verdict = f"**{best}** moves the scores most at equal drift"
+    if ties:
+        verdict += "; not told apart from it by these samples: " + ", ".join(ties)
+    return "\n".join([*lines, "", f"{verdict}."]).replace("-", "−").replace("| −−−", "| ---")
+
+
+def _percent(value: Figure) -> str:
+    return f"{100 * value.mean:+.0f} [{100 * value.low:+.0f}, {100 * value.high:+.0f}]"
+
+
+def _number(value: Figure) -> str:
+    return f"{value.mean:.2f} [{value.low:.2f}, {value.high:.2f}]"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure every form and print a Markdown table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--model", type=Path, help="a GGUF file (default: the demo model)")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--seeds", type=int, default=3, help="answers to each query")
+    parser.add_argument("--limit", type=int, help="use only so many of the queries")
+    parser.add_argument("--tuning", action="store_true", help="queries that are not the unseen")
+    parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
+    parser.add_argument("--forms", nargs="+", default=[], help="only these, by name")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
+    parser.add_argument("--page", type=Path, help="put the table between this file's markers")
+    options = parser.parse_args(arguments)
+    queries = tuning_queries() if options.tuning else demo_queries("unseen")
+    with open_model(options.model, options.threads) as model:
+        result = measure(
+            model, options.axes, queries[: options.limit], options.seeds, options.forms
+        )
+    table = markdown(result, options.axes)
+    if options.page:
+        insert(table, options.page, "forms")
+    print(json.dumps(plain_data(result)) if options.json else table)
+
+
+if __name__ == "__main__":
+    main()
