@@ -119,5 +119,5 @@ def _moved(place: _Place, arm: str, texts: Mapping[Key, tuple[str, str]]) -> Mov
 def _shown(text: object) -> str:
     """A text as a page may have it: its own lines, no control characters, bounded length."""
     whole = str(text).strip()
-    cut = whole[:MOST_TEXT] + ("…" if len(whole) > MOST_TEXT else "")
+    cut = whole if len(whole) <= MOST_TEXT else whole[: MOST_TEXT - 1] + "…"
     return "\n".join(printable(line, MOST_TEXT) for line in cut.split("\n"))

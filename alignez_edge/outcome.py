@@ -27,11 +27,11 @@ NOTHING = Figure(math.nan, math.nan, math.nan)
 class Row:
     """One arm against plain answers, judged by one aim: a row of `results.json`.
 
-    `win`, `lose`, `tie` and `delta` are percentages; `delta` is towards `side`. `scores` are by
-    aspect, and those of the axis' own name mean its positive side. `nats` is the price in nats per
-    token above plain, `price` all that is said of it. `sweep` are the settings that tell the arm
-    from its neighbours. `terms` are the profiles and strengths that were added up. Numbers that
-    are not known are `nan`.
+    `trait` is how its side is worded. `win`, `lose`, `tie` and `delta` are percentages, towards it.
+    `scores` are by aspect, and those of the axis' own name mean its positive side. `nats` is the
+    price in nats per token above plain, `price` all that is said of it. `sweep` are the settings
+    that tell the arm from its neighbours. `terms` are the profiles and strengths that were added
+    up. Numbers that are not known are `nan`.
     """
 
     arm: str
@@ -40,6 +40,7 @@ class Row:
     strength: float
     axis: str
     side: str
+    trait: str
     answers: float
     win: float
     lose: float
@@ -134,6 +135,7 @@ def _row(row: Mapping[str, Any], terms: Mapping[str, tuple[tuple[str, float], ..
         strength=_number(row["strength"]),
         axis=str(row["axis"]),
         side=str(row["side"]),
+        trait=str(row.get("trait") or ""),
         answers=_number(row.get("answers")),
         win=_number(row.get("win")),
         lose=_number(row.get("lose")),

@@ -22,7 +22,7 @@ def drawn(picture: Picture, width: int = 80) -> str:
         lines = list(_cells(panel) if isinstance(panel, Heat) else _curves(panel, width))
         if len(lines) > MOST_LINES:
             lines[MOST_LINES:] = [f"  ({len(lines) - MOST_LINES} more lines)"]
-        blocks.append("\n".join([_name(panel.title or panel.y_label), *lines]))
+        blocks.append("\n".join([*([_name(panel.title)] if panel.title else []), *lines]))
     return "\n\n".join(blocks)
 
 

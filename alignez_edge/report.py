@@ -19,7 +19,7 @@ from alignez_edge.errors import BadInputError
 from alignez_edge.files import printable, write_atomic
 from alignez_edge.measures import Figure
 from alignez_edge.moved import Moved, most_moved
-from alignez_edge.outcome import Outcome, Row
+from alignez_edge.outcome import Outcome
 from alignez_edge.pictures import Picture, rendered, signed
 from alignez_edge.pictures_run import pictures_of_run
 from alignez_edge.pictures_text import drawn
@@ -147,12 +147,12 @@ def _arms(outcome: Outcome) -> Rows:
 
 def _wins(outcome: Outcome) -> Rows:
     rows: list[tuple[str, ...]] = [
-        ("arm", "towards", "win %", "lose %", "tie %", "net win %", "p", "share of asking",
+        ("arm", "more", "win %", "lose %", "tie %", "net win %", "p", "share of asking",
          "relative improvement %")
     ]  # fmt: skip
     for row in outcome.rows:
         rows.append(
-            (row.arm, _towards(row), *(_plain(x, 0) for x in (row.win, row.lose, row.tie)),
+            (row.arm, row.trait, *(_plain(x, 0) for x in (row.win, row.lose, row.tie)),
              _interval(row.delta, 0), _p_value(row.p_value), _interval(row.share_of_asking, 2),
              _interval(row.relative_improvement, 0))
         )  # fmt: skip
@@ -306,10 +306,6 @@ def _used(rows: Rows) -> Rows:
     """The rows without the columns that are empty in all but the head."""
     kept = [any(row[i] for row in rows[1:]) for i in range(len(rows[0]))]
     return [[cell for cell, keep in zip(row, kept, strict=True) if keep] for row in rows]
-
-
-def _towards(row: Row) -> str:
-    return f"{row.axis} {'−' if row.side == 'negative' else '+'}"
 
 
 def _interval(figure: Figure, digits: int) -> str:

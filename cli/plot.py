@@ -95,14 +95,14 @@ def strength(
 @app.command()
 @grouped
 def sweep(run: RunArgument, *, drawing: Drawing, out: Output) -> None:
-    """Effect and price over each setting that an evaluation swept."""
+    """Effect and price over each setting that was swept."""
     drawing.show(_of_run(_run(run), "sweep"), "sweep", [run], out)
 
 
 @app.command()
 @grouped
 def grid(run: RunArgument, *, drawing: Drawing, out: Output) -> None:
-    """Two profiles at once: both scores over both strengths (of `alignez eval --grid`)."""
+    """Two profiles at once, over both strengths (eval --grid)."""
     drawing.show(_of_run(_run(run), "grid"), "grid", [run], out)
 
 
@@ -114,7 +114,7 @@ def layers(
     drawing: Drawing,
     out: Output,
 ) -> None:
-    """How far apart the sides lie, and how their directions agree, by layer."""
+    """How the sides and their directions lie, by layer."""
     from alignez_edge.pictures_profile import layers_of
 
     drawing.show(layers_of(_profiles([profile])[0]), "layers", [profile], out)
@@ -123,7 +123,7 @@ def layers(
 @app.command()
 @grouped
 def directions(profile: ProfilesArgument, *, drawing: Drawing, out: Output) -> None:
-    """All directions in their first two principal components.
+    """Directions in their first two principal components.
 
     Of one profile its directions of help and harm, by query if it remembers queries (build
     --neighbors), else by layer. Of several, what each of them moves its layers along.
@@ -136,7 +136,7 @@ def directions(profile: ProfilesArgument, *, drawing: Drawing, out: Output) -> N
 @app.command()
 @grouped
 def interference(profile: ProfilesArgument, *, drawing: Drawing, out: Output) -> None:
-    """How far each profile moves along the axes of the others, or of a mix its parts."""
+    """How far profiles, or the parts of a mix, move each other's axes."""
     from alignez_edge.pictures_profile import interference_of
 
     drawing.show(interference_of(_profiles(profile)), "interference", profile, out)

@@ -1,0 +1,197 @@
+"""The page of a run: what stands in it, and that nothing in it can do anything."""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from alignez_edge.errors import BadInputError
+from alignez_edge.moved import MOST_TEXT, most_moved
+from alignez_edge.report import MOVED, write_report
+from alignez_edge.runfolder import RunFolder
+from tests.runs import FORMAL, POLITE, arm, make_run
+
+ATTACK = (
+    "<script>alert(1)</script><img src=x onerror=alert(2)> ![p](http://evil.example/p.png) "
+    "[l](javascript:alert(3)) | cell `code` **bold** www.evil.example \x1b[31m \u202ereversed\n"
+    "# heading\n\n```\n"
+)
+EMPTY = {"meta", "img", "br", "!doctype"}
+
+
+class Reader(HTMLParser):
+    """Tags, attributes and text of a page; fails where tags do not nest."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(page)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in EMPTY:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.words.append(data)
+
+
+def page_of(run: RunFolder, tmp_path: Path, suffix: str = "html") -> str:
+    path = tmp_path / f"page.{suffix}"
+    write_report(run.path, path)
+    return path.read_text("utf-8")
+
+
+def test_a_page_is_whole_and_says_what_was_compared(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [arm(POLITE, s) for s in (-1.0, 1.0)])
+    page = page_of(run, tmp_path)
+    reader = Reader(page)
+    text = " ".join(reader.words)
+    for fact in ("tiny model", "d" * 16, "f" * 64, "rules", "temperature", "6 queries, 2 answers"):
+        assert fact in text
+    for title in ("What was compared", "Who won", "Scores", "The price", "Pictures"):
+        assert title in text
+    images = [attributes["src"] or "" for tag, attributes in reader.tags if tag == "img"]
+    assert len(images) == 1
+    head = "data:image/svg+xml;base64,"
+    assert images[0].startswith(head)
+    assert b"<svg" in base64.b64decode(images[0].removeprefix(head))
+    assert page_of(run, tmp_path) == page
+
+
+def test_every_row_has_its_interval(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [arm(POLITE, 1.0)])
+    (row,) = [r for r in json.loads((run.path / "results.json").read_text("utf-8"))["rows"]
+              if r["kind"] == "steered"]  # fmt: skip
+    shown = f"{row['delta']:+.0f} [{row['low']:+.0f}, {row['high']:+.0f}]".replace("-", "−")
+    assert f"<td>{shown}</td>" in page_of(run, tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["html", "md"])
+def test_answers_of_strangers_are_text(tmp_path: Path, suffix: str) -> None:
+    run = make_run(tmp_path / "run", [arm(POLITE, 1.0)], n_query=2, seeds=1, text=ATTACK)
+    page = page_of(run, tmp_path, suffix)
+    for raw in ("<script", "<img src=x", "\x1b", "\u202e"):
+        assert raw not in page
+    if suffix == "md":
+        for raw in (
+            " [l]",
+            "](java",
+            "http://",
+            "www.",
+            "`code`",
+            "**bold",
+            "\n# heading",
+            "\n```",
+        ):
+            assert raw not in page
+        rows = [line for line in page.splitlines() if "evil" in line]
+        assert len({line.replace("\\|", "").count("|") for line in rows}) == 1
+        return
+    reader = Reader(page)
+    assert {tag for tag, _ in reader.tags} <= {
+        "html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "table", "tr", "th",
+        "td", "img", "details", "summary", "pre",
+    }  # fmt: skip
+    for _, attributes in reader.tags:
+        assert not any(key.startswith("on") or key == "href" for key in attributes)
+        assert (attributes.get("src") or "data:").startswith("data:")
+    assert "<script>alert(1)</script>" in " ".join(reader.words)
+
+
+def test_names_of_strangers_are_text(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [arm(POLITE, 1.0, name="<b>polite</b>\n|x")], n_query=2)
+    path = run.path / "run.json"
+    told = json.loads(path.read_text("utf-8"))
+    told["model"] = "</title><script>alert(4)</script>"
+    told["judge"] = ["<i>"]
+    path.write_text(json.dumps(told), "utf-8")
+    for suffix in ("html", "md"):
+        # What Markdown indents by four is shown as it is.
+        lines = page_of(run, tmp_path, suffix).splitlines()
+        page = "\n".join(line for line in lines if suffix == "html" or line[:4].strip())
+        assert "alert(4)" in page
+        for raw in ("<script", "<b>", "<i>"):
+            assert raw not in page
+
+
+def test_without_matplotlib_pictures_are_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "run", [arm(POLITE, 1.0)], n_query=2)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    page = page_of(run, tmp_path)
+    assert "<img" not in page
+    assert "polite: effect" in page
+
+
+def test_other_endings_are_refused_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match=r"a report is a \.html or a \.md file"):
+        write_report(tmp_path / "nothing", tmp_path / "page.pdf")
+
+
+def test_nothing_is_written_of_a_damaged_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [arm(POLITE, 1.0)], n_query=2)
+    with run.verdicts.path.open("a", encoding="utf-8") as file:
+        file.write('{"arm": "nobody", "query_index": 0, "seed_index": 0}\n')
+    with pytest.raises(BadInputError, match="not of its run"):
+        write_report(run.path, tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
+# The answers that moved most
+
+
+def test_the_answers_that_moved_most_by_hand(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [arm(POLITE, -1.0), arm(FORMAL, 1.0)], n_query=8, seeds=3)
+    towards, away = most_moved(run, 10**6)
+    by_hand = []
+    for _, record in run.verdicts.records():
+        if record["arm"].startswith("asked"):
+            continue
+        own, plain = record["scores"][record["axis"]]
+        by_hand.append((own - plain) * (-1 if record["side"] == "negative" else 1))
+    assert [one.amount for one in towards] == sorted((x for x in by_hand if x > 0), reverse=True)
+    assert [one.amount for one in away] == sorted(x for x in by_hand if x < 0)
+    few, _ = most_moved(run, 4)
+    assert few == towards[:4]
+
+
+def test_side_by_side_are_answers_to_one_query_and_seed(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [arm(POLITE, 1.0)])
+    towards, away = most_moved(run, MOVED)
+    assert towards
+    for one in (*towards, *away):
+        query = one.query.removeprefix("Query ").removesuffix("?")
+        assert one.plain == f"Answer plain {query} {one.seed}."
+        assert one.steered == f"Answer {one.arm} {query} {one.seed}."
+
+
+def test_preferences_tell_where_there_are_no_scores(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [arm(POLITE, 1.0)], scored=False)
+    towards, _ = most_moved(run, MOVED)
+    assert {one.amount for one in towards} == {1.0}
+    assert not any(one.scored for one in towards)
+
+
+def test_what_did_not_move_is_not_shown(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [], asking=False)
+    assert most_moved(run) == ([], [])
+
+
+def test_an_endless_answer_is_cut(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [arm(POLITE, 1.0)], n_query=1, seeds=1, text="x" * 100_000)
+    (one, *_), _ = most_moved(run)
+    assert len(one.steered) == MOST_TEXT
