@@ -154,10 +154,9 @@ def plan(cost: float, seconds: float, tokens: int, rounds: int) -> tuple[int, in
     `cost` is that of a round of `LEAST` tokens; more tokens cost at most in proportion. Three
     rounds come before more tokens, more tokens before more rounds; 0 rounds where none fits.
     """
-    affordable = seconds / max(cost, 1e-9)  # rounds of the least
-    n_tokens = min(tokens, int(LEAST * affordable / min(rounds, 3)))
-    n_tokens = max(n_tokens, min(LEAST, tokens))
-    return n_tokens, min(rounds, int(affordable * LEAST / max(n_tokens, LEAST)))
+    affordable = max(seconds, 0.0) / cost  # rounds of the least
+    n_tokens = max(LEAST, min(tokens, int(LEAST * affordable / min(rounds, 3))))
+    return n_tokens, min(rounds, int(affordable * LEAST / n_tokens))
 
 
 def injections(
