@@ -101,7 +101,7 @@ _BLIND: tuple[Mutation, ...] = (_flip_bits, _overwrite, _cut_end, _cut_out, _dou
 
 
 @dataclass(frozen=True)
-class _Tensor:
+class Tensor:
     name: bytes
     dims: tuple[int, ...]
     type: int
@@ -109,7 +109,7 @@ class _Tensor:
 
 
 @dataclass(frozen=True)
-class _Parts:
+class Parts:
     """A GGUF file in parts that need not agree; `value` is the type and bytes of a key's value.
 
     A count of None is the true one.
@@ -117,7 +117,7 @@ class _Parts:
 
     version: int
     pairs: tuple[tuple[bytes, bytes], ...]
-    tensors: tuple[_Tensor, ...]
+    tensors: tuple[Tensor, ...]
     data: bytes
     counts: tuple[int | None, int | None] = field(default=(None, None))
 
@@ -138,7 +138,7 @@ def _string(raw: bytes, length: int | None = None) -> bytes:
     return struct.pack("<Q", len(raw) if length is None else length) + raw
 
 
-def _parts(raw: bytes) -> _Parts:
+def parts_of(raw: bytes) -> Parts:
     """The parts of a well-formed file; raises on others."""
     at = 4
 
@@ -180,16 +180,16 @@ def _parts(raw: bytes) -> _Parts:
         name = text()
         (n,) = take("I")
         dims = take(f"{n}Q") if n <= 8 else ()
-        tensors.append(_Tensor(name, dims, *take("IQ")))
-    return _Parts(version, pairs, tuple(tensors), raw[-(-at // 32) * 32 :])
+        tensors.append(Tensor(name, dims, *take("IQ")))
+    return Parts(version, pairs, tuple(tensors), raw[-(-at // 32) * 32 :])
 
 
-def _structural(change: Callable[[Random, _Parts], _Parts]) -> Mutation:
+def _structural(change: Callable[[Random, Parts], Parts]) -> Mutation:
     """`change` of the parts, or blind damage where an earlier mutation left no parts."""
 
     def mutated(rng: Random, data: bytes) -> bytes:
         try:
-            parts = _parts(data)
+            parts = parts_of(data)
             if parts.pairs and parts.tensors:
                 return change(rng, parts).encoded()
         except (struct.error, KeyError, OverflowError):
@@ -219,7 +219,7 @@ def _scalar(rng: Random, kind: int) -> bytes:
     return struct.pack("<Q", rng.choice(EXTREMES))[: _SIZES.get(kind, 4)]
 
 
-def _some_value(rng: Random, parts: _Parts) -> _Parts:
+def _some_value(rng: Random, parts: Parts) -> Parts:
     at = rng.randrange(len(parts.pairs))
     key, value = parts.pairs[at]
     (kind,) = struct.unpack_from("<I", value)
@@ -245,37 +245,37 @@ def _some_element(rng: Random, value: bytes) -> bytes:
     return value[:start] + _scalar(rng, of) + value[start + size :]
 
 
-def _some_key(rng: Random, parts: _Parts) -> _Parts:
+def _some_key(rng: Random, parts: Parts) -> Parts:
     at = rng.randrange(len(parts.pairs))
     other = rng.choice(parts.pairs)[0]
     key = rng.choice((other, rng.choice(TEXTS).encode(), parts.pairs[at][0] + b"x"))
     return _with_pair(parts, at, (key, parts.pairs[at][1]))
 
 
-def _drop_key(rng: Random, parts: _Parts) -> _Parts:
+def _drop_key(rng: Random, parts: Parts) -> Parts:
     at = rng.randrange(len(parts.pairs))
     return replace(parts, pairs=parts.pairs[:at] + parts.pairs[at + 1 :])
 
 
-def _new_key(rng: Random, parts: _Parts) -> _Parts:
+def _new_key(rng: Random, parts: Parts) -> Parts:
     known = rng.choice(parts.pairs)[0]
     stem = known.rpartition(b".")[0]
     key = rng.choice((b"general.alignment", stem + b".x", b"split.count", known, b"general.type"))
     return replace(parts, pairs=(*parts.pairs, (key, _value(rng))))
 
 
-def _swap_values(rng: Random, parts: _Parts) -> _Parts:
+def _swap_values(rng: Random, parts: Parts) -> Parts:
     a, b = rng.randrange(len(parts.pairs)), rng.randrange(len(parts.pairs))
     first = (parts.pairs[a][0], parts.pairs[b][1])
     second = (parts.pairs[b][0], parts.pairs[a][1])
     return _with_pair(_with_pair(parts, a, first), b, second)
 
 
-def _with_pair(parts: _Parts, at: int, pair: tuple[bytes, bytes]) -> _Parts:
+def _with_pair(parts: Parts, at: int, pair: tuple[bytes, bytes]) -> Parts:
     return replace(parts, pairs=(*parts.pairs[:at], pair, *parts.pairs[at + 1 :]))
 
 
-def _some_tensor(rng: Random, parts: _Parts) -> _Parts:
+def _some_tensor(rng: Random, parts: Parts) -> Parts:
     at = rng.randrange(len(parts.tensors))
     tensor, other = parts.tensors[at], rng.choice(parts.tensors)
     change = rng.randrange(8)
@@ -302,19 +302,19 @@ def _some_tensor(rng: Random, parts: _Parts) -> _Parts:
     return replace(parts, tensors=tensors)
 
 
-def _drop_tensor(rng: Random, parts: _Parts) -> _Parts:
+def _drop_tensor(rng: Random, parts: Parts) -> Parts:
     at = rng.randrange(len(parts.tensors))
     return replace(parts, tensors=parts.tensors[:at] + parts.tensors[at + 1 :])
 
 
-def _double_tensor(rng: Random, parts: _Parts) -> _Parts:
+def _double_tensor(rng: Random, parts: Parts) -> Parts:
     tensor = rng.choice(parts.tensors)
     if rng.random() < 0.5:
         tensor = replace(tensor, name=tensor.name[:-1] + rng.choice((b"9", b"x", b"0")))
     return replace(parts, tensors=(*parts.tensors, tensor))
 
 
-def _counts(rng: Random, parts: _Parts) -> _Parts:
+def _counts(rng: Random, parts: Parts) -> Parts:
     counts: list[int | None] = [None, None]
     at = rng.randrange(2)
     true = (len(parts.tensors), len(parts.pairs))[at]
@@ -322,7 +322,7 @@ def _counts(rng: Random, parts: _Parts) -> _Parts:
     return replace(parts, counts=(counts[0], counts[1]))
 
 
-def _some_numbers(rng: Random, parts: _Parts) -> _Parts:
+def _some_numbers(rng: Random, parts: Parts) -> Parts:
     """Numbers in the tensors' data: what is not finite, zeros, noise."""
     data = bytearray(parts.data)
     if len(data) < 8:
