@@ -23,11 +23,11 @@ from alignez_edge import prompts
 from alignez_edge.axes import Axis
 from alignez_edge.demo.judge import AXES, judge
 from alignez_edge.demo.world import demo_queries
-from alignez_edge.errors import BadInputError
 from alignez_edge.judges import MODEL_WAYS, JudgeSettings, ModelWay, judge_of
 from alignez_edge.judges.quality import JudgeReport, TestPair, measure, shipped_pairs
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.types import Sampling
+from benchmarks.steering_report import insert
 from tests.tinymodels import tiny_model
 
 FILE = Path(__file__).parent.parent / "alignez_edge" / "demo" / "judge_pairs.jsonl"
@@ -138,6 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--judge-model", action="append", default=[], help="a GGUF file to measure as well"
     )
+    parser.add_argument("--page", type=Path, help="put the table into this Markdown file")
     options = parser.parse_args(arguments)
     if options.make:
         with Model.demo(threads=options.threads) as model:
@@ -145,10 +146,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         FILE.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), "utf-8")
         print(f"{len(records)} pairs in {FILE.name}")
         return
-    missing = [name for name in options.judge_model if not Path(name).is_file()]
-    if missing:
-        raise BadInputError(f"no such model: {missing[0]}")
-    print(markdown(list(reports(options.judge_model, options.threads))))
+    text = markdown(list(reports(options.judge_model, options.threads)))
+    print(text)
+    if options.page:
+        insert(text, options.page, "judges")
 
 
 if __name__ == "__main__":

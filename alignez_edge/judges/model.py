@@ -1,9 +1,9 @@
 """A local language model as a judge, by the probability that it gives to either verdict.
 
 Nothing is sampled: every verdict that the prompt allows is forced upon the model and its
-probability read off, so the same answers get the same verdict, up to rounding. The preference is the
-probability of the verdicts for the first answer less that of those for the second, over that of
-all verdicts.
+probability read off, so the same answers get the same verdict, up to rounding. The preference is
+the probability of the verdicts for the first answer less that of those for the second, over that
+of all verdicts.
 """
 
 from __future__ import annotations
