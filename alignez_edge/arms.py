@@ -7,18 +7,21 @@ answer by answer.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from alignez_edge import prompts
 from alignez_edge.axes import Axis
+from alignez_edge.preamble import Preamble
 from alignez_edge.prompts import SIDES, Side
+from alignez_edge.runfolder import digest
 from alignez_edge.steering import Steering
 
 if TYPE_CHECKING:
     from alignez_edge.profile import Profile
+    from alignez_edge.runtime.types import Message
 
-Kind = Literal["plain", "steered", "asked", "reference"]
+Kind = Literal["plain", "steered", "asked", "prompted", "reference"]
 PLAIN = "plain"
 
 
@@ -41,8 +44,8 @@ class Arm:
 
     `profile` and `strength` say what steers, as a person would say it; a sum of several profiles
     has the first one's strength. `aims` are what it is judged by: none for plain answers, the first
-    being its own. `asked` puts the wish for the own aim into the prompt. `sweep` are the settings
-    that tell it from its neighbours in a sweep.
+    being its own. The kind `asked` puts the wish for the own aim into the prompt. `preamble` stands
+    before the query. `sweep` are the settings that tell it from its neighbours in a sweep.
     """
 
     name: str
@@ -51,17 +54,16 @@ class Arm:
     strength: float = 0.0
     aims: tuple[Aim, ...] = ()
     steering: Steering | None = None
-    system: str | None = None
+    preamble: Preamble = field(default_factory=Preamble)
     sweep: Mapping[str, str | float] = field(default_factory=dict)
 
-    def messages(self, query: str) -> list[dict[str, str]]:
+    def messages(self, query: str) -> list[Message]:
         """The conversation that asks for the answer to `query`."""
         text = query
         if self.kind == "asked":
             own = self.aims[0]
             text = prompts.ask(query, prompts.trait(own.axis, own.side))
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        return [*system, {"role": "user", "content": text}]
+        return self.preamble.before([{"role": "user", "content": text}])
 
     def describe(self) -> dict[str, Any]:
         """The arm as the run folder keeps it."""
@@ -85,14 +87,15 @@ class Arm:
             ],
             "way": self.steering.way if self.steering else "",
             "kind": self.kind,
-            "system": self.system,
+            "system": self.preamble.name or None,
+            "system_digest": digest(self.preamble.messages) if self.preamble.messages else "",
             "sweep": dict(self.sweep),
         }
 
 
-def plain(system: str | None = None) -> Arm:
+def plain() -> Arm:
     """The base model's own answers: what all others are compared with."""
-    return Arm(PLAIN, "plain", system=system)
+    return Arm(PLAIN, "plain")
 
 
 def steered(
@@ -114,15 +117,15 @@ def steered(
 def cell(names: Sequence[str], steering: Steering) -> Arm:
     """The arm of several profiles at once, judged by the axis of each."""
     strengths = [strength for _, strength in steering.terms]
+    aims = [aim_of(profile, strength) for profile, strength in steering.terms]
     shown = [f"{name}:{strength:g}" for name, strength in zip(names, strengths, strict=True)]
     return Arm(
         " + ".join(shown),
         "steered",
         " + ".join(names),
         strengths[0],
-        tuple(aim_of(profile, strength) for profile, strength in steering.terms),
+        tuple({aim.key: aim for aim in aims}.values()),
         steering,
-        sweep=dict(zip(names, strengths, strict=True)),
     )
 
 
@@ -144,5 +147,18 @@ def asked(steered_arms: Iterable[Arm]) -> list[Arm]:
 
 def reference(name: str, steered_arms: Iterable[Arm], steering: Steering | None = None) -> Arm:
     """Answers of an aligned model or under another profile, judged by all that the arms aim at."""
-    aims = {aim.key: aim for arm in steered_arms for aim in arm.aims}
-    return Arm(f"reference:{name}", "reference", name, 0.0, tuple(aims.values()), steering)
+    return Arm(f"reference:{name}", "reference", name, 0.0, _all_aims(steered_arms), steering)
+
+
+def prompted(preamble: Preamble, steered_arms: Sequence[Arm]) -> list[Arm]:
+    """A system prompt alone, and together with each of the arms."""
+    alone = Arm(preamble.name, "prompted", aims=_all_aims(steered_arms), preamble=preamble)
+    both = [
+        replace(arm, name=f"{arm.name} + {preamble.name}", preamble=preamble)
+        for arm in steered_arms
+    ]
+    return [alone, *both]
+
+
+def _all_aims(arms: Iterable[Arm]) -> tuple[Aim, ...]:
+    return tuple({aim.key: aim for arm in arms for aim in arm.aims}.values())

@@ -8,23 +8,24 @@ an undisturbed one. A query's draws are the same in every arm.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alignez_edge.arms import PLAIN, Aim, Arm, plain
-from alignez_edge.errors import AlignezError, BadInputError
+from alignez_edge.arms import PLAIN, Aim, Arm
+from alignez_edge.errors import AlignezError
 from alignez_edge.judging import Comparison, Judge, Verdict
+from alignez_edge.plan import Plan, prompt_of
 from alignez_edge.results import results_of
-from alignez_edge.runfolder import RunFolder, digest
+from alignez_edge.runfolder import RunFolder
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model
-    from alignez_edge.runtime.types import Conditional, FloatArray, Injection, Sampling
+    from alignez_edge.runtime.types import Conditional, FloatArray, Injection
 
 CHUNK = 32
 """Answers that are made and kept together: two for each place of a usual batch."""
@@ -38,85 +39,6 @@ _UNKNOWN: dict[str, float | None] = {"drift": None, "nats": None, "tokens": 0}
 Progress = Callable[[str, int, int], None]
 Cell = tuple[int, int]
 """(query, seed): one answer of an arm."""
-
-
-@dataclass(frozen=True)
-class Query:
-    """What is asked, and what its file says beside it (the demo queries: `topic`)."""
-
-    text: str
-    facts: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What an evaluation is to find out.
-
-    `arms` begin with the plain one. `sampling.seed` is the base of all seeds, `seeds` the number of
-    answers to each query. `n_ctx` is the window of a prompt and its answer. `reference` is the file
-    of the model that a reference arm without a steering stands for. Drift is measured on the
-    `neutral` texts, or on plain answers where there are none.
-    """
-
-    arms: tuple[Arm, ...]
-    queries: tuple[Query, ...]
-    sampling: Sampling
-    seeds: int = 1
-    n_ctx: int | None = None
-    reference: Path | None = None
-    neutral: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not self.arms or self.arms[0] != plain():
-            raise ValueError("the first arm must be the plain one")
-        if len({arm.name for arm in self.arms}) < len(self.arms):
-            raise ValueError("two arms have the same name")
-        if not self.queries or self.seeds < 1:
-            raise BadInputError("an evaluation needs a query, and an answer to it")
-
-    def seed(self, query: int, seed: int) -> int:
-        """What an answer is drawn with, in every arm."""
-        return 1000 * seed + query + self.sampling.seed
-
-    def settings(self, model: Model, judge: Judge) -> dict[str, Any]:
-        """Everything that shapes the results, as the run folder keeps it."""
-        from alignez_edge.fingerprint import fingerprint
-        from alignez_edge.gguffile import read_gguf
-        from alignez_edge.runtime.context import window
-
-        other = None
-        if self.reference is not None:
-            other = fingerprint(read_gguf(self.reference)).digest()
-        return {
-            "model": model.facts.name,
-            "fingerprint": model.fingerprint.digest(),
-            "quantization": model.facts.quantization,
-            "queries": {
-                "digest": digest([[query.text, dict(query.facts)] for query in self.queries]),
-                "count": len(self.queries),
-            },
-            "seeds": self.seeds,
-            "sampling": asdict(self.sampling),
-            "context": window(model, self.n_ctx),
-            "judge": judge.name,
-            "reference": other,
-            "neutral": digest(list(self.neutral)) if self.neutral else "",
-            "arms": [arm.describe() for arm in self.arms],
-        }
-
-
-def that_fit(
-    model: Model, arms: Sequence[Arm], queries: Sequence[Query], n_ctx: int | None
-) -> list[Query]:
-    """The queries that every arm's prompt has room for in the context window."""
-    from alignez_edge.runtime.context import window
-
-    limit = window(model, n_ctx)
-    return [
-        query
-        for query in queries
-        if all(len(_prompt(model, arm, query.text)) < limit for arm in arms)
-    ]
 
 
 def evaluate(
@@ -201,7 +123,7 @@ class _Work:
             sampling = replace(sampling, stop=model.stops)
         requests = [
             Request(
-                _prompt(model, arm, self.plan.queries[query].text),
+                prompt_of(model, arm, self.plan.queries[query].text),
                 sampling.with_seed(self.plan.seed(query, seed)),
                 at,
             )
@@ -246,7 +168,7 @@ class _Work:
         from alignez_edge.runtime.context import window
         from alignez_edge.runtime.score import answer_log_prob
 
-        prompt = _prompt(self.model, self.plan.arms[0], query)
+        prompt = prompt_of(self.model, self.plan.arms[0], query)
         tokens = tokens[: window(self.model, self.plan.n_ctx) - len(prompt)]
         if not tokens:
             return 0.0
@@ -301,7 +223,7 @@ class _Work:
         from alignez_edge.runtime.score import Scorer, answer_log_prob, kl_divergence
 
         prompts = [
-            tokens[:1] if query is None else list(_prompt(self.model, arm, query)) for arm in arms
+            tokens[:1] if query is None else list(prompt_of(self.model, arm, query)) for arm in arms
         ]
         answer = tokens[1:] if query is None else tokens
         room = window(self.model, self.plan.n_ctx) - max(map(len, prompts))
@@ -311,14 +233,14 @@ class _Work:
                 yield dict(_UNKNOWN)
             return
         known = [
-            self._at(injection, prompt) if _looks_at_the_prompt(injection) else injection
+            self._at(injection, prompt) if _looks_at_theprompt_of(injection) else injection
             for injection, prompt in zip(injections, prompts, strict=True)
         ]
         needs_reference = any(i is not None and i.needs_reference() for i in known)
         with Scorer(self.model, n_ctx=self.plan.n_ctx, reference=needs_reference) as scorer:
             (base,) = scorer.log_probs(prompts[0], answer)
             for arm, injection, prompt in zip(arms, known, prompts, strict=True):
-                if query is None and (arm.kind == "asked" or arm.system):
+                if query is None and (arm.kind == "asked" or arm.preamble.messages):
                     yield dict(_UNKNOWN)
                     continue
                 (rows,) = scorer.log_probs(prompt, answer, [injection])
@@ -399,12 +321,8 @@ def _verdict_record(arm: Arm, aim: Aim, query: int, seed: int, verdict: Verdict)
     }
 
 
-def _looks_at_the_prompt(injection: Injection | Conditional | None) -> bool:
+def _looks_at_theprompt_of(injection: Injection | Conditional | None) -> bool:
     """Whether what is injected is known only once the prompt is."""
     from alignez_edge.runtime.types import Injection
 
     return injection is not None and not isinstance(injection, Injection)
-
-
-def _prompt(model: Model, arm: Arm, query: str) -> tuple[int, ...]:
-    return model.prompt(arm.messages(query)).tokens

@@ -264,6 +264,7 @@ def _is_counterpart(arm: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
         and strengths[0] == strengths[1] > 0
         and arm["steering"][0]["digest"] == other["steering"][0]["digest"]
         and arm["way"] == other["way"]
+        and arm["system"] == other["system"]
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,14 +11,18 @@ import typer
 from alignez_edge.errors import BadInputError
 from alignez_edge.files import printable
 
+from .evaltables import summary
+from .judge import JudgeOptions
 from .options import (
     DEFAULT_WIDTH,
     ContextOption,
     ModelOptions,
     ParallelOption,
+    PromptOptions,
     SamplingOptions,
     SteeringOptions,
     check_fit,
+    check_preamble,
     check_width,
     grouped,
     load_steering,
@@ -27,11 +31,15 @@ from .output import Output
 
 if TYPE_CHECKING:
     from alignez_edge.arms import Arm
-    from alignez_edge.evaluation import Query
     from alignez_edge.judging import Judge
+    from alignez_edge.plan import Query
+    from alignez_edge.profile import Profile
     from alignez_edge.runtime.model import Model
     from alignez_edge.steering import Steering
+    from alignez_edge.sweep import Sweep
 
+SWEPT = ("neighbors", "layers", "method", "strength", "inject")
+"""`alignez_edge.sweep.KEYS`, which `--help` need not load the builder for."""
 GRID = (-1.0, -0.5, 0.0, 0.5, 1.0)
 """The strengths of a grid where none are given."""
 
@@ -85,12 +93,28 @@ def eval_(
         str | None,
         typer.Option(metavar="NAME[:S]", help="The same with another profile as the reference."),
     ] = None,
+    sweep: Annotated[
+        list[str],
+        typer.Option(
+            metavar="KEY=V,V",
+            help=f"Try these values of {', '.join(SWEPT)}; may be repeated, for all combinations.",
+            show_default=False,
+        ),
+    ] = [],  # noqa: B006
+    built_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Queries or pairs of the profile, for sweeps that build it again."
+        ),
+    ] = None,
     neutral: Annotated[
         str | None,
         typer.Option(
             metavar="FILE", help="Texts to measure drift on, one a line; else plain answers."
         ),
     ] = None,
+    prompting: PromptOptions,
+    judging: JudgeOptions,
     drawing: SamplingOptions,
     ctx: ContextOption = None,
     parallel: ParallelOption = DEFAULT_WIDTH,
@@ -111,17 +135,31 @@ def eval_(
     _check(limit, seeds, reference, against, grid, steered.profile)
     given = [_named(text, steered.inject) for text in (*steered.profile, *(grid or ()))]
     scale = parse_strengths(strengths) if strengths is not None else None
+    sweeps = _sweeps(sweep, strengths, grid)
     asked = _queries(queries, limit, loading, out)
-    who = _judge(judge, loading, drawing.seed)
+    preamble = prompting.load()
+    who = _judge(judge, loading, judging, drawing.seed)
+    other_model = _model_file(reference)
 
-    from alignez_edge.evaluation import Plan, evaluate, that_fit
+    from alignez_edge import arms as kinds
+    from alignez_edge.evaluation import evaluate
+    from alignez_edge.plan import Plan, that_fit
 
     with loading.load(out) as model:
         for _, steering in given:
             check_fit(steering, model, out)
-        arms = _arms(unique(given), scale, grid is not None, asking)
-        if (other := _reference(reference, against, steered.inject, arms)) is not None:
-            arms.insert(1, other)
+        check_preamble(preamble, model, ctx, out)
+        if sweeps:
+            made = _swept(model, unique(given), sweeps, built_from, out)
+        else:
+            made = _arms(unique(given), scale, grid is not None)
+        arms = [
+            kinds.plain(),
+            *_reference(reference, against, steered.inject, made),
+            *(kinds.asked(made) if asking else ()),
+            *made,
+            *(kinds.prompted(preamble, made) if preamble.messages else ()),
+        ]
         fitting = that_fit(model, arms, asked, ctx)
         if len(fitting) < len(asked):
             out.notice(f"left out {len(asked) - len(fitting)} queries longer than the context")
@@ -131,7 +169,7 @@ def eval_(
             sampling=drawing.sampling(model),
             seeds=seeds,
             n_ctx=ctx,
-            reference=_model_file(reference),
+            reference=other_model,
             neutral=_texts(neutral),
         )
         folder = Path(output) if output is not None else _folder(plan, model, who)
@@ -208,30 +246,80 @@ def _arms(
     given: Sequence[tuple[str, Steering]],
     scale: Sequence[float] | None,
     is_grid: bool,
-    asking: bool,
 ) -> list[Arm]:
     from alignez_edge import arms
 
     if is_grid:
         (one, first), (other, second) = given
-        names, steps = (one, other), scale or GRID
-        made = [arms.cell(names, first * s + second * t) for s in steps for t in steps]
-    else:
-        made = [arms.steered(name, steering * s) for name, steering in given for s in scale or (1,)]
-    return [arms.plain(), *(arms.asked(made) if asking else ()), *made]
+        steps = scale or GRID
+        cells = [(s, t) for s in steps for t in steps]
+        return [arms.cell((one, other), first * s + second * t) for s, t in cells]
+    return [arms.steered(name, steering * s) for name, steering in given for s in scale or (1,)]
+
+
+def _sweeps(
+    texts: Sequence[str], strengths: str | None, grid: tuple[str, str] | None
+) -> list[Sweep]:
+    from alignez_edge.sweep import parse_sweep
+
+    sweeps = [parse_sweep(text) for text in texts]
+    keys = [sweep.key for sweep in sweeps]
+    if len(set(keys)) < len(keys):
+        raise BadInputError("--sweep names a setting twice", "write all its values in one")
+    if sweeps and grid is not None:
+        raise BadInputError("--sweep and --grid exclude each other", "use one of them")
+    if strengths is not None and "strength" in keys:
+        raise BadInputError("--sweep strength and --strengths exclude each other", "use one")
+    if strengths is not None and sweeps:
+        sweeps.append(parse_sweep(f"strength={strengths}"))
+    return sweeps
+
+
+def _swept(
+    model: Model,
+    given: Sequence[tuple[str, Steering]],
+    sweeps: Sequence[Sweep],
+    source: str | None,
+    out: Output,
+) -> list[Arm]:
+    """The arms of the sweeps, after building what they need."""
+    from alignez_edge.sweep import bounded, build_with, swept
+
+    arms: list[Arm] = []
+    with out.progress() as progress:
+
+        def build(profile: Profile, settings: Mapping[str, str | float]) -> Profile:
+            shown = ", ".join(f"{key} {value}" for key, value in settings.items())
+            out.notice(f"building {printable(profile.name)} with {shown}")
+            return build_with(model, profile, settings, source=source, on_progress=progress)
+
+        for name, steering in given:
+            ((profile, strength),) = steering.terms
+            kept = []
+            for sweep in sweeps:
+                inside, outside = bounded(sweep, profile)
+                kept.append(inside)
+                if outside:
+                    shown = ", ".join(map(str, outside))
+                    out.notice(f"{name}: no arms for {sweep.key} {shown}: there are not so many")
+            arms += swept(name, profile, strength, steering.way, kept, build)
+    for arm in arms:
+        if arm.steering is not None:
+            arm.steering.notices(model)
+    return arms
 
 
 def _reference(
     model: str | None, profile: str | None, way: str, others: Sequence[Arm]
-) -> Arm | None:
+) -> list[Arm]:
     from alignez_edge import arms
 
     if model is not None:
-        return arms.reference(Path(model).name, others)
+        return [arms.reference(Path(model).name, others)]
     if profile is not None:
         name, steering = _named(profile, way)
-        return arms.reference(name, others, steering)
-    return None
+        return [arms.reference(name, others, steering)]
+    return []
 
 
 def _model_file(name: str | None) -> Path | None:
@@ -243,7 +331,7 @@ def _model_file(name: str | None) -> Path | None:
 def _queries(
     file: str | None, limit: int | None, loading: ModelOptions, out: Output
 ) -> list[Query]:
-    from alignez_edge.evaluation import Query
+    from alignez_edge.plan import Query
     from alignez_edge.queries import read_queries_with_facts
 
     if file is not None:
@@ -258,14 +346,14 @@ def _queries(
     return [Query(entry.pop("query"), entry) for entry in entries]
 
 
-def _judge(text: str | None, loading: ModelOptions, seed: int) -> Judge:
-    from alignez_edge.judges import FORMS, JudgeSettings, judge_of
+def _judge(text: str | None, loading: ModelOptions, judging: JudgeOptions, seed: int) -> Judge:
+    from alignez_edge.judges import FORMS, judge_of
 
     if text is None and not loading.is_demo:
         raise BadInputError(
             "there is nobody to judge", f"name a judge with --judge: {', '.join(FORMS)}"
         )
-    settings = JudgeSettings(threads=loading.threads, gpu_layers=loading.gpu_layers, seed=seed)
+    settings = judging.settings(threads=loading.threads, gpu_layers=loading.gpu_layers, seed=seed)
     return judge_of(text or "demo", settings)
 
 
@@ -283,78 +371,3 @@ def _folder(plan: Any, model: Model, judge: Judge) -> Path:
     profiles = dict.fromkeys(arm.profile for arm in plan.arms if arm.kind == "steered")
     name = "".join(c if c.isalnum() else "-" for c in "-".join(profiles))[:40]
     return user_dir() / "runs" / f"{name}-{digest(plan.settings(model, judge))}"
-
-
-def summary(results: Mapping[str, Any]) -> str:
-    """The results as tables for a terminal."""
-    from .layout import table
-
-    n = results["queries"]
-    lines = [
-        f"{printable(results['model'])}: {n} queries, {results['seeds']} answers to each,"
-        f" judged by {printable(results['judge'])}; against plain answers, intervals 95 %",
-        "",
-        table(list(_wins(results["rows"]))),
-        "",
-        "the price, against plain answers:",
-        table(list(_prices(results["rows"]))),
-    ]
-    if results["position_bias"] is not None:
-        lines.append(f"position bias of the judge: {results['position_bias']:+.2f}")
-    return "\n".join(lines)
-
-
-def _wins(rows: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
-    extra = [
-        (key, head, digits)
-        for key, head, digits in (
-            ("relative_improvement", "of reference %", 0),
-            ("share_of_asking", "of asking", 2),
-        )
-        if any(key in row for row in rows)
-    ]
-    yield ["arm", "more", "win", "lose", "tie", "net win %", "p", *(head for _, head, _ in extra)]
-    for row in rows:
-        yield [
-            printable(row["arm"], 40),
-            printable(row["trait"], 30),
-            *(_number(row[key], 0) for key in ("win", "lose", "tie")),
-            _interval(row, "delta", "low", "high", 0),
-            "<0.001" if row["p_value"] < 0.001 else f"{row['p_value']:.3f}",
-            *(
-                _interval(row, key, f"{key}_low", f"{key}_high", digits) if key in row else ""
-                for key, _, digits in extra
-            ),
-        ]
-
-
-def _prices(rows: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
-    known = any(row["price"]["knowledge"] is not None for row in rows)
-    head = ["arm", "nats per token", "drift", "perplexity", "loops %", "tokens"]
-    yield [*head, *(["knowledge %"] if known else [])]
-    shown = set()
-    for row in rows:
-        if row["arm"] in shown:
-            continue
-        shown.add(row["arm"])
-        price = row["price"]
-        yield [
-            printable(row["arm"], 40),
-            _interval(price, "nats_above_plain", "low", "high", 2),
-            _number(price["drift"], 3),
-            _number(price["perplexity"], 2),
-            _number(price["repetition"], 1, 100),
-            _number(price["length_change"], 0, sign=True),
-            *([_number(price["knowledge"], 0, 100, sign=True)] if known else []),
-        ]
-
-
-def _number(value: float | None, digits: int, scale: float = 1.0, sign: bool = False) -> str:
-    if value is None:
-        return "-"
-    return f"{scale * value:{'+' if sign else ''}.{digits}f}"
-
-
-def _interval(row: Mapping[str, Any], mean: str, low: str, high: str, digits: int) -> str:
-    signed = [_number(row[key], digits, sign=True) for key in (mean, low, high)]
-    return f"{signed[0]} [{signed[1]}, {signed[2]}]" if row[mean] is not None else "-"

@@ -18,8 +18,9 @@ import pytest
 
 from alignez_edge import arms
 from alignez_edge.errors import AlignezError, BadInputError
-from alignez_edge.evaluation import Plan, Query, evaluate, that_fit
+from alignez_edge.evaluation import evaluate
 from alignez_edge.judging import Comparison, Verdict
+from alignez_edge.plan import Plan, Query, that_fit
 from alignez_edge.results import results_of
 from alignez_edge.runfolder import Log, RunFolder
 from alignez_edge.runtime.model import Model
@@ -190,8 +191,8 @@ def test_a_cell_is_judged_by_both_axes(tiny: Model, tmp_path: Path) -> None:
     made = [arms.cell(("polite", "terse"), polite * s + terse * t) for s in (-1, 1) for t in (0, 1)]
     plan = Plan((arms.plain(), *made), QUERIES[:4], SAMPLING)
     results = evaluate(tiny, plan, Longer(), tmp_path / "run")
-    assert [(row["axis"], row["side"], row["sweep"]) for row in results["rows"]] == [
-        (axis, "negative" if strength < 0 else "positive", {"polite": s, "terse": t})
+    assert [(row["arm"], row["axis"], row["side"]) for row in results["rows"]] == [
+        (f"polite:{s} + terse:{t}", axis, "negative" if strength < 0 else "positive")
         for s in (-1, 1)
         for t in (0, 1)
         for axis, strength in (("polite", s), ("terse", t))

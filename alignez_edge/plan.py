@@ -1,0 +1,101 @@
+"""What an evaluation is to find out: its arms, its queries and how answers are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alignez_edge.arms import Arm, plain
+from alignez_edge.errors import BadInputError
+from alignez_edge.judging import Judge
+from alignez_edge.runfolder import digest
+
+if TYPE_CHECKING:
+    from alignez_edge.runtime.model import Model
+    from alignez_edge.runtime.types import Sampling
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is asked, and what its file says beside it (the demo queries: `topic`)."""
+
+    text: str
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an evaluation is to find out.
+
+    `arms` begin with the plain one. `sampling.seed` is the base of all seeds, `seeds` the number of
+    answers to each query. `n_ctx` is the window of a prompt and its answer. `reference` is the file
+    of the model that a reference arm without a steering stands for. Drift is measured on the
+    `neutral` texts, or on plain answers where there are none.
+    """
+
+    arms: tuple[Arm, ...]
+    queries: tuple[Query, ...]
+    sampling: Sampling
+    seeds: int = 1
+    n_ctx: int | None = None
+    reference: Path | None = None
+    neutral: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.arms or self.arms[0] != plain():
+            raise ValueError("the first arm must be the plain one")
+        if len({arm.name for arm in self.arms}) < len(self.arms):
+            raise ValueError("two arms have the same name")
+        if not self.queries or self.seeds < 1:
+            raise BadInputError("an evaluation needs a query, and an answer to it")
+
+    def seed(self, query: int, seed: int) -> int:
+        """What an answer is drawn with, in every arm."""
+        return 1000 * seed + query + self.sampling.seed
+
+    def settings(self, model: Model, judge: Judge) -> dict[str, Any]:
+        """Everything that shapes the results, as the run folder keeps it."""
+        from alignez_edge.fingerprint import fingerprint
+        from alignez_edge.gguffile import read_gguf
+        from alignez_edge.runtime.context import window
+
+        other = None
+        if self.reference is not None:
+            other = fingerprint(read_gguf(self.reference)).digest()
+        return {
+            "model": model.facts.name,
+            "fingerprint": model.fingerprint.digest(),
+            "quantization": model.facts.quantization,
+            "queries": {
+                "digest": digest([[query.text, dict(query.facts)] for query in self.queries]),
+                "count": len(self.queries),
+            },
+            "seeds": self.seeds,
+            "sampling": asdict(self.sampling),
+            "context": window(model, self.n_ctx),
+            "judge": judge.name,
+            "reference": other,
+            "neutral": digest(list(self.neutral)) if self.neutral else "",
+            "arms": [arm.describe() for arm in self.arms],
+        }
+
+
+def that_fit(
+    model: Model, arms: Sequence[Arm], queries: Sequence[Query], n_ctx: int | None
+) -> list[Query]:
+    """The queries that every arm's prompt has room for in the context window."""
+    from alignez_edge.runtime.context import window
+
+    limit = window(model, n_ctx)
+    return [
+        query
+        for query in queries
+        if all(len(prompt_of(model, arm, query.text)) < limit for arm in arms)
+    ]
+
+
+def prompt_of(model: Model, arm: Arm, query: str) -> tuple[int, ...]:
+    """The tokens that ask for an arm's answer to a query."""
+    return model.prompt(arm.messages(query)).tokens
