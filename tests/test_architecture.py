@@ -15,7 +15,10 @@ from tests.terminal import ROOT
 CELLAR = ("errors", "files", "gguffile", "lora", "fingerprint")
 """What anybody may import: it knows no model, no axis and no command."""
 FLOORS = ("cellar", "ground", "core", "face")
-MATHEMATICS = ("subspace", "layers", "vectors", "edits", "calibration", "value")
+MATHEMATICS = (
+    *("bank", "calibration", "conditioned", "edits", "forms", "geometry", "heads", "layers"),
+    *("measures", "mix", "subspace", "value", "vectors"),
+)
 LIBRARY = ROOT / "alignez_edge"
 FILES = sorted([*LIBRARY.rglob("*.py"), *(ROOT / "cli").rglob("*.py")])
 
