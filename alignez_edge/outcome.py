@@ -31,7 +31,7 @@ class Row:
     `scores` are by aspect, and those of the axis' own name mean its positive side. `nats` is the
     price in nats per token above plain, `price` all that is said of it. `sweep` are the settings
     that tell the arm from its neighbours. `terms` are the profiles and strengths that were added
-    up. Numbers that are not known are `nan`.
+    up, `system` the name of what stood before the query. Numbers that are not known are `nan`.
     """
 
     arm: str
@@ -54,6 +54,7 @@ class Row:
     share_of_asking: Figure
     sweep: Mapping[str, str | float]
     terms: tuple[tuple[str, float], ...]
+    system: str
 
     @property
     def own_score(self) -> Figure:
@@ -101,8 +102,8 @@ class Outcome:
             found = json.loads(text)
             if len(found["rows"]) > MAX_ROWS:
                 raise ValueError(f"more than {MAX_ROWS:,} rows")
-            terms = {arm["name"]: _terms(arm) for arm in run.run["arms"]}
-            rows = tuple(_row(row, terms) for row in found["rows"])
+            arms = {arm["name"]: arm for arm in run.run["arms"]}
+            rows = tuple(_row(row, arms[row["arm"]]) for row in found["rows"])
             plain = _table(found.get("plain"))
             return cls(
                 run,
@@ -126,7 +127,7 @@ class Outcome:
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _row(row: Mapping[str, Any], terms: Mapping[str, tuple[tuple[str, float], ...]]) -> Row:
+def _row(row: Mapping[str, Any], arm: Mapping[str, Any]) -> Row:
     price = _table(row.get("price"))
     return Row(
         arm=str(row["arm"]),
@@ -148,7 +149,8 @@ def _row(row: Mapping[str, Any], terms: Mapping[str, tuple[tuple[str, float], ..
         relative_improvement=_with_ends(row, "relative_improvement"),
         share_of_asking=_with_ends(row, "share_of_asking"),
         sweep={str(key): _setting(value) for key, value in _table(row.get("sweep")).items()},
-        terms=terms[row["arm"]],
+        terms=_terms(arm),
+        system=str(arm.get("system") or ""),
     )
 
 

@@ -108,20 +108,27 @@ def _strength_column(outcome: Outcome, rows: Sequence[Row]) -> tuple[Chart, ...]
     rows = sorted((row for row in rows if row.axis == axis), key=lambda row: row.strength)
     asked = {row.side: row for row in outcome.rows if row.kind == "asked" and row.axis == axis}
     measure, label, plain = _measure(rows, outcome)
+    prompted = {r.arm: r for r in outcome.rows if r.kind == "prompted" and r.axis == axis}
     levels = [(PLAIN, plain.mean)]
     levels += [(ASKED[side], measure(asked[side]).mean) for side in ASKED if side in asked]
+    levels += [(name, measure(row).mean) for name, row in prompted.items()][:MOST_CURVES]
+    systems = list(dict.fromkeys(row.system for row in rows))[:MOST_CURVES]
     panels = []
     for title, name, read, at_zero, lines in (
         (f"{printable(profile, 40)}: effect", label, measure, plain, levels),
         ("price", NATS, lambda row: row.nats, _ZERO, [(PLAIN, 0.0)]),
         ("drift", DRIFT, _drift, _ZERO, [(PLAIN, 0.0)]),
     ):
-        points = {row.strength: read(row) for row in rows}
-        points.setdefault(0.0, at_zero)
+        curves = []
+        for system in systems:
+            points = {row.strength: read(row) for row in rows if row.system == system}
+            if not system:
+                points.setdefault(0.0, at_zero)
+            curves.append(_curve(_with_system("steered", system), sorted(points.items())))
         panels.append(
             Chart(
                 title, "strength (1: as calibrated)", name,
-                (_curve("steered", sorted(points.items())),), _known(lines),
+                tuple(curves), _known(lines),
             )
         )  # fmt: skip
     return tuple(panels)
@@ -243,7 +250,12 @@ def _is_plain_sweep(row: Row) -> bool:
 def _series(row: Row, key: str) -> str:
     """What tells a curve from the others of a sweep over `key`."""
     others = [f"{k} {_shown(v)}" for k, v in row.sweep.items() if k not in (key, "strength")]
-    return ", ".join([f"{row.axis} {_shown(row.strength)}", *others])
+    name = ", ".join([f"{row.axis} {_shown(row.strength)}", *others])
+    return _with_system(name, row.system)
+
+
+def _with_system(name: str, system: str) -> str:
+    return f"{name} + {system}" if system else name
 
 
 def _shown(value: str | float) -> str:

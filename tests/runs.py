@@ -36,22 +36,20 @@ def make_run(
     asking: bool = True,
     text: str = "Answer {arm} {query} {seed}.",
     finished: bool = True,
-    grid: bool = False,
 ) -> RunFolder:
     """A run of the arms in `folder`; a stronger arm moves the score further, with some noise.
 
-    With `grid` each arm steers its aims' axes by the strengths in its sweep.
+    An arm of two aims is a cell of a grid: its name says how far it moves either axis.
     """
     rng = np.random.default_rng(0)
     every = [plain(), *(asked(arms) if asking else ()), *arms]
     described = []
     for one in every:
         told = one.describe()
-        terms = one.sweep.items() if grid and one.sweep else [(one.profile, one.strength)]
         if one.kind == "steered":
             told["steering"] = [
                 {"profile": profile, "strength": s, "digest": f"{profile:0<16.16}"}
-                for profile, s in terms
+                for profile, s in _terms(one).items()
             ]
             told["way"] = "auto"
         described.append(told)
@@ -85,11 +83,19 @@ def make_run(
         drift = {"drift": 0.01 * one.strength**2, "nats": 6.0, "tokens": 12}
         run.drift.append([{"arm": one.name, "text_index": 0, **drift}])
         for aim in one.aims:
-            by = float(one.sweep.get(aim.axis.name, 0.0)) if grid else one.strength
+            by = _terms(one).get(aim.axis.name, 0.0)
             run.verdicts.append([_verdict(rng, one, aim, by, q, s, scored) for q, s in cells])
     if finished:
         run.write_results(results_of(run))
     return run
+
+
+def _terms(one: Arm) -> dict[str, float]:
+    """The strengths of an arm by the name of the axis."""
+    if len(one.aims) < 2 or one.kind != "steered":
+        return {one.profile: one.strength}
+    parts = (part.split(":") for part in one.name.split(" + "))
+    return {axis: float(strength) for axis, strength in parts}
 
 
 def _verdict(

@@ -18,7 +18,7 @@ import pytest
 
 from alignez_edge import pictures_profile as of_profile
 from alignez_edge import pictures_run as of_run
-from alignez_edge.arms import Aim, Arm
+from alignez_edge.arms import Aim, Arm, prompted
 from alignez_edge.axes import Axis
 from alignez_edge.bank import Bank
 from alignez_edge.conditioned import Neighbourhood, Recipe
@@ -29,6 +29,7 @@ from alignez_edge.mix import mix
 from alignez_edge.outcome import Outcome
 from alignez_edge.pictures import _LOOKS, Chart, Curve, Heat, Picture, rendered, save
 from alignez_edge.pictures_text import MOST_LINES, drawn
+from alignez_edge.preamble import Preamble
 from alignez_edge.profile import Profile
 from alignez_edge.runtime.model import Model
 from tests.profiles import random_profile
@@ -311,6 +312,17 @@ def test_net_wins_where_the_judge_gives_no_scores(tmp_path: Path) -> None:
     assert curve.low[0] <= curve.y[0] <= curve.high[0]
 
 
+def test_prompting_steering_and_both(tmp_path: Path) -> None:
+    preamble = Preamble("be nice", ({"role": "system", "content": "Be nice."},))
+    arms = [arm(POLITE, s) for s in (-1.0, 1.0)]
+    make_run(tmp_path / "run", [*prompted(preamble, arms), *arms])
+    effect, price, _ = charts(of_run.strength_of_run(Outcome.load(tmp_path / "run")))
+    assert [curve.name for curve in effect.curves] == ["steered + be nice", "steered"]
+    assert [curve.x for curve in effect.curves] == [(-1, 1), (-1, 0, 1)]
+    assert [name for name, _ in effect.levels][3:] == ["be nice"]
+    assert [name for name, _ in price.levels] == ["plain"]
+
+
 def test_sweeps_of_a_run(tmp_path: Path) -> None:
     arms = [arm(POLITE, 1.0, {"k": k}, f"polite k {k}") for k in (3, 5, 10)]
     arms += [arm(POLITE, 1.0, {"method": m}, f"polite {m}") for m in ("alignez", "mean")]
@@ -338,7 +350,7 @@ def cells(steps: tuple[float, ...]) -> list[Arm]:
     return [
         Arm(
             f"polite:{s:g} + formal:{t:g}", "steered", "polite + formal", s,
-            (aims[0][s], aims[1][t]), sweep={"polite": s, "formal": t},
+            (aims[0][s], aims[1][t]),
         )
         for s in steps
         for t in steps
@@ -347,7 +359,7 @@ def cells(steps: tuple[float, ...]) -> list[Arm]:
 
 @pytest.mark.parametrize("scored", [True, False])
 def test_a_grid(tmp_path: Path, scored: bool) -> None:
-    make_run(tmp_path / "run", cells((-1.0, 0.0, 1.0)), grid=True, scored=scored)
+    make_run(tmp_path / "run", cells((-1.0, 0.0, 1.0)), scored=scored)
     picture = of_run.grid_of_run(Outcome.load(tmp_path / "run"))
     first, second, net = picture.rows[0]
     assert isinstance(first, Heat)

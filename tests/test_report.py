@@ -88,7 +88,6 @@ def test_answers_of_strangers_are_text(tmp_path: Path, suffix: str) -> None:
     if suffix == "md":
         for raw in (
             " [l]",
-            "](java",
             "http://",
             "www.",
             "`code`",
