@@ -140,6 +140,11 @@ class GGUFFile:
         data = self._raw(info).reshape(shape)
         return self._decoded(info, np.array(data if rows is None else data[rows]))
 
+    def half(self, name: str) -> npt.NDArray[np.float16]:
+        """A tensor of the type F16 as it is stored, in NumPy's order: a copy."""
+        info = self.tensors[name]
+        return np.array(self._raw(info)).view(np.float16).reshape(info.shape[::-1])
+
     def is_zero(self, name: str) -> bool:
         """Whether all bytes of a tensor are zero; nothing is decoded."""
         return not self._raw(self.tensors[name]).any()

@@ -93,7 +93,8 @@ def neighbours_of(file: GGUFFile, keys: Keys, n_layer: int, n_embd: int) -> Neig
     }
     for kind in _BANK_KINDS:
         wanted = (len(layers), n_pairs, n_embd)
-        arrays[kind] = tensor_of(file, f"bank.{kind}", wanted, "F16").astype(np.float16)
+        _check_tensor(file, f"bank.{kind}", wanted, "F16")
+        arrays[kind] = file.half(f"bank.{kind}").reshape(wanted)
     recipe = Recipe(
         keys.text("profile.neighbors.method"),  # type: ignore[arg-type]
         keys.number("profile.neighbors.k"),
@@ -137,13 +138,16 @@ def value_of(file: GGUFFile, keys: Keys, n_embd: int) -> ReControl | None:
     )
 
 
-def tensor_of(
-    file: GGUFFile, name: str, shape: tuple[int, ...], kind: str = "F32"
-) -> npt.NDArray[np.float32]:
-    """The tensor `name`, which must have this NumPy `shape` and `kind`, as float32.
+def tensor_of(file: GGUFFile, name: str, shape: tuple[int, ...]) -> FloatArray:
+    """The float32 tensor `name`, which must have this NumPy `shape`.
 
     Leading axes of length 1 need not be in the file. Raises `ValueError` where it is another.
     """
+    _check_tensor(file, name, shape, "F32")
+    return np.asarray(file.tensor(name), np.float32).reshape(shape)
+
+
+def _check_tensor(file: GGUFFile, name: str, shape: tuple[int, ...], kind: str) -> None:
     if name not in file.tensors:
         raise ValueError(f"the tensor {name} is missing")
     info = file.tensors[name]
@@ -152,7 +156,6 @@ def tensor_of(
         raise ValueError(
             f"the tensor {name} is {info.type} of shape {info.shape}, not {kind} of {wanted}"
         )
-    return np.asarray(file.tensor(name), np.float32).reshape(shape)
 
 
 def add_integers(writer: Any, key: str, values: Mapping[int, Any] | tuple[int, ...]) -> None:
