@@ -18,7 +18,9 @@ import argparse
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,8 @@ from alignez_edge.build import build_profile, split
 from alignez_edge.builder import Builder
 from alignez_edge.demo.judge import AXES
 from alignez_edge.demo.world import demo_queries
-from alignez_edge.edits import LayerEdit
+from alignez_edge.edits import Edit, LayerEdit
+from alignez_edge.embeddings import POSITIONS
 from alignez_edge.exact import adapter_bytes, adapter_tensors
 from alignez_edge.forms import ExactForm, exact_form
 from alignez_edge.heads import attention_heads
@@ -106,7 +109,10 @@ class Fitted:
         makers |= {
             "exact, version 2, rank 4": self._rank_4,
             "exact, version 1, MLP and attention outputs": self._attention,
-            "control vector and exact pin": self._pinned,
+            "control vector and exact pin": lambda: self._pinned(POSITIONS),
+            "control vector and exact pin at the deciding token": lambda: self._pinned(
+                POSITIONS[:1]
+            ),
             "RE-Control, trained on the judge's scores": self._judged,
         }
         for name, make in makers.items():
@@ -142,7 +148,7 @@ class Fitted:
             )
         )
 
-    def _pinned(self) -> Form:
+    def _pinned(self, positions: Sequence[str]) -> Form:
         """The control vector, and the MLP's outputs pinned half to the middle of both sides along
         the direction that parts them: what the model itself would do there does not blur it."""
 
@@ -153,7 +159,8 @@ class Fitted:
 
         pin, vector = self._with_exact(middle), self._profile("alignez")
         assert pin.exact is not None
-        pin = replace(pin, exact=ExactForm(pin.exact.deciding, pin.exact.answer, 0.5))
+        edits = [e if p in positions else Edit({}) for p, e in pin.exact.edits.items()]
+        pin = replace(pin, exact=ExactForm(edits[0], edits[1], 0.5))
         return lambda s: (vector * s + pin * abs(s)).injection(self._model)
 
     def _attention(self) -> Form:
@@ -178,7 +185,7 @@ class Fitted:
         zeros = np.zeros((model.n_layer, model.n_embd), np.float32)
 
         def inject(strength: float) -> Injection:
-            at = [((found[position], strength),) for position in ("deciding", "answer")]
+            at = [((found[position], strength),) for position in POSITIONS]
             return Injection(zeros, zeros, *at)
 
         return inject
@@ -234,52 +241,68 @@ class Drift:
         return (low + high) / 2
 
 
-def measure(
-    model: Model,
-    axes: Sequence[str],
-    queries: Sequence[Mapping[str, str]],
-    n_seed: int,
-    wanted: Sequence[str],
+@dataclass(frozen=True)
+class Task:
+    """One axis to be measured, in a process of its own: many small passes use one core best."""
+
+    axis: str
+    model: Path | None
+    threads: int
+    tuning: bool
+    limit: int | None
+    seeds: int
+    wanted: tuple[str, ...]
+
+    @property
+    def queries(self) -> Sequence[Mapping[str, str]]:
+        """The queries that are asked."""
+        return (tuning_queries() if self.tuning else demo_queries("unseen"))[: self.limit]
+
+
+def measure_axis(task: Task) -> dict[str, tuple[dict[str, Any], Floats]]:
+    """By form, its figures on one axis and the samples of its share."""
+    axis, column, found = task.axis, AXES.index(task.axis), {}
+    resamples = Resamples(len(task.queries))
+    with open_model(task.model, task.threads) as model, Scorer(model) as scorer:
+        bench = Bench(model, task.queries, say)
+        plain = bench.answers(PLAIN, None, task.seeds, scorer)
+        asked = [bench.answers(Arm(axis, s), None, task.seeds, scorer) for s in prompts.SIDES]
+        span = _span(resamples, asked, column)
+        fitted = Fitted(model, axis)
+        drift, target = Drift(model, fitted.held_back), math.nan
+        for name, form in fitted.forms(task.wanted):
+            if math.isnan(target):  # the control vector comes first
+                target = drift.of(form, 1.0, scorer)
+            strength = drift.strength(form, target, scorer)
+            answers = [
+                bench.answers(Arm(axis, strength=sign), form(sign * strength), task.seeds, scorer)
+                for sign in SIGNS
+            ]
+            share = _span(resamples, answers, column) / span
+            cell = _figures(resamples, answers, plain, column) | {
+                "strength": strength,
+                "share of asking": resamples.figure(share),
+                "drift": drift.of(form, strength, scorer),
+                "target": target,
+            }
+            found[name] = cell, share
+            say(f"{axis}: {name}: net win {100 * cell['net win'].mean:+.0f}, {share[0]:.2f}")
+    return found
+
+
+def gathered(
+    axes: Mapping[str, dict[str, tuple[dict[str, Any], Floats]]], resamples: Resamples
 ) -> dict[str, Any]:
-    """All figures; samples are kept for the differences between forms."""
-    bench, resamples = Bench(model, queries, say), Resamples(len(queries))
+    """The figures of all axes by form, and their means with the distance from the best form."""
+    names = list(next(iter(axes.values())))
+    shares = {name: np.mean([found[name][1] for found in axes.values()], axis=0) for name in names}
+    best = max(shares, key=lambda name: float(shares[name][0]))
     rows: dict[str, dict[str, Any]] = {}
-    samples: dict[str, list[Floats]] = {}
-    with Scorer(model) as scorer:
-        plain = bench.answers(PLAIN, None, n_seed, scorer)
-        for axis in axes:
-            column = AXES.index(axis)
-            asked = [bench.answers(Arm(axis, s), None, n_seed, scorer) for s in prompts.SIDES]
-            span = _span(resamples, asked, column)
-            fitted = Fitted(model, axis)
-            drift, target = Drift(model, fitted.held_back), math.nan
-            for name, form in fitted.forms(wanted):
-                if math.isnan(target):  # the control vector comes first
-                    target = drift.of(form, 1.0, scorer)
-                strength = drift.strength(form, target, scorer)
-                answers = [
-                    bench.answers(Arm(axis, strength=sign), form(sign * strength), n_seed, scorer)
-                    for sign in SIGNS
-                ]
-                share = _span(resamples, answers, column) / span
-                samples.setdefault(name, []).append(share)
-                cell = _figures(resamples, answers, plain, column)
-                cell |= {
-                    "strength": strength,
-                    "share of asking": resamples.figure(share),
-                    "drift": drift.of(form, strength, scorer),
-                    "target": target,
-                }
-                rows.setdefault(name, {})[axis] = cell
-                win, shared = cell["net win"], cell["share of asking"].mean
-                say(f"{axis}: {name}: net win {100 * win.mean:+.0f}, {shared:.2f} of asking")
-    best = max(samples, key=lambda name: np.mean([share[0] for share in samples[name]]))
-    for name, shares in samples.items():
+    for name, share in shares.items():
+        rows[name] = {axis: found[name][0] for axis, found in axes.items()}
         rows[name]["mean"] = {
-            "share of asking": resamples.figure(np.mean(shares, axis=0)),
-            "below the best": resamples.figure(
-                np.mean(samples[best], axis=0) - np.mean(shares, axis=0)
-            ),
+            "share of asking": resamples.figure(share),
+            "below the best": resamples.figure(shares[best] - share),
         }
     return {"forms": rows, "best": best}
 
@@ -343,7 +366,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure every form and print a Markdown table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--model", type=Path, help="a GGUF file (default: the demo model)")
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("--jobs", type=int, default=4, help="axes that are measured at a time")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each")
     parser.add_argument("--seeds", type=int, default=3, help="answers to each query")
     parser.add_argument("--limit", type=int, help="use only so many of the queries")
     parser.add_argument("--tuning", action="store_true", help="queries that are not the unseen")
@@ -352,11 +376,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
     parser.add_argument("--page", type=Path, help="put the table between this file's markers")
     options = parser.parse_args(arguments)
-    queries = tuning_queries() if options.tuning else demo_queries("unseen")
-    with open_model(options.model, options.threads) as model:
-        result = measure(
-            model, options.axes, queries[: options.limit], options.seeds, options.forms
+    tasks = [
+        Task(
+            axis,
+            options.model,
+            options.threads,
+            options.tuning,
+            options.limit,
+            options.seeds,
+            tuple(options.forms),
         )
+        for axis in options.axes
+    ]
+    with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
+        found = dict(zip(options.axes, pool.map(measure_axis, tasks), strict=True))
+    result = gathered(found, Resamples(len(tasks[0].queries)))
     table = markdown(result, options.axes)
     if options.page:
         insert(table, options.page, "forms")
