@@ -177,6 +177,16 @@ def compare(a: Fingerprint, b: Fingerprint) -> Comparison:
     return Comparison(Fit.SAME_SHAPE if differing else Fit.SAME, tuple(differing))
 
 
+def misfits(there: Fingerprint, here: Fingerprint) -> str:
+    """The facts for which a profile made for `there` cannot be used `here`, in words."""
+    facts = [(fact, getattr(there, fact), getattr(here, fact)) for fact in _DECISIVE]
+    return ", ".join(
+        f"{fact} is {printable(str(a))} there and {printable(str(b))} here"
+        for fact, a, b in facts
+        if a != b
+    )
+
+
 def distance(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
     """`|a − b|` relative to the larger of `|a|` and `|b|`; infinite for other sizes."""
     if a.shape != b.shape:

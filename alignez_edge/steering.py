@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from alignez_edge.errors import BadInputError, ProfileFileError
 from alignez_edge.files import printable
-from alignez_edge.fingerprint import Fit, compare
+from alignez_edge.fingerprint import Fit, compare, misfits
 from alignez_edge.methods import WAYS, Way
 
 if TYPE_CHECKING:
@@ -142,10 +142,10 @@ def check_fit(profile: Profile, model: Model) -> str | None:
     """
     name = printable(profile.name)
     found = compare(profile.fingerprint, model.fingerprint)
-    differing = ", ".join(found.differing)
     if found.fit is Fit.DIFFERENT:
         raise ProfileFileError(
-            f"the profile {name} was made for another model{_called(profile)}: {differing} differ",
+            f"the profile {name} was made for another model{_called(profile)}: "
+            f"{misfits(profile.fingerprint, model.fingerprint)}",
             hint=f"build one for this model: alignez build {name} -m MODEL",
         )
     if profile.vector.deciding.shape != (model.n_layer, model.n_embd):
@@ -154,6 +154,7 @@ def check_fit(profile: Profile, model: Model) -> str | None:
             f"{profile.vector.n_embd}, the model has {model.n_layer} of {model.n_embd}"
         )
     if found.fit is Fit.SAME_SHAPE:
+        differing = ", ".join(found.differing)
         return f"the profile {name} was made for a model of the same shape with other {differing}"
     return None
 
