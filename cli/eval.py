@@ -12,7 +12,7 @@ from alignez_edge.errors import BadInputError
 from alignez_edge.files import printable
 
 from .evaltables import summary
-from .judge import JudgeOptions
+from .judge import JudgeOptions, tested
 from .options import (
     DEFAULT_WIDTH,
     ContextOption,
@@ -173,8 +173,9 @@ def eval_(
             neutral=_texts(neutral),
         )
         folder = Path(output) if output is not None else _folder(plan, model, who)
+        axes = {aim.axis.name for arm in arms for aim in arm.aims}
         try:
-            with out.progress() as progress:
+            with tested(who, axes, folder, out), out.progress() as progress:
                 results = evaluate(model, plan, who, folder, width=parallel, on_progress=progress)
         except KeyboardInterrupt:
             out.notice("interrupted: start the same evaluation again and it goes on where it was")

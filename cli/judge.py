@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
@@ -139,6 +142,7 @@ def record_of(report: JudgeReport) -> dict[str, Any]:
     return {
         "judge": report.judge,
         "can_tell": report.can_tell,
+        "finding": report.finding,
         "p_value": report.p_value,
         "pairs": report.averaged.n,
         "equal_pairs": report.averaged.equal,
@@ -209,3 +213,50 @@ def _row(title: str, tally: Tally) -> list[str]:
     low, high = tally.interval()
     ties = "" if math.isnan(tally.equal_ties) else f"{tally.equal_ties:.0%}"
     return [title, f"{tally.accuracy:.0%}", f"{low:.0%} to {high:.0%}", f"{tally.ties:.0%}", ties]
+
+
+@contextmanager
+def tested(who: Judge, axes: Collection[str], folder: Path, out: Output) -> Iterator[None]:
+    """Around an evaluation: test its judge, and say whether it can tell before it is relied on.
+
+    The demo model's rules, from which the test pairs come, and persons are not tested. What was
+    found is kept as `judge.json` in the folder of the run, so that a run that goes on does not ask
+    again.
+    """
+    from alignez_edge.files import printable, read_text, write_atomic
+    from alignez_edge.judges.demo import DemoJudge
+    from alignez_edge.judges.quality import axes_for, measure, shipped_pairs
+    from alignez_edge.queries import parse_record, text_of
+
+    kept = folder / "judge.json"
+    if isinstance(who, DemoJudge) or who.name == "human":
+        yield
+        return
+    if kept.exists():
+        record = parse_record(read_text(kept, limit=1 << 20, what="judge's test"), kept.name)
+        _announce(out, record.get("can_tell") is True, text_of(record, "finding", kept.name))
+        yield
+        return
+    known = [axis for axis in axes_for(who) if axis in axes]
+    if untested := sorted(set(axes) - set(known)):
+        out.notice(
+            f"the judge {printable(who.name, 120)} is not tested on {', '.join(untested)}: no test"
+            " pairs (bring your own: alignez judge JUDGE --pairs FILE --axis AXIS)"
+        )
+    found: JudgeReport | None = None
+    if pairs := [pair for axis in known for pair in shipped_pairs(axis)]:
+        with out.progress() as progress:
+            found = measure(who, pairs, lambda done, total: progress("the judge", done, total))
+        _announce(out, found.can_tell, found.finding)
+    try:
+        yield
+    finally:
+        # Not before there is a run: another file would make the folder look like something else.
+        if found is not None and (folder / "run.json").exists():
+            write_atomic(kept, json.dumps(record_of(found), indent=2).encode() + b"\n")
+
+
+def _announce(out: Output, can_tell: bool, finding: str) -> None:
+    from alignez_edge.files import printable
+
+    out.notice(f"{'' if can_tell else 'warning: '}{printable(finding, 500)}")
