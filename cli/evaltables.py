@@ -14,7 +14,7 @@ def summary(results: Mapping[str, Any]) -> str:
     """The results as tables for a terminal."""
     n = results["queries"]
     lines = [
-        f"{printable(results['model'])}: {n} queries, {results['seeds']} answers to each,"
+        f"{printable(results['model'])}: {n} queries, {_answers(results['seeds'])} to each,"
         f" judged by {printable(results['judge'])}; against plain answers, intervals 95 %",
         "",
         table(list(_wins(results["rows"]))),
@@ -25,6 +25,10 @@ def summary(results: Mapping[str, Any]) -> str:
     if results["position_bias"] is not None:
         lines.append(f"position bias of the judge: {results['position_bias']:+.2f}")
     return "\n".join(lines)
+
+
+def _answers(n: int) -> str:
+    return f"{n} answer" if n == 1 else f"{n} answers"
 
 
 def _wins(rows: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
