@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
+import re
 import secrets
+import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -23,6 +25,7 @@ APP = "alignez-edge"
 _JOINERS = "\u200c\u200d"
 MAX_LINE = 1 << 20  # bytes; what a parser makes of one line may take twenty times its size
 _PIECE = 1 << 20
+_STALE = 3600.0  # seconds; nothing takes so long to write
 
 
 def is_unprintable(char: str) -> bool:
@@ -127,7 +130,8 @@ def write_atomic(path: str | Path, content: bytes | Callable[[Path], None]) -> N
     """Write a file so that at every moment the old or the new one is there whole.
 
     `content` is the bytes, or a function that writes them to the path it is given. The temporary
-    file stands in the same folder and is removed on failure. Raises `AlignezError` (disk full,
+    file stands in the same folder and is removed on failure; what a kill has left of it is removed
+    by a later save of the same file, an hour or more after. Raises `AlignezError` (disk full,
     read-only folder) and `BadInputError` (no such folder; the target is not a plain file).
     """
     target = Path(os.path.realpath(path))
@@ -148,6 +152,7 @@ def write_atomic(path: str | Path, content: bytes | Callable[[Path], None]) -> N
             os.fsync(file.fileno())
         temporary.replace(target)
         _sync_folder(target.parent)
+        _sweep(target)
     except OSError as failure:
         raise AlignezError(f"cannot write {shown}: {_reason(failure)}") from None
     finally:
@@ -182,6 +187,15 @@ def builtin_folder() -> Path:
     """The folder of the built-in axes and profiles: the installed package, or the checkout's."""
     installed = Path(__file__).parent / "profiles"
     return installed if installed.is_dir() else Path(__file__).parents[1] / "profiles"
+
+
+def _sweep(target: Path) -> None:
+    """Remove the temporary files of `target` that writers have left who were killed."""
+    ours = re.compile(re.escape(f".{target.name[:100]}.") + r"[0-9a-f]{12}\.tmp")
+    for path in target.parent.iterdir():
+        with contextlib.suppress(OSError):  # another program may be faster
+            if ours.fullmatch(path.name) and path.lstat().st_mtime < time.time() - _STALE:
+                path.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -19,6 +19,7 @@ from alignez_edge.errors import AxisError, BadInputError, ProfileFileError
 from alignez_edge.files import printable, write_atomic
 from alignez_edge.fingerprint import Fingerprint
 from alignez_edge.gguffile import GGUFFile, read_gguf
+from alignez_edge.ggufwriter import gguf_writer
 from alignez_edge.metadata import Keys
 from alignez_edge.profile import Profile, to_json
 from alignez_edge.profile_parts import (
@@ -64,7 +65,7 @@ def _write(profile: Profile, path: Path) -> None:
     import gguf
 
     kinds = gguf.GGUFValueType
-    writer = gguf.GGUFWriter(path, ARCHITECTURE)
+    writer = gguf_writer(path, ARCHITECTURE)
 
     def text(key: str, value: str | None) -> None:
         if value:

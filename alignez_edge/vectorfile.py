@@ -28,6 +28,7 @@ import numpy as np
 from alignez_edge.errors import BadInputError, ProfileFileError
 from alignez_edge.files import printable, write_atomic
 from alignez_edge.gguffile import GGUFFile, read_gguf
+from alignez_edge.ggufwriter import gguf_writer
 from alignez_edge.vectors import FloatArray
 
 ARCHITECTURE = "controlvector"
@@ -101,9 +102,7 @@ def write_control_vector(path: str | Path, rows: FloatArray, hint: str) -> None:
         raise BadInputError("this control vector changes nothing")
 
     def write(temporary: Path) -> None:
-        import gguf
-
-        writer = gguf.GGUFWriter(temporary, ARCHITECTURE)
+        writer = gguf_writer(temporary, ARCHITECTURE)
         try:
             writer.add_string(_HINT, hint)
             writer.add_uint32(_COUNT, len(edited))
