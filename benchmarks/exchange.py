@@ -18,7 +18,8 @@ import json
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -33,35 +34,42 @@ from alignez_edge.profile import Profile
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.score import Scorer
 from alignez_edge.runtime.session import Session
-from alignez_edge.runtime.types import Injection, Sampling
+from alignez_edge.runtime.types import FloatArray, Injection, IntArray, Sampling
 from alignez_edge.vectorfile import read_control_vector
 from benchmarks.llamacpp import Completion, programs
 from benchmarks.planted import N_EMBD, N_LAYER, planted_model, with_generator, with_repeng
 from benchmarks.steering import profile_of, say
 from benchmarks.steering_report import insert
 
-AXIS = "cheerful"
+AXIS = "polite"
 N_TOKENS = 64
 CASES: tuple[tuple[str, Way], ...] = (
     ("alignez", "control-vector"),
     ("caa", "control-vector"),
-    ("alignez-v1", "control-vector"),
+    ("pca", "control-vector"),
+    ("iti", "control-vector"),
     ("alignez-v1", "exact"),
 )
-TIE = 0.02
-"""A gap of two logits below which either may win: builds of llama.cpp round differently."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Where an answer of llama.cpp's program first differs: both tokens as text, and by how much
-    the logit of ours is the larger one here."""
+    """Where an answer of llama.cpp's program first differs: both tokens as text.
 
-    prompt: str
+    The gaps are by how much the logit of ours is the larger one: as the answer came about, one
+    token a pass, and with all its tokens in one pass. What differs between the two is rounding.
+    """
+
     at: int
     ours: str
     theirs: str
     gap: float
+    gap_together: float
+
+    @property
+    def is_tie(self) -> bool:
+        """Whether the gap is no larger than what rounding makes of it."""
+        return self.gap <= abs(self.gap - self.gap_together)
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,7 @@ class Row:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--limit", type=int, default=20, help="prompts")
+    parser.add_argument("--limit", type=int, default=60, help="prompts")
     parser.add_argument("--jobs", type=int, default=2, help="processes that build llama.cpp")
     parser.add_argument("--json", action="store_true", help="print one JSON object, no tables")
     parser.add_argument("--page", type=Path, help="put the tables into this Markdown file")
@@ -108,7 +116,7 @@ def completions(program: Path, limit: int) -> list[Row]:
     """The first part: one row for each of `CASES`."""
     entries = demo_queries("unseen")[:limit]
     with Model.demo(threads=1) as model:
-        bench = _Bench(model, Completion(program, model.path, N_TOKENS), entries)
+        bench = Bench(model, Completion(program, model.path, N_TOKENS), entries)
         profiles: dict[str, Profile] = {}
         rows = []
         for method, way in CASES:
@@ -120,13 +128,26 @@ def completions(program: Path, limit: int) -> list[Row]:
         return rows
 
 
-class _Bench:
+class _Logits:
+    """An edit of the logits that changes nothing, and keeps them."""
+
+    def __init__(self) -> None:
+        self.rows: list[FloatArray] = []
+
+    def change(self, hidden: FloatArray, logits: FloatArray) -> tuple[IntArray, FloatArray]:
+        """No token's logit is moved."""
+        self.rows.append(logits.copy())
+        return np.zeros(0, np.int64), np.zeros(0, np.float32)
+
+
+class Bench:
     """The prompts with their plain answers, and the two programs that answer them."""
 
     def __init__(
         self, model: Model, program: Completion, entries: Sequence[dict[str, str]]
     ) -> None:
         self.model, self.program = model, program
+        self.end = int(model.gguf.metadata["tokenizer.ggml.eos_token_id"])
         self.topics = [entry["topic"] for entry in entries]
         messages = [[{"role": "user", "content": entry["query"]}] for entry in entries]
         self.prompts = [model.prompt(each) for each in messages]
@@ -170,9 +191,11 @@ class _Bench:
         kinds = {"adapter.gguf": "--lora", "control-vector.gguf": "--control-vector"}
         return [x for path in found if path.name in kinds for x in (kinds[path.name], str(path))]
 
-    def answer(self, prompt: Sequence[int], injection: Injection | None) -> list[int]:
-        """Our greedy answer."""
-        sampling = Sampling(temperature=0, max_tokens=N_TOKENS)
+    def answer(
+        self, prompt: Sequence[int], injection: Injection | None, n_tokens: int | None = None
+    ) -> list[int]:
+        """Our greedy answer of at most as many tokens as the program's."""
+        sampling = Sampling(temperature=0, max_tokens=n_tokens or self.program.n_tokens)
         with Session(self.model) as session:
             for _ in session.stream(prompt, sampling, injection):
                 pass
@@ -191,22 +214,18 @@ class _Bench:
     ) -> list[Difference]:
         """The first difference of each answer that differs."""
         found = []
-        with Scorer(self.model) as scorer:
-            for prompt, a, b in zip(self.prompts, ours, theirs, strict=True):
-                if a == b:
-                    continue
-                at = next(
-                    (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y),
-                    min(len(a), len(b)),
-                )
-                gap, words = float("nan"), ["(end)", "(end)"]
-                for i, answer in enumerate((a, b)):
-                    if at < len(answer):
-                        words[i] = self.model.detokenize(answer[at : at + 1])
-                if "(end)" not in words:
-                    (rows,) = scorer.log_probs(prompt.tokens, a[: at + 1], [injection])
-                    gap = float(rows[at][a[at]] - rows[at][b[at]])
-                found.append(Difference(prompt.text, at, words[0], words[1], gap))
+        for prompt, a, b in zip(self.prompts, ours, theirs, strict=True):
+            if a == b:
+                continue
+            pairs = enumerate(zip_longest(a, b, fillvalue=self.end))
+            at, (x, y) = next(pair for pair in pairs if pair[1][0] != pair[1][1])
+            kept = _Logits()
+            self.answer(prompt.tokens, replace(injection, logit_edits=((kept, 1.0),)), at + 1)
+            with Scorer(self.model) as scorer:
+                (rows,) = scorer.log_probs(prompt.tokens, [*a[:at], x], [injection])
+            words = [self.model.detokenize([token]) or "(end)" for token in (x, y)]
+            gaps = [float(row[x] - row[y]) for row in (kept.rows[at], rows[at])]
+            found.append(Difference(at, words[0], words[1], *gaps))
         return found
 
     def score(self, answers: list[list[int]]) -> float:
@@ -279,10 +298,11 @@ def completion_table(rows: Sequence[Row]) -> str:
     lines = [_markdown(head, cells)]
     for row in rows:
         for d in row.differences:
-            kind = "a tie" if abs(d.gap) < TIE else "not a tie"
+            kind = "a tie within rounding" if d.is_tie else "not a tie"
             lines.append(
-                f"- {row.method} by {row.way}, token {d.at}: `{d.ours}` here, `{d.theirs}` there;"
-                f" the logits differ by {d.gap:.4f}, {kind}"
+                f"- {row.method} by {row.way}, token {d.at}: `{d.ours}` here, `{d.theirs}` there."
+                f" The logits differ by {d.gap:+.4f}, and by {d.gap_together:+.4f} where the"
+                f" tokens share a pass: {kind}."
             )
     return "\n\n".join([lines[0], "\n".join(lines[1:])]).rstrip()
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from alignez_edge.axes import Axis
+from alignez_edge.demo.world import demo_queries
 from alignez_edge.edits import Edit, LayerEdit
 from alignez_edge.errors import AlignezError, BadInputError, ProfileFileError
 from alignez_edge.export import (
@@ -26,6 +27,7 @@ from alignez_edge.export import (
 from alignez_edge.export_peft import MODULES, export_peft
 from alignez_edge.forms import ExactForm
 from alignez_edge.gguffile import read_gguf
+from alignez_edge.methods import Way
 from alignez_edge.pairs import PairStore, PreferencePair
 from alignez_edge.profile import Profile
 from alignez_edge.runtime.model import Model
@@ -33,6 +35,8 @@ from alignez_edge.runtime.score import Scorer
 from alignez_edge.runtime.types import Injection
 from alignez_edge.vectorfile import read_control_vector
 from alignez_edge.vectors import ControlVector
+from benchmarks.exchange import Bench
+from benchmarks.llamacpp import Completion, built
 from tests.profiles import random_profile
 
 LAYERS = (1, 3)
@@ -301,3 +305,24 @@ def test_pairs_from_a_file(home: Path, tmp_path: Path, llama_model: Model) -> No
     source.write_text('{"query": "Why?", "chosen": "So.", "rejected": "So."}\n', "utf-8")
     with pytest.raises(BadInputError, match="no usable pairs"):
         export_pairs(random_profile(llama_model), tmp_path / "none.jsonl", source)
+
+
+@pytest.mark.parametrize("way", ["control-vector", "exact"])
+def test_llama_cpps_own_program_answers_alike(way: Way) -> None:
+    """With both parts, each for its tokens; differences may only be ties."""
+    program = built("llama-completion")
+    if program is None:
+        pytest.skip("llama.cpp's programs are not built: python -m benchmarks.exchange")
+    with Model.demo(threads=1) as model:
+        completion = Completion(program, model.path, n_tokens=32)
+        bench = Bench(model, completion, demo_queries("unseen")[:2])
+        if way == "exact":
+            form = exact_profile(model).exact
+            profile = replace(exact_profile(model), exact=replace(form, unit=40.0))
+        else:
+            profile = replace(random_profile(model), unit=1.5)
+        row = bench.row(profile, "random", way)
+        injection = (profile * 1.0).by(way).injection(model)
+        steered = bench.answer(bench.prompts[0].tokens, injection)  # type: ignore[arg-type]
+    assert steered != bench.plain[0]
+    assert row.tokens and row.same + sum(each.is_tie for each in row.differences) == row.n

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -11,8 +12,18 @@ import pytest
 
 from alignez_edge.errors import AlignezError, BadInputError, ProfileFileError
 from alignez_edge.importing import imported_profile, notices_of
+from alignez_edge.runtime.capture import capture
 from alignez_edge.runtime.model import Model
 from alignez_edge.vectorfile import ARCHITECTURE, read_control_vector, write_control_vector
+from benchmarks.llamacpp import built
+from benchmarks.planted import (
+    OTHERS,
+    WORD,
+    Planted,
+    planted_model,
+    with_generator,
+    with_repeng,
+)
 
 N_LAYER, N_EMBD = 6, 64
 DRAWN = np.random.default_rng(0).standard_normal((N_LAYER, N_EMBD)).astype(np.float32)
@@ -187,3 +198,45 @@ def test_a_hint_of_another_model_is_said(tmp_path: Path, llama_model: Model) -> 
     )
     (notice,) = notices_of(read_control_vector(path), llama_model, "repeng")
     assert "was made for mis\\x1b[31mtral, the model is llama" in notice
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
+    return planted_model(tmp_path_factory.mktemp("planted"))
+
+
+def test_the_planted_directions_are_there(planted: Planted) -> None:
+    """What the tests below rely on, seen without other programs."""
+    with Model.load(planted.path, threads=1) as model:
+        items = [(model.tokenize(text, begin=True), (5,)) for text in (WORD, OTHERS[0])]
+        word, other = capture(model, items, tensor="l_out")
+    difference = word.deciding - other.deciding
+    assert planted.layers_of(difference) == list(range(planted.directions.shape[0]))
+    assert np.linalg.norm(other.deciding, axis=1).max() < 10
+
+
+@pytest.mark.parametrize("method", ["mean", "pca"])
+def test_a_vector_of_the_generator_arrives_where_it_was_found(
+    tmp_path: Path, planted: Planted, method: str
+) -> None:
+    program = built("llama-cvector-generator")
+    if program is None:
+        pytest.skip("llama.cpp's programs are not built: python -m benchmarks.exchange")
+
+    def run(arguments: list[str]) -> None:
+        subprocess.run([str(program), *arguments], check=True, capture_output=True, timeout=60)
+
+    file = read_control_vector(with_generator(run, planted.path, tmp_path, method))
+    assert file.maker == "llama.cpp"
+    stored = np.stack(list(file.directions.values()))
+    assert planted.layers_of(stored) == [0, 1, 2, 3, 4]
+    assert planted.layers_of(file.rows(6, 64)) == [None, 1, 2, 3, 4, None]
+
+
+def test_a_vector_of_repeng_arrives_where_it_was_found(tmp_path: Path, planted: Planted) -> None:
+    pytest.importorskip("repeng")
+    with Model.load(planted.path, threads=1) as model:
+        path = with_repeng(planted.path, lambda text: model.tokenize(text, begin=True), tmp_path)
+    file = read_control_vector(path)
+    assert file.maker == "repeng"
+    assert planted.layers_of(file.rows(6, 64)) == [None, 1, 2, 3, 4, 5]
