@@ -24,7 +24,7 @@ from alignez_edge.axes import Axis
 from alignez_edge.demo.judge import AXES, judge
 from alignez_edge.demo.world import demo_queries
 from alignez_edge.judges import MODEL_WAYS, JudgeSettings, ModelWay, judge_of
-from alignez_edge.judges.quality import JudgeReport, TestPair, measure, shipped_pairs
+from alignez_edge.judges.quality import JudgeReport, KnownPair, measure, shipped_pairs
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.types import Sampling
 from benchmarks.steering_report import insert
@@ -85,7 +85,7 @@ def reports(models: Sequence[str], threads: int | None) -> Iterator[JudgeReport]
         script.write_text(ALWAYS_FIRST)
         command = f"command:{shlex.join([sys.executable, str(script)])}"
         rules = [pair for pair in every if pair.comparison.axis.name != "helpful"]
-        named: list[tuple[str, str, JudgeSettings, list[TestPair]]] = [
+        named: list[tuple[str, str, JudgeSettings, list[KnownPair]]] = [
             ("the demo model's rules", "demo", JudgeSettings(), every),
             ("a rule file of everyday words", str(RULES), JudgeSettings(), rules),
             ("a program that always says 'first'", command, JudgeSettings(), every),

@@ -21,7 +21,7 @@ from .output import Output
 
 if TYPE_CHECKING:
     from alignez_edge.judges import JudgeSettings, ModelWay
-    from alignez_edge.judges.quality import JudgeReport, Tally, TestPair
+    from alignez_edge.judges.quality import JudgeReport, KnownPair, Tally
     from alignez_edge.judging import Judge
 
 
@@ -167,7 +167,9 @@ def _shares(tally: Tally) -> dict[str, Any]:
     }
 
 
-def _pairs(who: Judge, names: Sequence[str], file: str | None, limit: int | None) -> list[TestPair]:
+def _pairs(
+    who: Judge, names: Sequence[str], file: str | None, limit: int | None
+) -> list[KnownPair]:
     """What the judge is tested on."""
     from alignez_edge.files import printable
     from alignez_edge.judges.quality import axes_for, read_test_pairs, shipped_pairs

@@ -17,8 +17,8 @@ from alignez_edge.errors import BadInputError
 from alignez_edge.judges import JudgeSettings, judge_of
 from alignez_edge.judges.orders import Asked
 from alignez_edge.judges.quality import (
+    KnownPair,
     Tally,
-    TestPair,
     axes_for,
     measure,
     read_test_pairs,
@@ -26,6 +26,8 @@ from alignez_edge.judges.quality import (
     sign_test,
 )
 from alignez_edge.judging import Comparison, Verdict
+from cli import judge as command
+from cli.output import Output
 from tests.terminal import Alignez, in_terminal
 
 POLITE = Axis.builtin("polite")
@@ -44,10 +46,10 @@ class Scripted:
             yield Verdict(self.prefer(asked.first, asked.second))
 
 
-def pairs(n: int, n_equal: int = 0) -> list[TestPair]:
-    better = [TestPair(Comparison("q", f"good {i}", f"bad {i}", POLITE)) for i in range(n)]
+def pairs(n: int, n_equal: int = 0) -> list[KnownPair]:
+    better = [KnownPair(Comparison("q", f"good {i}", f"bad {i}", POLITE)) for i in range(n)]
     equal = [
-        TestPair(Comparison("q", f"even {i}", f"so {i}", POLITE), equal=True)
+        KnownPair(Comparison("q", f"even {i}", f"so {i}", POLITE), equal=True)
         for i in range(n_equal)
     ]
     return better + equal
@@ -267,6 +269,46 @@ def test_wrong_use(alignez: Alignez, arguments: list[str], message: str) -> None
     said = alignez("judge", *arguments)
     assert (said.code, said.out) == (2, "")
     assert said.err.splitlines()[0] == f"error: {message}"
+
+
+def test_an_evaluation_tests_its_judge_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before it is relied on; what was found is kept with the run and said again."""
+    asked: list[str] = []
+
+    def prefer(first: str, second: str) -> float:
+        asked.append(first)
+        return 1.0
+
+    who = Asked(Scripted(prefer))
+    with command.tested(who, ["polite", "honest"], tmp_path, Output()):
+        said = capsys.readouterr().err
+        assert "warning: the judge scripted, both orders cannot tell better answers" in said
+        assert "the judge scripted, both orders is not tested on honest: no test pairs" in said
+        assert len(asked) == 60
+        (tmp_path / "run.json").touch()
+    record = json.loads((tmp_path / "judge.json").read_text())
+    assert record["can_tell"] is False and record["position_bias"] == 1
+    with command.tested(who, ["polite"], tmp_path, Output()):
+        assert capsys.readouterr().err.startswith("warning: the judge scripted, both orders cannot")
+        assert len(asked) == 60
+    (tmp_path / "judge.json").write_text(json.dumps({"finding": "\x1b[2J", "can_tell": True}))
+    with command.tested(who, ["polite"], tmp_path, Output()):
+        assert capsys.readouterr().err == "\\x1b[2J\n"
+    (tmp_path / "judge.json").write_text("[]")
+    with pytest.raises(BadInputError, match=r"judge\.json: not a JSON object"):
+        command.tested(who, ["polite"], tmp_path, Output()).__enter__()
+
+
+def test_no_run_no_file(tmp_path: Path) -> None:
+    """A folder without a run stays as it is, and so it does for judges that need no test."""
+    with command.tested(Asked(Scripted(knows)), ["polite"], tmp_path, Output(quiet=True)):
+        pass
+    (tmp_path / "run.json").touch()
+    with command.tested(judge_of("demo"), ["polite"], tmp_path, Output(quiet=True)):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
 def test_a_person_at_the_terminal() -> None:

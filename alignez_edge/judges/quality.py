@@ -32,10 +32,8 @@ OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class TestPair:
+class KnownPair:
     """Two answers of which the first is known to be better, or both to be equally good."""
-
-    __test__ = False  # not one of pytest's
 
     comparison: Comparison
     equal: bool = False
@@ -129,7 +127,7 @@ class JudgeReport:
         )
 
 
-def shipped_pairs(axis: str) -> tuple[TestPair, ...]:
+def shipped_pairs(axis: str) -> tuple[KnownPair, ...]:
     """The test pairs that ship for a built-in axis; none for an axis that the demo world lacks.
 
     They come in a mixed order, so that any beginning of them is a fair sample.
@@ -143,7 +141,7 @@ def axes_for(judge: Judge) -> tuple[str, ...]:
     return tuple(axis for axis in AXES if axis in known)
 
 
-def read_test_pairs(path: str | Path, axis: Axis) -> tuple[TestPair, ...]:
+def read_test_pairs(path: str | Path, axis: Axis) -> tuple[KnownPair, ...]:
     """The test pairs of a person's own file of labelled pairs: `query`, `chosen`, `rejected`.
 
     Raises `BadInputError` with the line number.
@@ -151,11 +149,11 @@ def read_test_pairs(path: str | Path, axis: Axis) -> tuple[TestPair, ...]:
     pairs = read_labelled_pairs(path, axis).pairs
     if not pairs:
         raise BadInputError(f"no pair of {printable(str(path))} can be used to test a judge")
-    return tuple(TestPair(Comparison(p.query, p.chosen, p.rejected, axis)) for p in pairs)
+    return tuple(KnownPair(Comparison(p.query, p.chosen, p.rejected, axis)) for p in pairs)
 
 
 def measure(
-    judge: Judge, pairs: Sequence[TestPair], on_progress: OnProgress | None = None
+    judge: Judge, pairs: Sequence[KnownPair], on_progress: OnProgress | None = None
 ) -> JudgeReport:
     """Ask `judge` about every pair, in both orders, and count. Raises what the judge raises.
 
@@ -201,7 +199,7 @@ def sign_test(right: int, wrong: int) -> float:
     return float(binom.sf(right - 1, right + wrong, 0.5)) if right + wrong else 1.0
 
 
-def _in_orders(judge: Judge, pairs: Sequence[TestPair]) -> Iterator[tuple[float, float]]:
+def _in_orders(judge: Judge, pairs: Sequence[KnownPair]) -> Iterator[tuple[float, float]]:
     """For each pair, the preference for its first answer when shown first, and shown second."""
     asked = [pair.comparison for pair in pairs]
     if isinstance(judge, HumanJudge):
@@ -215,7 +213,7 @@ def _in_orders(judge: Judge, pairs: Sequence[TestPair]) -> Iterator[tuple[float,
         yield orders
 
 
-def _tally(judged: Sequence[tuple[TestPair, int]]) -> Tally:
+def _tally(judged: Sequence[tuple[KnownPair, int]]) -> Tally:
     better = [sign for pair, sign in judged if not pair.equal]
     equal = [sign for pair, sign in judged if pair.equal]
     return Tally(
@@ -227,12 +225,12 @@ def _tally(judged: Sequence[tuple[TestPair, int]]) -> Tally:
     )
 
 
-def _shipped(axis: str) -> Iterator[TestPair]:
+def _shipped(axis: str) -> Iterator[KnownPair]:
     text = resources.files("alignez_edge.demo").joinpath(_FILE).read_text(encoding="utf-8")
     for line in text.splitlines():
         record = json.loads(line)
         if record["axis"] == axis:
-            yield TestPair(
+            yield KnownPair(
                 Comparison(
                     record["query"],
                     record["first"],
