@@ -19,6 +19,7 @@ from alignez_edge.errors import BadInputError
 from alignez_edge.exact import adapter_bytes, adapter_tensors, constants
 from alignez_edge.files import is_unprintable, make_folder, printable, user_dir, write_atomic
 from alignez_edge.pairs import read_labelled_pairs
+from alignez_edge.provenance import Provenance
 from alignez_edge.queries import iter_records
 from alignez_edge.steering import check_fit
 from alignez_edge.vectorfile import write_control_vector
@@ -63,7 +64,9 @@ def export_control_vector(
 
     Raises `BadInputError` where that changes nothing, and for a profile that adds no vectors.
     """
-    rows = _rows(profile, strength, part)
+    if profile.value is not None:
+        raise _moves_logits(profile)
+    rows = _scaled(getattr(profile.vector, part), strength * profile.unit)
     write_control_vector(path, rows, profile.fingerprint.architecture)
     return Exported((Path(path),), tuple(notices_of(profile, part)))
 
@@ -156,6 +159,8 @@ def notices_of(profile: Profile, part: Part, model: Model | None = None) -> list
         "other programs apply it to every token, the prompt's too; alignez leaves the prompt alone"
         " but for its last token"
     ]
+    if profile.neighbours is not None:
+        found.append("what it would make of each query is lost: this is made of all its pairs")
     vector = profile.vector
     if profile.exact is not None or not np.array_equal(vector.deciding, vector.answer):
         found.append(
@@ -170,8 +175,11 @@ def notices_of(profile: Profile, part: Part, model: Model | None = None) -> list
 
 def no_lora(profile: Profile) -> BadInputError:
     """The refusal of an adapter for a profile without an exact form."""
+    if profile.value is not None:
+        return _moves_logits(profile)
+    what = "is made anew for each query" if profile.neighbours is not None else "adds constants"
     return BadInputError(
-        f"the profile {printable(profile.name)} adds constants, of which no LoRA can be made",
+        f"the profile {printable(profile.name)} {what}, of which no LoRA can be made",
         "export it as a control vector: --to control-vector",
     )
 
@@ -181,19 +189,27 @@ def built_from(profile: Profile) -> Path:
 
     Raises `BadInputError` where there is none, and where several could be it.
     """
+    name = printable(profile.name)
     wording = asdict(profile.axis)
     del wording["queries"], wording["description"]
-    wanted = {
+    wanted: dict[str, object] = {
         "axis": wording,
         "model": profile.fingerprint.digest(),
         "seed": profile.seed,
     }
+    if (told := Provenance.of(profile)) is not None:
+        if told.source.kind == "pairs":
+            raise BadInputError(
+                f"{name} was built from pairs in a file, not from pairs of the model's own",
+                "name that file: --pairs FILE",
+            )
+        wanted["quantization"] = told.model.quantization
+        wanted |= {key: getattr(told, key) for key in ("width", "threads", "ctx")}
     found = [
         path
         for path in sorted((user_dir() / "builds").glob(f"{profile.axis.name}-*/pairs.jsonl"))
         if _settings(path).items() >= wanted.items()
     ]
-    name = printable(profile.name)
     if not found:
         raise BadInputError(
             f"the pairs of {name} are not on this machine: a profile does not hold them",
@@ -214,14 +230,16 @@ def _settings(path: Path) -> dict[str, object]:
             line = file.readline(_HEADER).decode("utf-8")
         ((_, header),) = iter_records(line, "")
         settings = header["settings"]
-        return {**settings, "axis": json.loads(settings["axis"])}  # type: ignore[index, dict-item]
+        return {"ctx": None, **settings, "axis": json.loads(settings["axis"])}  # type: ignore[index, dict-item]
     except (OSError, BadInputError, ValueError, TypeError, KeyError):
         return {}
 
 
-def _rows(profile: Profile, strength: float, part: Part) -> FloatArray:
-    """What `profile` adds after each layer at `strength`: `(n_layer, n_embd)` float32."""
-    return _scaled(getattr(profile.vector, part), strength * profile.unit)
+def _moves_logits(profile: Profile) -> BadInputError:
+    return BadInputError(
+        f"the profile {printable(profile.name)} moves the logits, which no other program does",
+        "profiles of other methods can be exported",
+    )
 
 
 def _scaled(values: FloatArray, scale: float) -> FloatArray:

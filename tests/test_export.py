@@ -30,6 +30,7 @@ from alignez_edge.gguffile import read_gguf
 from alignez_edge.methods import Way
 from alignez_edge.pairs import PairStore, PreferencePair
 from alignez_edge.profile import Profile
+from alignez_edge.provenance import ModelFile, Provenance, Source, with_provenance
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.score import Scorer
 from alignez_edge.runtime.types import Injection
@@ -38,6 +39,7 @@ from alignez_edge.vectors import ControlVector
 from benchmarks.exchange import Bench
 from benchmarks.llamacpp import Completion, built
 from tests.profiles import random_profile
+from tests.seeds import all_profiles
 
 LAYERS = (1, 3)
 DOWN = "blk.{}.ffn_down.weight"
@@ -252,7 +254,7 @@ def test_peft_without_safetensors(
         export_peft(exact_profile(llama_model), llama_model, tmp_path / "peft")
 
 
-def keep_pairs(folder: Path, profile: Profile, **other: int) -> Path:
+def keep_pairs(folder: Path, profile: Profile, **other: str | int) -> Path:
     """What a build of `profile` leaves behind, one of its pairs dropped."""
     wording = asdict(profile.axis)
     del wording["queries"], wording["description"]
@@ -290,6 +292,41 @@ def test_pairs_of_a_build_on_this_machine(home: Path, tmp_path: Path, llama_mode
     with pytest.raises(BadInputError, match="2 builds could have made polite"):
         built_from(profile)
     export_pairs(profile, tmp_path / "out.jsonl", path)
+
+
+def test_provenance_tells_which_build_it_was(
+    home: Path, tmp_path: Path, llama_model: Model
+) -> None:
+    file = ModelFile("m.gguf", "F16", 1, 64 * "0")
+    queries = Source("queries", 3, 64 * "0")
+    told = Provenance(file, queries, width=8, threads=2)
+    profile = with_provenance(random_profile(llama_model), told)
+    keep_pairs(home / "builds" / "polite-1", profile)
+    with pytest.raises(BadInputError, match="are not on this machine"):
+        built_from(profile)
+    same: dict[str, str | int] = {"quantization": "F16", "width": 8, "threads": 2}
+    path = keep_pairs(home / "builds" / "polite-2", profile, **same)
+    keep_pairs(home / "builds" / "polite-3", profile, **same, ctx=128)
+    assert built_from(profile) == path
+    told = replace(told, source=replace(queries, kind="pairs"))
+    with pytest.raises(BadInputError, match="built from pairs in a file"):
+        built_from(with_provenance(profile, told))
+
+
+def test_profiles_that_files_hold_in_part_or_not_at_all(tmp_path: Path, llama_model: Model) -> None:
+    *_, near, guide = all_profiles(llama_model)
+    assert near.neighbours is not None and guide.value is not None
+    found = export_control_vector(near, tmp_path / "v.gguf")
+    assert any("made of all its pairs" in notice for notice in found.notices)
+    found.files[0].unlink()
+    with pytest.raises(BadInputError, match="moves the logits"):
+        export_control_vector(guide, tmp_path / "v.gguf")
+    for export in (export_lora, export_peft):
+        with pytest.raises(BadInputError, match="is made anew for each query"):
+            export(near, llama_model, tmp_path / "out")
+        with pytest.raises(BadInputError, match="moves the logits"):
+            export(guide, llama_model, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_pairs_from_a_file(home: Path, tmp_path: Path, llama_model: Model) -> None:
