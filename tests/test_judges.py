@@ -286,6 +286,8 @@ def test_no_phrase_can_hang(tmp_path: Path) -> None:
         ("[aspects.a]\nlength = {best = 1, worst = 2, unit = 'miles'}", "counted in 'miles'"),
         ("[aspects.a]\nlength = {best = 1, worst = 2, per = 3}", "unknown key 'per'"),
         ("a = [" * 5000, "is not TOML"),
+        (f"a = {'1' * 5000}", "is not TOML"),
+        (f"[aspects.a]\npositive = ['x']\nshare = 1{'0' * 400}", "share must be a number"),
         ("name = '\x1b[31m'", "is not TOML"),
     ],
 )
@@ -293,6 +295,26 @@ def test_odd_rule_files_are_refused_in_one_line(tmp_path: Path, text: str, messa
     with pytest.raises(BadInputError, match=message) as caught:
         rules(tmp_path, text)
     assert "\n" not in caught.value.message and "\x1b" not in caught.value.message
+
+
+@given(st.lists(st.text(max_size=12), max_size=4), st.text(max_size=60))
+def test_any_phrase_meets_any_text(texts: list[str], answer: str) -> None:
+    """A phrase is refused or matched; places are never more than the sentence has words."""
+    for text in texts:
+        try:
+            phrases = Phrases([text])
+        except ValueError:
+            continue
+        for words in sentences(answer):
+            assert 0 <= phrases.count(words) <= len(words)
+
+
+@given(st.lists(st.text("ab'1", min_size=1, max_size=3), min_size=1, max_size=4))
+def test_a_text_has_itself_as_a_phrase(words: list[str]) -> None:
+    text = " ".join(words)
+    for phrase in (text, f"^{text}", f"{text}$", f"^{text}$", f"{text}*", f"*{text}"):
+        (sentence,) = sentences(f"{text.upper()}.")
+        assert Phrases([phrase]).count(sentence) >= 1
 
 
 # A model as a judge -------------------------------------------------------------------------------
@@ -473,6 +495,8 @@ def test_no_buffering_makes_anybody_wait(program: Callable[..., Judge], code: st
         ("print('{\"preference\": 2}')", "preference is 2; it goes from -1 to 1"),
         ("print('{\"preference\": NaN}')", "preference must be a number"),
         ("print('{\"preference\": true}')", "preference must be a number"),
+        ("print('{\"preference\": 1' + '0' * 400 + '}')", "preference must be a number"),
+        ("print('{\"preference\": 1' + '0' * 5000 + '}')", "not JSON"),
         ("print('{\"preference\": 1e999}')", "preference must be a number"),
         ('print(\'{"winner": "tie", "scores": 3}\')', "scores must be an object"),
         ('print(\'{"winner": "tie", "scores": {"a": [1]}}\')', "'a' must be two numbers"),

@@ -248,9 +248,11 @@ def _scores(value: object, where: str) -> dict[str, tuple[float, float]]:
 
 
 def _number(value: object, what: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise AlignezError(f"{what} must be a number")
-    return float(value)
+    if not isinstance(value, bool) and isinstance(value, int | float):
+        with contextlib.suppress(OverflowError):  # a whole number beyond all floats
+            if math.isfinite(number := float(value)):
+                return number
+    raise AlignezError(f"{what} must be a number")
 
 
 def _shown(line: bytes) -> str:

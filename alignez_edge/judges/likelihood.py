@@ -70,7 +70,7 @@ class LikelihoodJudge:
         margin = 0.0
         for side in SIDES:
             request = prompts.ask(asked.query, prompts.trait(asked.axis, side))
-            prompt = self.model.prompt([{"role": "user", "content": request}]).tokens
+            prompt = self.model.ask_tokens(request)
             (rows,) = scorer.log_probs(prompt, answer)
             margin += answer_log_prob(rows, answer) * (1 if side == asked.side else -1)
         return margin

@@ -100,7 +100,7 @@ class RuleJudge:
         shown = printable(str(path))
         try:
             table = tomllib.loads(text)
-        except (tomllib.TOMLDecodeError, RecursionError) as failure:
+        except (ValueError, RecursionError) as failure:  # a number too long is no TOMLDecodeError
             raise BadInputError(f"{shown} is not TOML: {printable(str(failure))}") from None
         _check_keys(table, ("name", "aspects"), shown)
         name = table.get("name", "rules")
