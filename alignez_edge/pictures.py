@@ -224,19 +224,19 @@ def _draw_curves(place: Any, chart: Chart, looks: dict[str, tuple[str, Any, str]
     for name, level in chart.levels:
         colour, dashes, _ = looks[name]
         place.axhline(level, color=colour, ls=dashes, lw=1.8, label=name)
+    apart = _apart(chart)
     for number, curve in enumerate(chart.curves):
         colour, dashes, marker = looks[curve.name]
         line = {"color": colour, "marker": marker, "ms": 5.5 if curve.joined else 6.5}
         line |= {"ls": dashes if curve.joined else "", "lw": 2.0, "label": curve.name}
         if curve.low:
+            # Intervals side by side: on top of each other they cannot be told apart.
+            x = [at + (number - (len(chart.curves) - 1) / 2) * apart for at in curve.x]
             errors = [
-                [
-                    max(0.0, y - end) if up < 0 else max(0.0, end - y)
-                    for y, end in zip(curve.y, ends, strict=True)
-                ]
-                for up, ends in ((-1, curve.low), (1, curve.high))
+                [max(0.0, y - low) for y, low in zip(curve.y, curve.low, strict=True)],
+                [max(0.0, high - y) for y, high in zip(curve.y, curve.high, strict=True)],
             ]
-            place.errorbar(curve.x, curve.y, yerr=errors, capsize=3, elinewidth=1.2, **line)
+            place.errorbar(x, curve.y, yerr=errors, capsize=3, elinewidth=1.2, **line)
         else:
             place.plot(curve.x, curve.y, **line)
         across, up = _BESIDE[number % len(_BESIDE)]
@@ -255,6 +255,14 @@ def _draw_curves(place: Any, chart: Chart, looks: dict[str, tuple[str, Any, str]
         place.set_aspect("equal", adjustable="datalim")
     place.grid(color="0.9")
     place.set_axisbelow(True)
+
+
+def _apart(chart: Chart) -> float:
+    """How far the curves' points are drawn apart, in units of the horizontal axis."""
+    if chart.x_names:
+        return 0.5 / max(1, len(chart.curves))
+    places = [x for curve in chart.curves for x in curve.x if math.isfinite(x)]
+    return 0.012 * (max(places) - min(places)) if places else 0.0
 
 
 def _draw_cells(place: Any, heat: Heat) -> None:

@@ -35,8 +35,8 @@ def strength_of_run(outcome: Outcome) -> Picture:
     shown = names[:MOST_PANELS]
     columns = [_strength_column(outcome, [r for r in rows if r.profile == n]) for n in shown]
     return Picture(
-        f"{_of(outcome)}: score, price and drift over strength, 95 % intervals",
-        tuple(zip(*columns, strict=True)),
+        f"{_of(outcome)}: score, price and drift over strength, 95\u00a0% intervals",
+        _arranged(columns),
         _left_out(names),
     )
 
@@ -54,9 +54,10 @@ def sweep_of_run(outcome: Outcome) -> Picture:
         _sweep_column(outcome, key, [row for row in rows if key in row.sweep])
         for key in settings[:MOST_PANELS]
     ]
+    names = ", ".join(printable(key, 40) for key in settings)
     return Picture(
-        f"{_of(outcome)}: over {', '.join(printable(key, 40) for key in settings)}, 95 % intervals",
-        tuple(zip(*columns, strict=True)),
+        f"{_of(outcome)}: over {names}, 95\u00a0% intervals",
+        _arranged(columns),
         _left_out(settings),
     )
 
@@ -167,52 +168,68 @@ def _grid_row(rows: Sequence[Row]) -> tuple[Panel, ...]:
     if max(len(first), len(second)) > MOST_VALUES:
         raise BadInputError(f"the grid has more than {MOST_VALUES} strengths a side")
     scored = all(math.isfinite(row.own_score.mean) for row in rows)
-    unit = "score" if scored else "net win (%)"
     found = {
         (row.axis, row.terms[0][1], row.terms[1][1]): (
             row.own_score if scored else row.net_win
         ).mean
         for row in rows
     }
+    values = [[[found.get((axis, s, t), math.nan) for t in second] for s in first] for axis in axes]
+    return grid_panels(axes, (first, second), values, "score" if scored else "net win (%)")
 
-    scale = max([1.0 if scored else 100.0, *(abs(x) for x in found.values() if math.isfinite(x))])
 
-    def value(axis: str, s: float, t: float) -> float:
-        return found.get((axis, s, t), math.nan)
+def grid_panels(
+    axes: Sequence[str],
+    strengths: tuple[Sequence[float], Sequence[float]],
+    values: Sequence[Sequence[Sequence[float]]],
+    unit: str = "score",
+) -> tuple[Heat, Heat, Chart]:
+    """Two axes over two strengths: what either shows, and where the cells lie in their plane.
 
-    panels: list[Panel] = [
+    `values[axis][i][j]` belongs to the first axis' strength `i` and the second one's `j`. In the
+    plane a square net is full control of both.
+    """
+    first, second = strengths
+    finite = (abs(x) for side in values for row in side for x in row if math.isfinite(x))
+    scale = max([1.0 if unit == "score" else 100.0, *finite])
+    heats = [
         Heat(
             title=f"{unit} of {printable(axis, 40)}",
             x_label=f"strength of {printable(axes[0], 40)}",
             y_label=f"strength of {printable(axes[1], 40)}",
             x_names=tuple(map(_shown, first)),
             y_names=tuple(map(_shown, second)),
-            values=tuple(tuple(value(axis, s, t) for s in first) for t in second),
+            values=tuple(tuple(row[j] for row in side) for j in range(len(second))),
             unit=unit,
             low=-scale,
             high=scale,
         )
-        for axis in axes
+        for axis, side in zip(axes, values, strict=True)
     ]
-    # Where the cells lie in the plane of both axes: a square net is full control of both.
-    lines = {
-        "raising the first strength": [[(s, t) for s in first] for t in second],
-        "raising the second strength": [[(s, t) for t in second] for s in first],
-        "both strengths highest": [[(first[-1], second[-1])]],
-    }
+    over_first = [[(i, j) for i in range(len(first))] for j in range(len(second))]
+    over_second = [[(i, j) for j in range(len(second))] for i in range(len(first))]
+    lines = [
+        *(("raising the first strength", line) for line in over_first),
+        *(("raising the second strength", line) for line in over_second),
+        ("both strengths highest", [(len(first) - 1, len(second) - 1)]),
+    ]
     net = [
         Curve(
             name,
-            tuple(value(axes[0], *at) for at in line),
-            tuple(value(axes[1], *at) for at in line),
+            tuple(values[0][i][j] for i, j in line),
+            tuple(values[1][i][j] for i, j in line),
             joined=len(line) > 1,
         )
-        for name, all_ in lines.items()
-        for line in all_
+        for name, line in lines
     ]
     across, up = (f"{unit} of {printable(axis, 40)}" for axis in axes)
-    panels.append(Chart("the cells in the plane of both", across, up, tuple(net), square=True))
-    return tuple(panels)
+    title = "the cells in the plane of both"
+    return heats[0], heats[1], Chart(title, across, up, tuple(net), square=True)
+
+
+def _arranged(columns: Sequence[tuple[Chart, ...]]) -> tuple[tuple[Chart, ...], ...]:
+    """Columns as rows of a picture; a single column lies down."""
+    return tuple(zip(*columns, strict=True)) if len(columns) > 1 else tuple(columns)
 
 
 def _measure(rows: Iterable[Row], outcome: Outcome) -> tuple[Callable[[Row], Figure], str, Figure]:

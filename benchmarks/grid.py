@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,12 @@ import numpy as np
 from alignez_edge.axes import Axis
 from alignez_edge.demo.judge import AXES
 from alignez_edge.demo.world import demo_queries
+from alignez_edge.files import make_folder
 from alignez_edge.measures import Figure, Resamples
 from alignez_edge.methods import DEFAULT_METHOD
 from alignez_edge.mix import interference, orthogonalise
+from alignez_edge.pictures import Picture, save
+from alignez_edge.pictures_run import grid_panels
 from alignez_edge.profile import Profile
 from alignez_edge.runtime.score import Scorer
 from alignez_edge.runtime.types import Injection
@@ -37,7 +40,7 @@ from benchmarks.steering import (
     profile_of,
     say,
 )
-from benchmarks.steering_report import BLUE, GREY, ORANGE, insert
+from benchmarks.steering_report import insert
 
 STRENGTHS = (-1.0, -0.5, 0.0, 0.5, 1.0)
 PAIRS = (("cheerful", "formal"), ("polite", "formal"))
@@ -175,59 +178,16 @@ def _number(value: float, digits: int = 2) -> str:
 def draw(result: Table, path: Path) -> None:
     """Write the picture: per pair and way the two scores as heat maps over both strengths, and
     below them the same cells in the plane of the two scores, joined along either strength."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    panels = [(pair["axes"], way, pair["ways"][way]) for pair in result["pairs"] for way in DRAWN]
-    with plt.rc_context({"font.size": 11}):
-        drawing, grid = plt.subplots(
-            3, len(panels), figsize=(2.9 * len(panels), 9), dpi=130, layout="constrained",
-            squeeze=False,
-        )  # fmt: skip
-        for column, (names, way, table) in zip(grid.T, panels, strict=True):
-            scores = np.array(table["scores"])
-            for panel, score, name in zip(column, np.moveaxis(scores, -1, 0), names, strict=False):
-                image = _heat(panel, score, names)
-                panel.set_title(f"score of {name}", fontsize=11)
-            column[0].set_title(f"{' and '.join(names)},\n{way}\n\nscore of {names[0]}")
-            _mesh(column[2], scores, names)
-        drawing.colorbar(image, ax=grid[:2], label="score", shrink=0.6, aspect=30)
-        handles, labels = grid[2][0].get_legend_handles_labels()
-        drawing.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        drawing.savefig(path)
-        plt.close(drawing)
-
-
-def _heat(panel: Any, score: Floats, names: Sequence[str]) -> Any:
-    """One score over both strengths: the first axis' to the right, the second's upwards."""
-    image = panel.imshow(score.T, origin="lower", cmap="RdBu_r", vmin=-1, vmax=1)
-    for (i, j), value in np.ndenumerate(score):
-        colour = "white" if abs(value) > 0.6 else "black"
-        panel.text(i, j, _number(value, 1), ha="center", va="center", color=colour, fontsize=9)
-    panel.set_xticks([0, 2, 4], ["−1", "0", "+1"])
-    panel.set_yticks([0, 2, 4], ["−1", "0", "+1"])
-    panel.set_xlabel(f"strength of {names[0]}")
-    panel.set_ylabel(f"strength of {names[1]}")
-    return image
-
-
-def _mesh(panel: Any, scores: Floats, names: Sequence[str]) -> None:
-    """Where the cells lie in the plane of both scores: a square net is full control of both."""
-    for i in range(len(STRENGTHS)):
-        label = "raising the first strength" if i == 0 else None
-        panel.plot(*scores[:, i].T, color=BLUE, lw=1.8, label=label)
-        label = "raising the second strength" if i == 0 else None
-        panel.plot(*scores[i].T, color=ORANGE, lw=1.8, ls="--", label=label)
-    panel.plot(*scores.reshape(-1, 2).T, "o", color=GREY, ms=3.5)
-    panel.plot(*scores[-1, -1], "^", color="black", ms=8, label="both at +1")
-    panel.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), aspect="equal")
-    panel.set_xlabel(f"score of {names[0]}")
-    panel.set_ylabel(f"score of {names[1]}")
-    panel.grid(color="0.9")
-    panel.set_axisbelow(True)
+    columns = []
+    for pair in result["pairs"]:
+        for way in DRAWN:
+            scores = np.moveaxis(np.array(pair["ways"][way]["scores"]), -1, 0)
+            panels = grid_panels(pair["axes"], (STRENGTHS, STRENGTHS), scores.tolist())
+            over = f"{' and '.join(pair['axes'])}, {way}: {panels[0].title}"
+            columns.append((replace(panels[0], title=over), *panels[1:]))
+    make_folder(path.parent)
+    title = f"{result['model']}: two axes at once, over both strengths"
+    save(Picture(title, tuple(zip(*columns, strict=True))), path)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alignez_edge.files import make_folder
 from alignez_edge.measures import Figure
+from alignez_edge.pictures import PLAIN, Chart, Curve, Picture, save
 from benchmarks.steering import STRENGTHS
 
 Table = dict[str, Any]
@@ -22,8 +24,6 @@ SHOWN = {
     "steered +1": "steered +1",
 }
 """The arms of the tables, by their names in the figures and in the heads."""
-# Okabe and Ito's palette: told apart by colour-blind eyes, and by its lightness in print.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
 
 
 @dataclass(frozen=True)
@@ -179,50 +179,33 @@ def _interval(figure: Figure, scale: float = 1.0, digits: int = 2) -> str:
 
 
 def draw(result: Table, path: Path) -> None:
-    """Write the picture: per axis the score over strength, and below it the price. 1600 pixels."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    axes: Table = result["axes"]
-    with plt.rc_context({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False}):
-        drawing, grid = plt.subplots(
-            2, len(axes), figsize=(10, 5.8), dpi=160, sharex=True, sharey="row", squeeze=False,
-            height_ratios=[3, 2], layout="constrained",
-        )  # fmt: skip
-        for (name, table), top, bottom in zip(axes.items(), grid[0], grid[1], strict=True):
-            scores, prices = table["scores"], table["price"]
-            for side, colour in (("positive", ORANGE), ("negative", GREEN)):
-                asked = f"asking for the {side} side"
-                level = scores[f"asked {side}"].mean
-                dashes = "--" if side == "positive" else "-."
-                top.axhline(level, color=colour, ls=dashes, lw=2, label=asked)
-                cost = prices[f"asked {side}"]["nats above plain"].mean
-                bottom.axhline(cost, color=colour, ls=dashes, lw=2)
-            top.axhline(scores["plain"].mean, color=GREY, ls=":", lw=2, label="plain")
-            bottom.axhline(0, color=GREY, ls=":", lw=2)
-            _line(top, [scores[f"steered {s:+g}"] if s else scores["plain"] for s in STRENGTHS])
-            zero = Figure(0.0, 0.0, 0.0)
-            _line(
-                bottom,
-                [prices[f"steered {s:+g}"]["nats above plain"] if s else zero for s in STRENGTHS],
-            )
-            top.set_title(name, fontsize=14)
-            top.set_ylim(-1.05, 1.05)
-            bottom.set_xticks([-1, 0, 1], ["−1", "0", "+1"])
-        grid[0][0].set_ylabel("score")
-        grid[1][0].set_ylabel("nats per token\nabove plain")
-        drawing.supxlabel("strength", fontsize=12)
-        handles, labels = grid[0][0].get_legend_handles_labels()
-        drawing.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        drawing.savefig(path)
-        plt.close(drawing)
+    """Write the picture: per axis the score over strength, and below it the price."""
+    columns = [_column(name, table) for name, table in result["axes"].items()]
+    make_folder(path.parent)
+    title = f"{result['model']}: score and price over strength, 95\u00a0% intervals"
+    save(Picture(title, tuple(zip(*columns, strict=True))), path)
 
 
-def _line(panel: Any, figures: Sequence[Figure]) -> None:
-    low, high = [f.low for f in figures], [f.high for f in figures]
-    panel.fill_between(STRENGTHS, low, high, color=BLUE, alpha=0.2, lw=0)
-    means = [f.mean for f in figures]
-    panel.plot(STRENGTHS, means, color=BLUE, marker="o", ms=4, lw=2.5, label="steered")
+def _column(name: str, table: Table) -> tuple[Chart, Chart]:
+    scores, prices = table["scores"], table["price"]
+    asked = {f"asking for the {side} side": f"asked {side}" for side in ("positive", "negative")}
+    zero = Figure(0.0, 0.0, 0.0)
+    found = [scores[f"steered {s:+g}"] if s else scores["plain"] for s in STRENGTHS]
+    costs = [prices[f"steered {s:+g}"]["nats above plain"] if s else zero for s in STRENGTHS]
+    levels = [(label, scores[arm].mean) for label, arm in asked.items()]
+    price_levels = [(label, prices[arm]["nats above plain"].mean) for label, arm in asked.items()]
+    return (
+        Chart(
+            name, "strength", "score", (_steered(found),),
+            (*levels, (PLAIN, scores["plain"].mean)), y_range=(-1.05, 1.05),
+        ),
+        Chart(
+            "", "strength", "nats per token above plain", (_steered(costs),),
+            (*price_levels, (PLAIN, 0.0)),
+        ),
+    )  # fmt: skip
+
+
+def _steered(figures: Sequence[Figure]) -> Curve:
+    means, lows, highs = zip(*((f.mean, f.low, f.high) for f in figures), strict=True)
+    return Curve("steered", STRENGTHS, means, lows, highs)
