@@ -152,11 +152,9 @@ def reference(name: str, steered_arms: Iterable[Arm], steering: Steering | None 
 
 def prompted(preamble: Preamble, steered_arms: Sequence[Arm]) -> list[Arm]:
     """A system prompt alone, and together with each of the arms."""
-    alone = Arm(preamble.name, "prompted", aims=_all_aims(steered_arms), preamble=preamble)
-    both = [
-        replace(arm, name=f"{arm.name} + {preamble.name}", preamble=preamble)
-        for arm in steered_arms
-    ]
+    name = f"system:{preamble.name}"
+    alone = Arm(name, "prompted", aims=_all_aims(steered_arms), preamble=preamble)
+    both = [replace(arm, name=f"{arm.name} + {name}", preamble=preamble) for arm in steered_arms]
     return [alone, *both]
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignez_edge.arms import Arm, plain
 from alignez_edge.errors import BadInputError
+from alignez_edge.files import printable
 from alignez_edge.judging import Judge
 from alignez_edge.runfolder import digest
 
@@ -46,8 +47,9 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.arms or self.arms[0] != plain():
             raise ValueError("the first arm must be the plain one")
-        if len({arm.name for arm in self.arms}) < len(self.arms):
-            raise ValueError("two arms have the same name")
+        names = [arm.name for arm in self.arms]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise BadInputError(f"two arms are called {printable(twice[0])}", "leave one out")
         if not self.queries or self.seeds < 1:
             raise BadInputError("an evaluation needs a query, and an answer to it")
 

@@ -159,8 +159,8 @@ def test_a_system_prompt_alone_and_with_a_profile(
     rows = records(alignez("eval", *use, "--system", system, "--json", "--quiet").out)
     assert [(row["arm"], row["kind"]) for row in rows] == [
         ("bright:1", "steered"),
-        ("kind.txt", "prompted"),
-        ("bright:1 + kind.txt", "steered"),
+        ("system:kind.txt", "prompted"),
+        ("bright:1 + system:kind.txt", "steered"),
     ]
 
 
@@ -177,6 +177,7 @@ def test_a_system_prompt_alone_and_with_a_profile(
         (["--sweep", "method=alignes"], "error: 'alignes' cannot be swept over"),
         (["--sweep", "strength=1", "--strengths", "1"], "error: --sweep strength and --strengths"),
         (["--sweep", "strength=1", "--sweep", "strength=2"], "error: --sweep names a setting"),
+        (["--strengths", "1,1.0000001"], "error: two arms are called bright:1"),
         (["--grid", "a", "b"], "error: --grid and -p exclude each other"),
         (["--reference", "a", "--against", "b"], "error: --reference and --against exclude"),
         (["--reference", "nowhere"], "error: no model called 'nowhere'"),
