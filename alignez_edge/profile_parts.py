@@ -179,6 +179,8 @@ def _layer_edit(file: GGUFFile, name: str, n_embd: int) -> LayerEdit:
     if f"{name}.inward" in file.tensors:
         shape = file.tensors[f"{name}.inward"].shape
         rank = shape[1] if len(shape) == 2 else 1
+    elif f"{name}.outward" in file.tensors:
+        raise ValueError(f"the tensor {name}.inward is missing")
     if rank > MAX_RANK:
         raise ValueError(f"{name} has rank {rank}, more than {MAX_RANK}")
     factors: list[FloatArray] = [

@@ -36,7 +36,7 @@ class Output:
     def record(self, values: Mapping[str, Any]) -> None:
         """One result for a program; nothing without `--json`."""
         if self.json:
-            print(_json.dumps(values, ensure_ascii=False, allow_nan=False), flush=True)
+            print(_plain(_json.dumps(values, ensure_ascii=False, allow_nan=False)), flush=True)
 
     def notice(self, text: str) -> None:
         """One line that is good to know."""
@@ -67,6 +67,15 @@ def shown(text: str) -> str:
     from alignez_edge.files import is_unprintable
 
     return "".join(ascii(c)[1:-1] if is_unprintable(c) and c not in "\n\t" else c for c in text)
+
+
+def _plain(line: str) -> str:
+    """The same JSON with what could steer a terminal as escapes; JSON itself escapes but a part."""
+    if line.isprintable():
+        return line
+    from alignez_edge.files import is_unprintable
+
+    return "".join(_json.dumps(c)[1:-1] if is_unprintable(c) else c for c in line)
 
 
 def duration(seconds: float) -> str:

@@ -62,6 +62,8 @@ _ROTATED_HEADS = _names(
 _MAX_LAYERS, _MAX_EXPERTS, _MAX_WIDTH = 512, 1024, 1 << 20
 _MAX_WINDOW = 1 << 24
 _MIN_TOKENS = 32
+_UNUSABLE = _names("I8 I16 I32 I64 F64 Q8_1 Q8_K")
+"""Formats that llama.cpp cannot multiply with; it calls a kernel that is not there all the same."""
 _ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 _INSTEAD = "use a GGUF of a language model that generates text"
 
@@ -261,7 +263,7 @@ class _Check:
         for tensor in tensors.values():
             # Norms and biases are always kept in F32; most kernels abort on anything else.
             flat = len(tensor.shape) == 1 and tensor.type != "F32"
-            if flat or tensor.type in ("I8", "I16", "I32", "I64", "F64"):
+            if flat or tensor.type in _UNUSABLE:
                 raise self._fail(f"tensor {printable(tensor.name)} holds {tensor.type} numbers")
             # Many downloads take the file's whole size at once and fill it later; no norm is zero.
             if tensor.name.endswith("norm.weight") and self._gguf.is_zero(tensor.name):
