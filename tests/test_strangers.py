@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 
@@ -381,6 +382,18 @@ def test_words_in_headers_are_never_printed_raw(
             assert said.code in (0, 1, 2)
             assert all(line.isprintable() for line in (said.out + said.err).splitlines()), key
             assert "unexpected" not in said.err, said.err
+
+
+@pytest.mark.parametrize("kind", ["Q8_1", "I8", "I16"])
+def test_models_in_formats_without_kernels(seeds: Path, tmp_path: Path, kind: str) -> None:
+    """llama.cpp takes them, and ends the process at the first token."""
+    parts = parts_of((seeds / BASE).read_bytes())
+    number = gguf.GGMLQuantizationType[kind]
+    tensors = [replace(t, type=number) if t.name == b"output.weight" else t for t in parts.tensors]
+    path = tmp_path / "bad.gguf"
+    path.write_bytes(replace(parts, tensors=tuple(tensors)).encoded())
+    words = f"tensor output.weight holds {kind} numbers"
+    assert words in refused(lambda: read("model", path, seeds))
 
 
 @pytest.mark.parametrize(
