@@ -17,7 +17,14 @@ import numpy as np
 
 from alignez_edge.errors import BadInputError
 from alignez_edge.exact import adapter_bytes, adapter_tensors, constants
-from alignez_edge.files import is_unprintable, make_folder, printable, user_dir, write_atomic
+from alignez_edge.files import (
+    is_there,
+    is_unprintable,
+    make_folder,
+    printable,
+    user_dir,
+    write_atomic,
+)
 from alignez_edge.pairs import read_labelled_pairs
 from alignez_edge.provenance import Provenance
 from alignez_edge.queries import iter_records
@@ -68,7 +75,10 @@ def export_control_vector(
         raise _moves_logits(profile)
     rows = _scaled(getattr(profile.vector, part), strength * profile.unit)
     write_control_vector(path, rows, profile.fingerprint.architecture)
-    return Exported((Path(path),), tuple(notices_of(profile, part)))
+    notices = notices_of(profile, part)
+    if profile.exact is not None:
+        notices.append("this is the mean of the profile's edit; --to lora writes the edit itself")
+    return Exported((Path(path),), tuple(notices))
 
 
 def export_lora(
@@ -91,7 +101,7 @@ def export_lora(
         raise BadInputError(f"a Modelfile cannot name {printable(name)!r}", "rename the model")
     found = factors(profile, model, strength, part)
     pairs = [(matrix, a, b) for matrix, (a, b) in found.matrices.items()]
-    target = make_folder(Path(folder))
+    target = folder_at(folder)
     files = [target / "adapter.gguf"]
     write_atomic(files[0], adapter_bytes(model.gguf, pairs, alpha=float(found.rank)))
     notices = notices_of(profile, part, model)
@@ -151,6 +161,14 @@ def factors(profile: Profile, model: Model, strength: float, part: Part) -> Fact
         name: (_padded(a, rank, -2), _padded(_scaled(b, scale), rank, -1)) for name, a, b in tensors
     }
     return Factors(matrices, _scaled(constants(model.gguf, edit), scale), rank)
+
+
+def folder_at(path: str | Path) -> Path:
+    """The folder, made if missing; raises `BadInputError` where a file is in its place."""
+    folder = Path(path)
+    if is_there(folder) and not folder.is_dir():
+        raise BadInputError(f"cannot write {printable(str(path))}: it is a file, not a folder")
+    return make_folder(folder)
 
 
 def notices_of(profile: Profile, part: Part, model: Model | None = None) -> list[str]:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from alignez_edge.errors import AlignezError, BadInputError
-from alignez_edge.export import Exported, Part, factors, notices_of
-from alignez_edge.files import make_folder, printable, write_atomic
+from alignez_edge.export import Exported, Part, factors, folder_at, notices_of
+from alignez_edge.files import printable, write_atomic
 
 if TYPE_CHECKING:
     from alignez_edge.profile import Profile
@@ -99,7 +99,7 @@ def export_peft(
         "bias": "none",
         "inference_mode": True,
     }
-    target = make_folder(Path(folder))
+    target = folder_at(folder)
     files = target / "adapter_model.safetensors", target / "adapter_config.json"
     write_atomic(files[0], save(tensors, {"format": "pt"}))
     write_atomic(files[1], (json.dumps(config, indent=2) + "\n").encode())

@@ -49,6 +49,8 @@ CASES: tuple[tuple[str, Way], ...] = (
     ("pca", "control-vector"),
     ("iti", "control-vector"),
     ("alignez-v1", "exact"),
+    ("alignez-v2", "exact"),
+    ("affine", "exact"),
 )
 
 

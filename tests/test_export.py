@@ -162,6 +162,26 @@ def test_the_modelfile_names_files_only(tmp_path: Path, llama_model: Model) -> N
     assert not any(str(llama_model.path.parent) in line for line in lines)
 
 
+def test_what_stands_in_the_way_is_left(tmp_path: Path, llama_model: Model) -> None:
+    pytest.importorskip("safetensors")
+    profile = exact_profile(llama_model)
+    (tmp_path / "there").write_text("mine")
+    for export in (export_lora, export_peft):
+        with pytest.raises(BadInputError, match="it is a file, not a folder"):
+            export(profile, llama_model, tmp_path / "there")
+    assert (tmp_path / "there").read_text() == "mine"
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(BadInputError, match="not a plain file"):
+        export_control_vector(random_profile(llama_model), tmp_path / "folder")
+
+
+def test_the_mean_of_an_edit_is_said_to_be_one(tmp_path: Path, llama_model: Model) -> None:
+    exact = exact_profile(llama_model).exact
+    profile = replace(random_profile(llama_model), layers=(1, 2, 3), exact=exact)
+    found = export_control_vector(profile, tmp_path / "v.gguf")
+    assert "--to lora writes the edit itself" in found.notices[-1]
+
+
 def test_a_displacement_is_no_lora(tmp_path: Path, llama_model: Model) -> None:
     profile = random_profile(llama_model)
     for export in (export_lora, export_peft):
