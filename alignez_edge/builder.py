@@ -84,7 +84,7 @@ class Builder:
         short = [
             query
             for query in asked
-            if len(self._prompt(prompts.describe(query, self.axis, "negative"))) <= room
+            if len(self.model.ask_tokens(prompts.describe(query, self.axis, "negative"))) <= room
         ]
         store = PairStore(self.folder / "pairs.jsonl", self.settings)
         found = generate_pairs(
@@ -103,7 +103,7 @@ class Builder:
             pair
             for pair in found.pairs
             if all(
-                len(self._prompt(request)) + len(self.model.tokenize(text, begin=False))
+                len(self.model.ask_tokens(request)) + len(self.model.tokenize(text, begin=False))
                 < self.window
                 for request, text in (
                     (pair.chosen_request, pair.chosen),
@@ -131,7 +131,7 @@ class Builder:
 
         requests = (
             Request(
-                self._prompt(text),
+                self.model.ask_tokens(text),
                 Sampling(
                     temperature=TEMPERATURE,
                     top_p=1.0,
@@ -147,9 +147,6 @@ class Builder:
         for completion in batch:
             yield completion.index, completion.text
 
-    def _prompt(self, text: str) -> tuple[int, ...]:
-        return self.model.prompt([{"role": "user", "content": text}]).tokens
-
     def states(
         self, pairs: Sequence[PreferencePair], tensor: TensorName, n_dims: int
     ) -> HiddenStates:
@@ -162,7 +159,7 @@ class Builder:
         for start in range(len(states), len(pairs), STATES_CHUNK):
             self.progress("embeddings", start, len(pairs))
             items = [
-                (self._prompt(request), self.model.tokenize(answer, begin=False))
+                (self.model.ask_tokens(request), self.model.tokenize(answer, begin=False))
                 for pair in pairs[start : start + STATES_CHUNK]
                 for request, answer in (
                     (pair.chosen_request, pair.chosen),
@@ -184,7 +181,7 @@ class Builder:
         from alignez_edge.runtime.capture import capture
 
         found = np.zeros((len(queries), self.model.n_layer, self.model.n_embd), np.float32)
-        items = ((self._prompt(query), ()) for query in queries)
+        items = ((self.model.ask_tokens(query), ()) for query in queries)
         for i, read in enumerate(capture(self.model, items, tensor=tensor, n_ctx=self.ctx)):
             self.progress("queries", i, len(queries))
             found[i] = read.deciding

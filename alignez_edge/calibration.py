@@ -153,11 +153,9 @@ def read_profile(
     """What `profile` at each of `strengths`, injected by `way`, does to a pair, and what asking
     does; see `read_pair`. Raises `BadInputError` where this model does not allow `way`."""
 
-    def prompt(text: str) -> tuple[int, ...]:
-        return model.prompt([{"role": "user", "content": text}]).tokens
-
-    plain = prompt(pair.query)
-    asked = [prompt(prompts.ask(pair.query, prompts.trait(profile.axis, s))) for s in prompts.SIDES]
+    plain = model.ask_tokens(pair.query)
+    wishes = [prompts.trait(profile.axis, side) for side in prompts.SIDES]
+    asked = [model.ask_tokens(prompts.ask(pair.query, wish)) for wish in wishes]
     answers = [model.tokenize(text, begin=False) for text in (pair.chosen, pair.rejected)]
     steerings = [(profile * strength).by(way).injection(model) for strength in strengths]
     injections = [_of_query(model, steering, plain) for steering in steerings]

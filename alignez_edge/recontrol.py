@@ -140,7 +140,7 @@ class Training:
 def from_pairs(model: Model, pairs: Iterable[PreferencePair]) -> list[ScoredAnswer]:
     """Labelled pairs as scored answers to the plain query: +1 what was chosen, -1 the other."""
     return [
-        ScoredAnswer(_prompt(model, pair.query), tuple(model.tokenize(text, begin=False)), score)
+        ScoredAnswer(model.ask_tokens(pair.query), tuple(model.tokenize(text, begin=False)), score)
         for pair in pairs
         for text, score in ((pair.chosen, 1.0), (pair.rejected, -1.0))
     ]
@@ -166,7 +166,7 @@ def sample_answers(
     asked = [query for query in queries for _ in range(per_query)]
     sampling = replace(sampling, stop=(*sampling.stop, *model.stops))
     requests = (
-        Request(_prompt(model, query), sampling.with_seed(sampling.seed + i), i)
+        Request(model.ask_tokens(query), sampling.with_seed(sampling.seed + i), i)
         for i, query in enumerate(asked)
     )
     found: dict[int, ScoredAnswer] = {}
@@ -174,7 +174,7 @@ def sample_answers(
         if done.tokens:
             query = asked[done.index]
             found[done.index] = ScoredAnswer(
-                _prompt(model, query), done.tokens, _reward(score(query, done.text))
+                model.ask_tokens(query), done.tokens, _reward(score(query, done.text))
             )
     # Answers finish in any order; training must not depend on it.
     return [found[index] for index in sorted(found)]
@@ -267,10 +267,6 @@ def _size(steering: ReControl, probes: Sequence[_Probe], drift: float) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if found(middle) < drift else (low, middle)
     return high
-
-
-def _prompt(model: Model, query: str) -> tuple[int, ...]:
-    return model.prompt([{"role": "user", "content": query}]).tokens
 
 
 def _reward(score: object) -> float:

@@ -118,7 +118,7 @@ def decode(model: Model) -> None:
         prompts.answer(query, ["Be kind and patient with everybody who asks"] * prompts.MAX_ITEMS)
         for query in some_queries(WIDTH)
     ]
-    tokens = [list(model.prompt([{"role": "user", "content": t}]).tokens) for t in texts]
+    tokens = [list(model.ask_tokens(t)) for t in texts]
     bare_loop(model, tokens, Sampling(max_tokens=ANSWER_TOKENS))
 
 

@@ -70,7 +70,7 @@ def displacements(model: Model, pairs: list[PreferencePair]) -> Displacements:
             for request, answer in ((pair.chosen_request, pair.chosen),
                                     (pair.rejected_request, pair.rejected)):  # fmt: skip
                 prompt = request if with_request else pair.query
-                tokens = model.prompt([{"role": "user", "content": prompt}]).tokens
+                tokens = model.ask_tokens(prompt)
                 items.append((tokens, model.tokenize(answer, begin=False)))
         states = list(capture(model, items, tensor=tensor))
         both = np.array([(state.deciding, state.answer) for state in states])

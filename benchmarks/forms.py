@@ -202,7 +202,7 @@ class Drift:
         self._model = model
         self._texts = [
             (
-                model.prompt([{"role": "user", "content": pair.query}]).tokens,
+                model.ask_tokens(pair.query),
                 model.tokenize(answer, begin=False),
             )
             for pair in pairs

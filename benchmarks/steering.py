@@ -127,7 +127,7 @@ class Bench:
             # One batch a seed, so that equal arms meet in equal batches and agree to the bit.
             requests = [
                 Request(
-                    self._prompt(self._text(arm, entry["query"])),
+                    self.model.ask_tokens(self._text(arm, entry["query"])),
                     Sampling(
                         **{**asdict(SAMPLING), "stop": self.model.stops, "seed": 1000 * seed + row}
                     ),
@@ -144,12 +144,9 @@ class Bench:
                 loops[at], coherence[at] = verdict.loop, verdict.coherence
                 sentences[at], tokens[at] = verdict.sentences, len(done.tokens)
                 if done.tokens:
-                    (rows,) = scorer.log_probs(self._prompt(entry["query"]), done.tokens)
+                    (rows,) = scorer.log_probs(self.model.ask_tokens(entry["query"]), done.tokens)
                     nats[at] = -answer_log_prob(rows, done.tokens)
         return Answers(texts, scores, knowledge, loops, coherence, sentences, nats, tokens)
-
-    def _prompt(self, text: str) -> tuple[int, ...]:
-        return self.model.prompt([{"role": "user", "content": text}]).tokens
 
     def _text(self, arm: Arm, query: str) -> str:
         if arm.side is None:

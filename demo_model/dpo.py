@@ -140,7 +140,7 @@ def tokens_of(model: Model, pairs: Sequence[LabelledPair]) -> list[TokenPair]:
 
     return [
         TokenPair(
-            model.prompt([{"role": "user", "content": pair.query}]).tokens,
+            model.ask_tokens(pair.query),
             answer(pair.chosen),
             answer(pair.rejected),
         )

@@ -104,7 +104,7 @@ def unseen_queries() -> list[tuple[str, str]]:
 def prompt_tokens(model: Model, form: str, text: str) -> tuple[int, ...]:
     """The whole prompt in one of `FORMS`, begin token included."""
     if form == CHAT:
-        return model.prompt([{"role": "user", "content": text}]).tokens
+        return model.ask_tokens(text)
     return tuple(model.tokenize(FORMS[form].format(text), begin=True))
 
 

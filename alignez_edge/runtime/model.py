@@ -249,6 +249,10 @@ class Model:
         tokens = self.words.with_bos(self.words.tokenize_spans(spans))
         return Prompt("".join(span.text for span in spans), tuple(tokens))
 
+    def ask_tokens(self, text: str) -> tuple[int, ...]:
+        """The tokens of the `prompt` that asks for the answer to one user message."""
+        return self.prompt([{"role": "user", "content": text}]).tokens
+
     def generate(
         self,
         prompts: Sequence[str],
@@ -266,11 +270,7 @@ class Model:
 
         sampling = replace(sampling, stop=(*sampling.stop, *self.stops))
         requests = [
-            Request(
-                self.prompt([{"role": "user", "content": text}]).tokens,
-                sampling.with_seed(sampling.seed + i),
-                i,
-            )
+            Request(self.ask_tokens(text), sampling.with_seed(sampling.seed + i), i)
             for i, text in enumerate(prompts)
         ]
         injection = steering.injection(self) if steering is not None else None
