@@ -62,9 +62,10 @@ class Tables:
             contest = str(record["arm"]), str(record.get("axis")), str(record.get("side"))
             judged = found.setdefault(contest, Judged(np.full(shape, np.nan), {}))
             judged.preferences[query, seed] = _number(self.run, record, "preference")
-            for aspect, pair in dict(record.get("scores") or {}).items():
+            scores = record.get("scores")
+            for aspect, pair in scores.items() if isinstance(scores, dict) else ():
                 both = judged.scores.setdefault(str(aspect), np.full((2, *shape), np.nan))
-                both[:, query, seed] = np.asarray(pair, np.float64)
+                both[:, query, seed] = _pair(self.run, pair)
         return found
 
     def _drift(self) -> dict[str, Floats]:
@@ -293,6 +294,13 @@ def _number(run: RunFolder, record: Mapping[str, Any], key: str) -> float:
             "the folder is damaged: choose another one with -o",
         )
     return float(value)
+
+
+def _pair(run: RunFolder, value: object) -> list[float]:
+    """The scores of two answers."""
+    if not isinstance(value, list) or len(value) != 2:
+        value = ["no pair"]
+    return [_number(run, {"score": score}, "score") for score in value]
 
 
 def _percent(share: float) -> float | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from alignez_edge.queries import parse_record
 VERSION = 1
 MAX_RUN = 64 << 20
 MAX_LINE = 16 << 20
+MAX_ANSWERS = 1 << 24
 Key = tuple[str, int, int]
 """(arm, query, seed): which answer."""
 
@@ -177,11 +179,13 @@ def read_run(folder: Path) -> dict[str, Any]:
     try:
         run = json.loads(text)
         arms = [arm["name"] for arm in run["arms"]]
+        sizes = run["queries"]["count"], run["seeds"]
         usable = (
             run["version"] == VERSION
             and len(set(arms)) == len(arms)
             and all(isinstance(arm, str) for arm in arms)
-            and all(0 < size < 1 << 20 for size in (run["queries"]["count"], run["seeds"]))
+            and all(type(size) is int and size > 0 for size in sizes)
+            and len(arms) * math.prod(sizes) <= MAX_ANSWERS
         )
     except (ValueError, RecursionError, KeyError, TypeError):
         usable = False

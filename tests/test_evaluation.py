@@ -324,3 +324,37 @@ def test_a_killed_evaluation_goes_on(tiny_chat: Path, tmp_path: Path) -> None:
     run_child(tiny_chat, killed)
     for name in ("run.json", "answers.jsonl", "verdicts.jsonl", "drift.jsonl", "results.json"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("verdicts.jsonl", {"preference": "much"}),
+        ("verdicts.jsonl", {"scores": {"polite": [1.0]}}),
+        ("verdicts.jsonl", {"scores": {"polite": [1.0, "high"]}}),
+        ("answers.jsonl", {"nats": "few"}),
+        ("answers.jsonl", {"tokens": 1e999}),
+        ("drift.jsonl", {"drift": []}),
+    ],
+)
+def test_odd_numbers_in_a_folder_are_one_error(
+    finished: tuple[Plan, Path], tmp_path: Path, name: str, change: dict[str, object]
+) -> None:
+    _, folder = finished
+    run = tmp_path / "run"
+    shutil.copytree(folder, run)
+    first, rest = (run / name).read_text("utf-8").split("\n", 1)
+    (run / name).write_text(json.dumps(json.loads(first) | change) + "\n" + rest, "utf-8")
+    with pytest.raises(BadInputError, match="is no number"):
+        results_of(RunFolder(run))
+
+
+@pytest.mark.parametrize("change", [{"seeds": 0}, {"seeds": 1 << 30}, {"arms": 3}, {"version": 2}])
+def test_a_run_that_makes_no_sense_is_refused(
+    finished: tuple[Plan, Path], tmp_path: Path, change: dict[str, object]
+) -> None:
+    _, folder = finished
+    run = json.loads((folder / "run.json").read_text("utf-8"))
+    (tmp_path / "run.json").write_text(json.dumps(run | change), "utf-8")
+    with pytest.raises(BadInputError, match="does not say what a run is"):
+        RunFolder(tmp_path)
