@@ -71,7 +71,9 @@ class Builder:
             "seed": self.seed,
             "width": self.width,
             "threads": self.model.threads,
-        } | ({} if self.ctx is None else {"ctx": self.ctx})
+        }
+        if self.ctx is not None:
+            self.settings["ctx"] = self.ctx
         key = digest(self.settings)
         name = f"{self.axis.name}-{key}"
         self.folder = make_folder(Path(self.work) if self.work else user_dir() / "builds" / name)

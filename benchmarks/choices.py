@@ -103,7 +103,7 @@ def vector(
         rows[:, 0] = 0
         made = ControlVector(*rows).restrict(layers)
     else:
-        made = ControlVector.from_displacements(*found, layers)
+        made = ControlVector.from_displacements(found[0], found[1], layers)
     return ControlVector(*(np.float32(length) * part for length, part in
                            zip(lengths, (made.deciding, made.answer), strict=True)))  # fmt: skip
 

@@ -20,6 +20,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -103,8 +104,7 @@ class Fitted:
     def forms(self, wanted: Sequence[str]) -> Iterator[tuple[str, Form]]:
         """The forms called `wanted` (default: all), by name."""
         makers: dict[str, Callable[[], Form]] = {
-            name: lambda m=method, k=k: self._steered(self._profile(m, k))
-            for name, (method, k) in METHODS.items()
+            name: partial(self._of_method, method, k) for name, (method, k) in METHODS.items()
         }
         makers |= {
             "exact, version 2, rank 4": self._rank_4,
@@ -128,6 +128,9 @@ class Fitted:
             neighbors=neighbors,
             work=self._work,
         )
+
+    def _of_method(self, method: str, neighbors: int | None) -> Form:
+        return self._steered(self._profile(method, neighbors))
 
     def _steered(self, profile: Profile) -> Form:
         return lambda strength: (profile * strength).injection(self._model)
@@ -185,8 +188,8 @@ class Fitted:
         zeros = np.zeros((model.n_layer, model.n_embd), np.float32)
 
         def inject(strength: float) -> Injection:
-            at = [((found[position], strength),) for position in POSITIONS]
-            return Injection(zeros, zeros, *at)
+            deciding, answer = (((found[position], strength),) for position in POSITIONS)
+            return Injection(zeros, zeros, deciding, answer)
 
         return inject
 

@@ -57,7 +57,8 @@ def make(model: Model, seed: int) -> list[dict[str, object]]:
         ]
         sampling = SAMPLING.with_seed(seed + number * len(asked))
         texts = [answer.text.strip() for answer in model.generate(asked, sampling=sampling)]
-        better, equal = [], []
+        better: list[dict[str, object]] = []
+        equal: list[dict[str, object]] = []
         for i, query in enumerate(queries):
             shuffled = chance.sample(texts[3 * i : 3 * i + 3], 3)
             for one, other in combinations(shuffled, 2):

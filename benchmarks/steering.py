@@ -37,7 +37,7 @@ from alignez_edge.prompts import SIDES, Side
 from alignez_edge.runtime.batch import generate_batch
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.score import Scorer, answer_log_prob
-from alignez_edge.runtime.types import Injection, Request, Sampling
+from alignez_edge.runtime.types import Conditional, Injection, Request, Sampling
 
 CACHE = Path(__file__).parent.parent / ".cache" / "steering"
 SAMPLING = Sampling(temperature=0.8, top_p=1.0, max_tokens=160)
@@ -116,7 +116,11 @@ class Bench:
         return found
 
     def answers(
-        self, arm: Arm, injection: Injection | None, n_seed: int, scorer: Scorer
+        self,
+        arm: Arm,
+        injection: Injection | Conditional | None,
+        n_seed: int,
+        scorer: Scorer,
     ) -> Answers:
         shape = (len(self.queries), n_seed)
         texts = np.empty(shape, object)

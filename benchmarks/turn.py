@@ -18,9 +18,11 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -106,8 +108,8 @@ def cost(sizes: Sizes, repeat: int) -> dict[str, float]:
         "nearest pairs": lambda: bank.nearest(states, sizes.k)
     }
     for name, recipe in recipes.items():
-        steps[f"{name}: nearest, SVD"] = lambda r=recipe: condition(bank, states, r)
-        steps[f"{name}: its exact adapters"] = lambda t=turns[name]: adapters(t)
+        steps[f"{name}: nearest, SVD"] = partial(condition, bank, states, recipe)
+        steps[f"{name}: its exact adapters"] = partial(adapters, turns[name])
     steps["a turn, version 2, control vector"] = lambda: vector(recipes["version 2"])
     steps["a turn, version 2, exact"] = lambda: whole(recipes["version 2"])
     steps["a turn, version 1, exact"] = lambda: whole(recipes["version 1"])
@@ -168,8 +170,8 @@ class _Given:
     """A `Conditional` that gives one injection."""
 
     injection: Injection
-    layers: tuple[int, ...] = (1, 2, 3)
-    tensor: str = "l_out"
+    layers: Collection[int] = (1, 2, 3)
+    tensor: Literal["l_out", "ffn_out"] = "l_out"
 
     def at(self, states: FloatArray) -> Injection | None:
         return self.injection

@@ -287,9 +287,12 @@ def test_nothing_is_the_base_model_to_the_bit(
 
     calls = []
     real = module.cpp.llama_set_adapters_lora
-    monkeypatch.setattr(
-        module.cpp, "llama_set_adapters_lora", lambda *a: calls.append(a) or real(*a)
-    )
+
+    def call(*arguments: object) -> int:
+        calls.append(arguments)
+        return int(real(*arguments))
+
+    monkeypatch.setattr(module.cpp, "llama_set_adapters_lora", call)
     tokens = llama_model.tokenize(TEXT, begin=True)
     n = len(tokens)
     adapter = Adapter(llama_model, made[1].adapter)
