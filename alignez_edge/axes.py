@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from alignez_edge.errors import AxisError
-from alignez_edge.files import builtin_folder, is_unprintable, near_hint, printable, read_text
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
+from alignez_edge.files import (
+    builtin_folder,
+    is_unprintable,
+    near_hint,
+    parse_toml,
+    printable,
+    read_text,
+)
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 MAX_TRAIT = 200
 MAX_TEXT = 2000
 MAX_QUERIES = 10_000
 MAX_FILE = 512 << 10  # bytes; half a second of parsing at the worst
-MAX_DOTS = 1000  # in a line; a dotted key takes time with the square of its parts
 _KEYS = ("name", "description", "positive", "negative", "queries", "prompts")
 _PROMPTS = ("positive", "negative")
 
@@ -92,12 +92,7 @@ class Axis:
         """The axis of a TOML file; raises `AxisError` with one line on anything odd in it."""
         text = read_text(path, limit=MAX_FILE, what="axis file", error=AxisError)
         shown = printable(str(path))
-        if max(line.count(".") for line in text.split("\n")) > MAX_DOTS:
-            raise AxisError(f"{shown} has a line of more than {MAX_DOTS:,} dots")
-        try:
-            table = tomllib.loads(text)
-        except (ValueError, RecursionError) as failure:  # not all of its errors are its own
-            raise AxisError(f"{shown} is not TOML: {printable(str(failure))}") from None
+        table = parse_toml(text, path, AxisError)
         _known(table, _KEYS, shown)
         prompts = table.pop("prompts", {})
         if not isinstance(prompts, dict):

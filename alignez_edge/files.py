@@ -11,10 +11,12 @@ import difflib
 import os
 import re
 import secrets
+import sys
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
@@ -24,6 +26,7 @@ APP = "alignez-edge"
 # Joiners are format characters that ordinary Persian, Hindi and emoji text needs.
 _JOINERS = "\u200c\u200d"
 MAX_LINE = 1 << 20  # bytes; what a parser makes of one line may take twenty times its size
+MAX_DOTS = 1000  # in a line of TOML; a dotted key takes time with the square of its parts
 _PIECE = 1 << 20
 _STALE = 3600.0  # seconds; nothing takes so long to write
 
@@ -116,6 +119,27 @@ def decode_utf8(
     except UnicodeDecodeError as failure:
         line = data.count(b"\n", 0, failure.start) + 1
         raise _not_utf8(path, what, line, error) from None
+
+
+def parse_toml(
+    text: str, path: str | Path, error: type[BadInputError] = BadInputError
+) -> dict[str, Any]:
+    """The table of a TOML file's text; raises `error` with one line where it is none.
+
+    Half a second for 512 KB at the worst; whoever reads the text sets a limit.
+    """
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
+
+    shown = printable(str(path))
+    if max(line.count(".") for line in text.split("\n")) > MAX_DOTS:
+        raise error(f"{shown} has a line of more than {MAX_DOTS:,} dots")
+    try:
+        return dict(tomllib.loads(text))
+    except (ValueError, RecursionError) as failure:  # a number too long is no TOMLDecodeError
+        raise error(f"{shown} is not TOML: {printable(str(failure))}") from None
 
 
 def is_there(path: str | Path) -> bool:
