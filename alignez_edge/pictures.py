@@ -170,14 +170,19 @@ def rendered(picture: Picture, kind: Format) -> bytes:
         # A name in letters that the font lacks is drawn as boxes: nothing to warn of.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         n_columns = max(map(len, picture.rows))
-        sizes = [[_size(panel) for panel in row] for row in picture.rows]
+        sizes = [[_size(panel, n_columns) for panel in row] for row in picture.rows]
         width = max(5.4, *(sum(size[0] for size in row) for row in sizes))
         height = sum(max(size[1] for size in row) for row in sizes) + 0.8
         figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
         grid = figure.subplots(len(picture.rows), n_columns, squeeze=False)
         for row, places in zip(picture.rows, grid, strict=True):
-            for place, panel in zip(places, row, strict=False):
-                _draw(place, panel, looks)
+            for at, panel in enumerate(row):
+                _draw(places[at], panel, looks, sizes[0][0][0])
+                before, after = row[:at][-1:], row[at + 1 :][:1]
+                if any(panel.y_label == other.y_label for other in before):
+                    places[at].set_ylabel("")
+                if isinstance(panel, Heat) and not any(_same_scale(panel, x) for x in after):
+                    _colour_bar(places[at], panel)
             for place in places[len(row) :]:
                 place.remove()
         figure.suptitle(textwrap.fill(_name(picture.title, 400), int(width * 10)), fontsize=13)
@@ -199,20 +204,29 @@ def _looks(picture: Picture) -> dict[str, tuple[str, Any, str]]:
     return looks | ({PLAIN: (GREY, ":", "")} if PLAIN in names else {})
 
 
-def _size(panel: Panel) -> tuple[float, float]:
-    """Inches to the right and upwards."""
+def _size(panel: Panel, n_columns: int) -> tuple[float, float]:
+    """Inches to the right and upwards; smaller where many panels must be read on one page."""
     if isinstance(panel, Heat):
         wide, tall = len(panel.x_names), len(panel.y_names)
         names = max(map(len, map(_name, panel.y_names)), default=0)
-        cell = 0.55 if max(wide, tall) <= _ANNOTATED else 0.25
-        beside = 2 + 0.09 * names
+        cell = (0.55 if n_columns < 3 else 0.46) if max(wide, tall) <= _ANNOTATED else 0.25
+        beside = (2 if n_columns < 3 else 1.1) + 0.09 * names
         return beside + min(max(1.2, cell * wide), 12), 1.6 + min(max(1.3, cell * tall), 12)
-    return (4.6, 4.4) if panel.square else (4.6, 3.0)
+    if n_columns < 3:
+        return (4.6, 4.4) if panel.square else (4.6, 3.0)
+    return (3.3, 3.4) if panel.square else (3.3, 2.7)
 
 
-def _draw(place: Any, panel: Panel, looks: dict[str, tuple[str, Any, str]]) -> None:
-    place.set_title(textwrap.fill(_name(panel.title, 200), 46))
-    place.set_xlabel(_name(panel.x_label, 80))
+def _same_scale(heat: Heat, other: Panel) -> bool:
+    """Whether one bar of colours says what both cells' colours mean."""
+    return isinstance(other, Heat) and (
+        (heat.unit, heat.low, heat.high) == (other.unit, other.low, other.high)
+    )
+
+
+def _draw(place: Any, panel: Panel, looks: dict[str, tuple[str, Any, str]], width: float) -> None:
+    place.set_title(textwrap.fill(_name(panel.title, 200), int(10 * width)))
+    place.set_xlabel(textwrap.fill(_name(panel.x_label, 80), int(11 * width)))
     place.set_ylabel(textwrap.fill(_name(panel.y_label, 80), 36))
     if isinstance(panel, Heat):
         _draw_cells(place, panel)
@@ -231,12 +245,12 @@ def _draw_curves(place: Any, chart: Chart, looks: dict[str, tuple[str, Any, str]
         line |= {"ls": dashes if curve.joined else "", "lw": 2.0, "label": curve.name}
         if curve.low:
             # Intervals side by side: on top of each other they cannot be told apart.
-            x = [at + (number - (len(chart.curves) - 1) / 2) * apart for at in curve.x]
+            beside = [at + (number - (len(chart.curves) - 1) / 2) * apart for at in curve.x]
             errors = [
                 [max(0.0, y - low) for y, low in zip(curve.y, curve.low, strict=True)],
                 [max(0.0, high - y) for y, high in zip(curve.y, curve.high, strict=True)],
             ]
-            place.errorbar(x, curve.y, yerr=errors, capsize=3, elinewidth=1.2, **line)
+            place.errorbar(beside, curve.y, yerr=errors, capsize=3, elinewidth=1.2, **line)
         else:
             place.plot(curve.x, curve.y, **line)
         across, up = _BESIDE[number % len(_BESIDE)]
@@ -267,7 +281,7 @@ def _apart(chart: Chart) -> float:
 
 def _draw_cells(place: Any, heat: Heat) -> None:
     origin = "lower" if heat.upwards else "upper"
-    image = place.imshow(
+    place.imshow(
         heat.values, origin=origin, cmap="cividis", vmin=heat.low, vmax=heat.high, aspect="equal"
     )
     if max(len(heat.x_names), len(heat.y_names)) <= _ANNOTATED:
@@ -282,7 +296,11 @@ def _draw_cells(place: Any, heat: Heat) -> None:
     turned = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if long else {}
     place.set_xticks(range(len(heat.x_names)), [_name(x) for x in heat.x_names], **turned)
     place.set_yticks(range(len(heat.y_names)), [_name(y) for y in heat.y_names])
-    place.figure.colorbar(image, ax=place, label=_name(heat.unit, 80), fraction=0.046, pad=0.04)
+
+
+def _colour_bar(place: Any, heat: Heat) -> None:
+    image, label = place.images[0], _name(heat.unit, 80)
+    place.figure.colorbar(image, ax=place, label=label, fraction=0.046, pad=0.04)
 
 
 def _legend(figure: Any, looks: dict[str, Any], width: float) -> None:

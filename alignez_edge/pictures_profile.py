@@ -96,7 +96,7 @@ def layers_of(profile: Profile) -> Picture:
             between,
             Chart(
                 "mean cosine between layers",
-                "layers chosen (those that agree best)",
+                "layers chosen, best first",
                 COSINE,
                 (Curve(HELP, counts, geometry.by_count),),
             ),
