@@ -286,6 +286,7 @@ def test_no_phrase_can_hang(tmp_path: Path) -> None:
         ("[aspects.a]\nlength = {best = 1, worst = 2, unit = 'miles'}", "counted in 'miles'"),
         ("[aspects.a]\nlength = {best = 1, worst = 2, per = 3}", "unknown key 'per'"),
         ("a = [" * 5000, "is not TOML"),
+        (".".join("a" * 1002) + " = 1", "more than 1,000 dots"),
         (f"a = {'1' * 5000}", "is not TOML"),
         (f"[aspects.a]\npositive = ['x']\nshare = 1{'0' * 400}", "share must be a number"),
         ("name = '\x1b[31m'", "is not TOML"),

@@ -20,7 +20,6 @@ or the only one there is.
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,16 +27,11 @@ from typing import Any
 
 from alignez_edge.axes import NAME
 from alignez_edge.errors import BadInputError
-from alignez_edge.files import near_hint, printable, read_text
+from alignez_edge.files import near_hint, parse_toml, printable, read_text
 from alignez_edge.judges.phrases import Phrases, is_word, sentences
 from alignez_edge.judging import Comparison, Verdict
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
-
-MAX_FILE = 1 << 20
+MAX_FILE = 512 << 10  # bytes
 MAX_ASPECTS = 100
 MAX_PHRASES = 1000
 MAX_PHRASE = 200
@@ -98,10 +92,7 @@ class RuleJudge:
         """The judge of a rule file; raises `BadInputError` with one line on anything odd in it."""
         text = read_text(path, limit=MAX_FILE, what="rule file")
         shown = printable(str(path))
-        try:
-            table = tomllib.loads(text)
-        except (ValueError, RecursionError) as failure:  # a number too long is no TOMLDecodeError
-            raise BadInputError(f"{shown} is not TOML: {printable(str(failure))}") from None
+        table = parse_toml(text, path)
         _check_keys(table, ("name", "aspects"), shown)
         name = table.get("name", "rules")
         if not isinstance(name, str) or not NAME.fullmatch(name):
