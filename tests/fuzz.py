@@ -33,7 +33,7 @@ from typing import Any
 
 from tests.mutations import mutate
 
-FILE_KINDS = ("profile", "vector", "lora", "model", "axis", "pairs", "queries")
+FILE_KINDS = ("profile", "vector", "lora", "model", "axis", "rules", "pairs", "queries")
 LLAMA_KINDS = {"loaded": "model", "applied": "lora"}
 """Kinds whose survivors go on to llama.cpp, and the files that they are."""
 SECONDS = 1.0
@@ -87,6 +87,7 @@ def _readers(seeds: Path, kinds: Sequence[str]) -> dict[str, Reader]:
     """How the program reads a file of each kind."""
     from alignez_edge.axes import Axis
     from alignez_edge.gguffile import read_gguf
+    from alignez_edge.judges.rules import RuleJudge
     from alignez_edge.lora import read_lora
     from alignez_edge.pairs import read_labelled_pairs
     from alignez_edge.profile import Profile
@@ -123,6 +124,7 @@ def _readers(seeds: Path, kinds: Sequence[str]) -> dict[str, Reader]:
         "lora": lambda path: read_lora(path, base).content(),
         "model": lambda path: check_model(read_gguf(path)),
         "axis": Axis.load,
+        "rules": RuleJudge.load,
         "pairs": lambda path: read_labelled_pairs(path, axis),
         "queries": read_queries,
         "loaded": loaded,

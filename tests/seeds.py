@@ -56,6 +56,9 @@ def write_seeds(folder: Path) -> None:
         (folder / f"lora-{i}").write_bytes(_adapter(folder / BASE, part))
     for i, axis in enumerate(_axes()):
         (folder / f"axis-{i}").write_text(axis.to_toml(), "utf-8")
+    rules = 'name = "mine"\n[aspects.x]\npositive = ["so nice", "très"]\nnegative = ["bad"]\n'
+    rules += 'share = 0.5\nlength = { unit = "words", best = 20, worst = 120 }\n'
+    (folder / "rules-0").write_text(rules, "utf-8")
     topics = ("bread", "rain “and” snow", "日本", "a\tb", "trains\\cats", "🙂")
     for kind, records in (
         (

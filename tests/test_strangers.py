@@ -17,10 +17,10 @@ import gguf
 import numpy as np
 import pytest
 
-from alignez_edge.axes import MAX_DOTS, Axis
 from alignez_edge.axes import MAX_FILE as MAX_AXIS
+from alignez_edge.axes import Axis
 from alignez_edge.errors import BadInputError
-from alignez_edge.files import MAX_LINE
+from alignez_edge.files import MAX_DOTS, MAX_LINE
 from alignez_edge.gguffile import MAX_KEYS, MAX_STRINGS, MAX_TENSORS, MAX_TEXT, read_gguf
 from alignez_edge.lora import read_lora
 from alignez_edge.pairs import MAX_PAIRS, read_labelled_pairs
