@@ -17,6 +17,7 @@ from alignez_edge.errors import BadInputError
 from alignez_edge.files import printable, read_text
 from alignez_edge.geometry import LARGEST
 from alignez_edge.measures import Figure
+from alignez_edge.queries import parse_record, text_of
 from alignez_edge.runfolder import MAX_RUN, RunFolder
 
 MAX_ROWS = 20_000
@@ -77,7 +78,8 @@ class Row:
 class Outcome:
     """A finished run: its folder, its rows, and what plain answers are like.
 
-    `plain_scores` are by aspect, `plain_price` by the names that `results.json` has.
+    `plain_scores` are by aspect, `plain_price` by the names that `results.json` has. `can_tell` and
+    `finding` are what the test of the judge found; None and empty where it was not tested.
     """
 
     run: RunFolder
@@ -85,6 +87,8 @@ class Outcome:
     plain_scores: Mapping[str, Figure]
     plain_price: Mapping[str, float]
     position_bias: float
+    can_tell: bool | None
+    finding: str
 
     @classmethod
     def load(cls, folder: str | Path) -> Outcome:
@@ -98,6 +102,7 @@ class Outcome:
                 "start the same evaluation again: it goes on where it was",
             )
         text = read_text(path, limit=MAX_RUN, what="results file")
+        can_tell, finding = _judge_test(run.path / "judge.json")
         try:
             found = json.loads(text)
             if len(found["rows"]) > MAX_ROWS:
@@ -111,6 +116,8 @@ class Outcome:
                 _figures(plain.get("scores")),
                 _numbers(plain) | {"nats_per_token": _figure(plain.get("nats_per_token")).mean},
                 _number(found.get("position_bias")),
+                can_tell,
+                finding,
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as failure:
             reason = f"{type(failure).__name__}: {failure}"
@@ -125,6 +132,14 @@ class Outcome:
         """What `run.json` says of the run under `key`; empty where it says nothing."""
         value = self.run.run.get(key, "")
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _judge_test(path: Path) -> tuple[bool | None, str]:
+    """Whether the judge can tell, and what its test found, as the run's folder keeps it."""
+    if not path.exists():
+        return None, ""
+    record = parse_record(read_text(path, limit=1 << 20, what="judge's test"), path.name)
+    return record.get("can_tell") is True, text_of(record, "finding", path.name)
 
 
 def _row(row: Mapping[str, Any], arm: Mapping[str, Any]) -> Row:

@@ -81,6 +81,8 @@ def _fill(page: _Page, outcome: Outcome) -> None:
     page.table([("", ""), *_facts(outcome)])
     page.table(_arms(outcome))
     page.heading("Who won")
+    if outcome.can_tell is False:
+        page.line(f"Not to be relied on: {printable(outcome.finding, 500)}")
     page.line(
         "Percent of comparisons with the plain answer. Net win is win minus lose; p is the sign"
         " test over queries: above 0.05 the difference may be nothing."
@@ -123,6 +125,7 @@ def _facts(outcome: Outcome) -> Rows:
         ("sampling", outcome.fact("sampling")),
         ("context", f"{outcome.fact('context')} tokens"),
         ("judge", outcome.fact("judge")),
+        ("its test", outcome.finding),
         (
             "its position bias",
             "" if math.isnan(outcome.position_bias) else signed(outcome.position_bias),

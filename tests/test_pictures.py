@@ -319,7 +319,7 @@ def test_prompting_steering_and_both(tmp_path: Path) -> None:
     effect, price, _ = charts(of_run.strength_of_run(Outcome.load(tmp_path / "run")))
     assert [curve.name for curve in effect.curves] == ["steered + be nice", "steered"]
     assert [curve.x for curve in effect.curves] == [(-1, 1), (-1, 0, 1)]
-    assert [name for name, _ in effect.levels][3:] == ["be nice"]
+    assert [name for name, _ in effect.levels][3:] == ["system:be nice"]
     assert [name for name, _ in price.levels] == ["plain"]
 
 

@@ -71,6 +71,19 @@ def test_a_page_is_whole_and_says_what_was_compared(tmp_path: Path) -> None:
     assert page_of(run, tmp_path) == page
 
 
+def test_a_judge_that_cannot_tell_is_said_to(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [arm(POLITE, 1.0)], n_query=2)
+    assert "its test" not in page_of(run, tmp_path)
+    kept = {"can_tell": False, "finding": "rules cannot tell: <b>50 %</b> right"}
+    (run.path / "judge.json").write_text(json.dumps(kept), "utf-8")
+    words = Reader(page_of(run, tmp_path)).words
+    assert words.count(kept["finding"]) == 1
+    assert f"Not to be relied on: {kept['finding']}" in words
+    (run.path / "judge.json").write_text("[]", "utf-8")
+    with pytest.raises(BadInputError):
+        page_of(run, tmp_path)
+
+
 def test_every_row_has_its_interval(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", [arm(POLITE, 1.0)])
     (row,) = [r for r in json.loads((run.path / "results.json").read_text("utf-8"))["rows"]
