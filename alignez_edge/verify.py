@@ -8,7 +8,6 @@ machine nearly to the bit, in another quantization within `TOLERANCE`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -38,6 +37,7 @@ what other quantizations of four bits and more were off on the demo model (docs/
 SLACK = 0.01
 """The same in nats per token, for effects that are next to nothing."""
 _SIGNS = (1.0, -1.0)
+_HUGE = 1e6  # nats per token: no reading has more
 _TEXTS = ("query", "chosen", "rejected")
 
 Progress = Callable[[int, int], None]
@@ -92,8 +92,9 @@ class Verification:
         """Whether the effect is the one that was measured; None where nothing could be replayed."""
         if self.before is None or self.now is None:
             return None
-        change = abs(self.now.span - self.before.span)
-        return self.now.span > 0 and change <= max(TOLERANCE * abs(self.before.span), SLACK)
+        then, now = self.before.span, self.now.span
+        near = abs(now - then) <= max(TOLERANCE * abs(then), SLACK)
+        return near and (now > 0) == (then > 0)
 
 
 def with_kept_pairs(
@@ -226,7 +227,11 @@ def _kept(value: Any) -> KeptPair:
 
 
 def _two(values: Any) -> tuple[float, float]:
-    first, second = map(float, values)
-    if not math.isfinite(first) or not math.isfinite(second):
-        raise ValueError("not two finite numbers")
+    first, second = (_number(value) for value in values)
     return first, second
+
+
+def _number(value: object) -> float:
+    if not isinstance(value, (int, float)) or not abs(value) < _HUGE:
+        raise ValueError("not a number that a reading can have")
+    return float(value)
