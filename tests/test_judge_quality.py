@@ -26,6 +26,7 @@ from alignez_edge.judges.quality import (
     sign_test,
 )
 from alignez_edge.judging import Comparison, Verdict
+from benchmarks import judges
 from cli import judge as command
 from cli.output import Output
 from tests.terminal import Alignez, in_terminal
@@ -196,6 +197,18 @@ def test_pairs_of_ones_own(tmp_path: Path) -> None:
     file.write_text(json.dumps(lines[0] | {"rejected": "Thank you."}))
     with pytest.raises(BadInputError, match="can be used to test a judge"):
         read_test_pairs(file, POLITE)
+
+
+def test_the_table_of_judges() -> None:
+    known = measure(judge_of("demo"), shipped_pairs("polite"))
+    placed = measure(Asked(Scripted(lambda a, b: -1.0, "by place")), shipped_pairs("polite"))
+    head, rule, *rows = judges.markdown([known, placed]).splitlines()
+    assert len({line.count("|") for line in (head, rule, *rows)}) == 1
+    assert rows == [
+        "| demo | 100 % | +0 % | 0 % | 100 % [86 %, 100 %] | 0 % | 100 % | yes |",
+        "| by place, both orders | 50 % | −100 % | 100 % | 50 % [31 %, 69 %] | 100 % | 100 % |"
+        " **no** |",
+    ]
 
 
 # The command --------------------------------------------------------------------------------------
