@@ -119,8 +119,7 @@ class _Work:
 
         done = int((self.index >= 0).sum())
         sampling = self.plan.sampling
-        if model is not self.model:
-            sampling = replace(sampling, stop=model.stops)
+        sampling = replace(sampling, stop=(*sampling.stop, *model.stops))
         requests = [
             Request(
                 prompt_of(model, arm, self.plan.queries[query].text),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -166,7 +167,8 @@ def eval_(
         plan = Plan(
             arms=tuple(arms),
             queries=tuple(fitting),
-            sampling=drawing.sampling(model),
+            # The stop strings are each model's own: a reference may have another prompt form.
+            sampling=replace(drawing.sampling(model), stop=()),
             seeds=seeds,
             n_ctx=ctx,
             reference=other_model,
