@@ -38,7 +38,7 @@ ARCHITECTURE = "steering-profile"
 VERSION = (1, 2)
 """Major and minor version of the file. What a newer minor adds is ignored; a newer major is
 refused, because what we would do with it might not be what it means."""
-MAX_CELLS = 1 << 24  # n_layer * n_embd; the largest open model has an eighth of it
+MAX_CELLS = 1 << 22  # n_layer * n_embd; the largest open model has half of it
 _AXIS_TEXTS = ("description", "positive_prompt", "negative_prompt")
 _TEXTS = ("author", "licence", "created_at", "model")
 

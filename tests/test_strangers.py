@@ -19,16 +19,22 @@ import pytest
 
 from alignez_edge.axes import MAX_FILE as MAX_AXIS
 from alignez_edge.axes import Axis
+from alignez_edge.bank import MOST_PAIRS, Bank
+from alignez_edge.conditioned import Neighbourhood, Recipe
 from alignez_edge.errors import BadInputError
 from alignez_edge.files import MAX_DOTS, MAX_LINE
 from alignez_edge.gguffile import MAX_KEYS, MAX_STRINGS, MAX_TENSORS, MAX_TEXT, read_gguf
 from alignez_edge.lora import read_lora
 from alignez_edge.pairs import MAX_PAIRS, read_labelled_pairs
 from alignez_edge.profile import Profile
+from alignez_edge.profile_file import MAX_CELLS
 from alignez_edge.queries import MAX_QUERIES, read_queries
 from alignez_edge.runtime.check import check_model
+from alignez_edge.runtime.model import Model
 from alignez_edge.vectorfile import read_control_vector
+from tests.fuzz import FIXED
 from tests.mutations import Parts, Tensor, parts_of
+from tests.profiles import random_profile
 from tests.seeds import BASE, write_seeds
 from tests.terminal import Alignez, in_terminal
 from tests.tinymodels import tiny_model
@@ -264,6 +270,45 @@ def test_profiles_with_tensors_of_another_type_or_shape(
             path.write_bytes(replace(parts, tensors=tensors).encoded())
             message = refused(lambda: Profile.load(path))
             assert "tensor" in message or "value function" in message, message
+
+
+def peak(call: Callable[[], object]) -> int:
+    """The most bytes that were taken during a call."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_small_file_for_a_giant_of_a_model(seeds: Path, tmp_path: Path) -> None:
+    """Its arrays are as large as the model says it is: within bounds that real models keep."""
+    parts = parts_of((seeds / "profile-0").read_bytes())
+    path = tmp_path / "giant.gguf"
+    for n_layer, n_embd, fits in ((10_000, n := MAX_CELLS // 10_000, True), (10_000, n + 1, False)):
+        for key, size in (("n_layer", n_layer), ("n_embd", n_embd)):
+            parts = changed(parts, f"profile.{key}", struct.pack("<IQ", 10, size))
+        step = -(-4 * n_embd // 32) * 32
+        rows = [replace(t, dims=(n_embd,), offset=i * step) for i, t in enumerate(parts.tensors)]
+        made = replace(parts, tensors=tuple(rows), data=b"\0\0\x80\x3f" * (2 * step // 4))
+        path.write_bytes(made.encoded())
+        if fits:
+            most = 2 * path.stat().st_size + 20 * MAX_CELLS + FIXED
+            assert peak(lambda: Profile.load(path)) < most
+        else:
+            assert "impossible sizes" in refused(lambda: Profile.load(path))
+
+
+def test_a_large_bank_takes_twice_its_size(llama_model: Model, tmp_path: Path) -> None:
+    rng, n_embd = np.random.default_rng(0), llama_model.n_embd
+    pairs = rng.normal(size=(2, 2, 2, MOST_PAIRS, n_embd)).astype(np.float16)
+    scales = np.ones((2, 2, 2), np.float32)
+    bank = Bank((2, 3), "ffn_out", pairs, scales, pairs[:, 0, 0], scales[:, 0, 0])
+    path = tmp_path / "bank.gguf"
+    random_profile(llama_model, neighbours=Neighbourhood(bank, Recipe())).save(path)
+    Profile.load(path)
+    assert peak(lambda: Profile.load(path)) < 2 * path.stat().st_size
 
 
 @pytest.mark.parametrize(
