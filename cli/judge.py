@@ -135,6 +135,7 @@ def judge(
         report = measure(who, tested, show)
     out.record(record_of(report))
     out.result(_page(report))
+    _advise(who, report, out)
 
 
 def record_of(report: JudgeReport) -> dict[str, Any]:
@@ -250,6 +251,7 @@ def tested(who: Judge, axes: Collection[str], folder: Path, out: Output) -> Iter
         with out.progress() as progress:
             found = measure(who, pairs, lambda done, total: progress("the judge", done, total))
         _announce(out, found.can_tell, found.finding)
+        _advise(who, found, out)
     try:
         yield
     finally:
@@ -262,3 +264,11 @@ def _announce(out: Output, can_tell: bool, finding: str) -> None:
     from alignez_edge.files import printable
 
     out.notice(f"{'' if can_tell else 'warning: '}{printable(finding, 500)}")
+
+
+def _advise(who: Judge, report: JudgeReport, out: Output) -> None:
+    """A model that cannot say which answer is better may still know."""
+    from alignez_edge.judges.model import ModelJudge
+
+    if not report.can_tell and isinstance(getattr(who, "inner", None), ModelJudge):
+        out.notice("a model may know what it cannot say: try --judge-by likelihood")

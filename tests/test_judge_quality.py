@@ -251,6 +251,12 @@ def test_judge_command_for_a_program(alignez: Alignez, tmp_path: Path) -> None:
     assert "cannot tell better answers" in said.out and "asked once" not in said.out
 
 
+def test_a_model_that_cannot_say_is_given_another_way(alignez: Alignez) -> None:
+    said = alignez("judge", "model:demo", "--axis", "polite", "--limit", "12", "--threads", "1")
+    assert said.code == 0 and "cannot tell" in said.out
+    assert said.err.endswith("a model may know what it cannot say: try --judge-by likelihood\n")
+
+
 def test_judge_command_on_pairs_of_ones_own(alignez: Alignez, tmp_path: Path) -> None:
     file, rules = tmp_path / "pairs.jsonl", tmp_path / "rules.toml"
     lines = [{"query": "q", "chosen": f"Arr, {i}!", "rejected": f"Yes, {i}."} for i in range(12)]
