@@ -405,15 +405,16 @@ def test_likelihood_is_bayes_rule(llama_model: Model) -> None:
     judge = Asked(LikelihoodJudge("judge", lambda: llama_model), both_orders=False)
     asked = pair("Thanks.", "No.")
 
-    def log_prob(text: str, trait: str) -> float:
-        request = [{"role": "user", "content": ask(asked.query, trait)}]
-        answer = llama_model.tokenize(f" {text}", begin=False)
-        with Scorer(llama_model) as scorer:
+    with Scorer(llama_model) as scorer:
+
+        def log_prob(text: str, trait: str) -> float:
+            request = [{"role": "user", "content": ask(asked.query, trait)}]
+            answer = llama_model.tokenize(f" {text}", begin=False)
             (rows,) = scorer.log_probs(llama_model.prompt(request).tokens, answer)
             return answer_log_prob(rows, answer)
 
-    case = log_prob("Thanks.", "polite") + log_prob("No.", "rude")
-    other = log_prob("No.", "polite") + log_prob("Thanks.", "rude")
+        case = log_prob("Thanks.", "polite") + log_prob("No.", "rude")
+        other = log_prob("No.", "polite") + log_prob("Thanks.", "rude")
     (verdict,) = judge.compare([asked])
     # What is kept of an earlier prompt changes the rounding.
     expected = (np.exp(case) - np.exp(other)) / (np.exp(case) + np.exp(other))
