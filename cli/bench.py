@@ -99,7 +99,8 @@ def _steerings(
         found = builtin_steering(model)
         if found is None:
             return steering, {"control-vector": random_injection(model)}
-        steering = found.by(steering.way)
+        found = found.by(steering.way)
+        return found, injections(model, found)[0]
     check_fit(steering, model, out)
     by_way, reasons = injections(model, steering)
     for reason in reasons:
