@@ -265,6 +265,21 @@ def test_verdicts_are_kept_when_the_judge_stops(
     assert lines(folder / "verdicts.jsonl")[:5] == before
 
 
+@dataclass(frozen=True)
+class Places(Longer):
+    """A judge that was shown both orders and took the first one shown in most of them."""
+
+    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
+        for _ in comparisons:
+            yield Verdict(0.25, {}, (1.0, -0.5))
+
+
+def test_the_judges_position_bias_is_told(tiny: Model, tmp_path: Path) -> None:
+    results = evaluate(tiny, plan_of(tiny, 1.0), Places(), tmp_path / "run")
+    assert results["position_bias"] == pytest.approx(0.75)
+    assert results["rows"][0]["win"] == 100
+
+
 def test_a_torn_line_is_cut_off(tmp_path: Path) -> None:
     log = Log(tmp_path / "log.jsonl")
     log.repair()
@@ -297,7 +312,7 @@ def watch(step, done, total):
         os.kill(os.getpid(), signal.SIGKILL)
 
 with Model.load(path, threads=1) as model:
-    evaluate(model, plan_of(model, 1.0, -1.0, seeds=3), Longer(), folder, on_progress=watch)
+    evaluate(model, plan_of(model, 1.0, -1.0, seeds=2), Longer(), folder, on_progress=watch)
 """
 
 
@@ -315,7 +330,7 @@ def run_child(model: Path, folder: Path, doomed: str = "", moment: int = 0) -> N
 def test_a_killed_evaluation_goes_on(tiny_chat: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run_child(tiny_chat, whole)
-    for step, moment in (("answers", 3), ("drift", 2), ("verdicts", 40)):
+    for step, moment in (("answers", 5), ("verdicts", 30)):
         before = {path.name: path.read_bytes() for path in killed.glob("*.jsonl")}
         run_child(tiny_chat, killed, step, moment)
         for name, text in before.items():

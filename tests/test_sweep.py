@@ -9,12 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from alignez_edge.arms import plain, steered
 from alignez_edge.axes import Axis
 from alignez_edge.build import build_profile
 from alignez_edge.errors import BadInputError
+from alignez_edge.evaluation import evaluate
+from alignez_edge.plan import Plan, Query
 from alignez_edge.profile import Profile
 from alignez_edge.provenance import Provenance
 from alignez_edge.runtime.model import Model
+from alignez_edge.runtime.types import Sampling
 from alignez_edge.sweep import (
     KEYS,
     Setting,
@@ -27,6 +31,7 @@ from alignez_edge.sweep import (
 )
 from cli.eval import SWEPT
 from tests.profiles import random_profile
+from tests.test_evaluation import Longer
 
 TOPICS = "bread rain trains cats snow tea maps birds".split()
 
@@ -128,6 +133,9 @@ def test_a_profile_is_built_again_from_the_same_pairs(
     assert len(one.layers) == 1 and one.axis == profile.axis
     near = build_with(tiny, profile, {"neighbors": 3}, source=pairs_file)
     assert near.neighbours is not None and near.neighbours.recipe.k == 3
+    plan = Plan((plain(), steered("bright", near * 1.0)), (Query("Hi."),), Sampling(max_tokens=3))
+    (row,) = evaluate(tiny, plan, Longer(), tmp_path / "run")["rows"]
+    assert row["price"]["drift"] > 0, "a steering that looks at the query is measured as well"
     other = build_with(tiny, profile, {"method": "mean"}, source=pairs_file)
     told = [Provenance.of(each) for each in (profile, one, other)]
     assert told[0] is not None and told[1] is not None and told[0].source == told[1].source
