@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from alignez_edge.errors import ProfileFileError
-from alignez_edge.fingerprint import Fingerprint, Fit, compare, distance, fingerprint
+from alignez_edge.fingerprint import Fingerprint, Fit, compare, distance, fingerprint, misfits
 from alignez_edge.gguffile import read_gguf
-from tests.tinymodels import ARCHITECTURES, CHATML
+from alignez_edge.lora import read_lora
+from tests.terminal import ROOT
+from tests.tinymodels import ARCHITECTURES, CHATML, quantize
 
 Make = Callable[..., Path]
 
@@ -30,6 +32,30 @@ def test_quantizations_of_one_model_are_the_same(tiny_model: Make, architecture:
         for b in made:
             assert compare(a, b).fit is Fit.SAME
             assert compare(a, b).differing == ()
+
+
+def test_quantizations_of_the_demo_model_are_the_same_and_tuned_ones_are_not(
+    tmp_path: Path,
+) -> None:
+    source = ROOT / "demo_model" / "demo-model-f16.gguf"
+    made = {"F16": source, "shipped": ROOT / "alignez_edge" / "demo" / "demo-model.gguf"}
+    for kind in ("Q8_0", "Q4_K_M"):
+        made[kind] = tmp_path / f"{kind}.gguf"
+        quantize(source, made[kind], kind)
+    found = {kind: taken(path) for kind, path in made.items()}
+    for a in found.values():
+        for b in found.values():
+            assert compare(a, b).fit is Fit.SAME
+    for path in made.values():
+        gguf = read_gguf(path)
+        lora = read_lora(ROOT / "demo_model" / "dpo-polite-25.gguf", gguf)
+        tuned = compare(found["Q8_0"], fingerprint(gguf, [(lora, 1.0)]))
+        assert (tuned.fit, tuned.differing) == (Fit.SAME_SHAPE, ("adapter",))
+
+
+def test_what_does_not_fit_is_said_with_both_values(tiny_model: Make) -> None:
+    said = misfits(taken(tiny_model("llama")), taken(tiny_model("qwen2", n_layer=5)))
+    assert said == "architecture is llama there and qwen2 here, n_layer is 4 there and 5 here"
 
 
 def test_norms_agree_to_the_bit_across_quantizations(tiny_model: Make) -> None:

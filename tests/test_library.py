@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from alignez_edge.library import ProfileLibrary, parse_profile_option
 from alignez_edge.profile import Profile
 from alignez_edge.runtime.model import Model
 from tests.profiles import random_profile
+from tests.terminal import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +64,60 @@ def test_near_matches(llama_model: Model) -> None:
         with pytest.raises(ProfileFileError) as caught:
             library.find(odd)
         assert caught.value.message.isprintable()
+
+
+def test_remove(llama_model: Model, home: Path) -> None:
+    library = ProfileLibrary()
+    path = library.save("mine", random_profile(llama_model))
+    library.save("cheerful", random_profile(llama_model))
+    with pytest.raises(ProfileFileError, match="you have no profile called 'min'") as caught:
+        library.remove("min")
+    assert caught.value.hint == "did you mean mine?"
+    library.remove("mine")
+    assert not path.exists() and names(library) == ["cheerful"]
+    library.remove("cheerful")
+    with pytest.raises(BadInputError, match="cheerful is built in and stays"):
+        library.remove("cheerful")
+    assert library.find("cheerful").is_file()
+    for outside in ("../mine", "a/b", "/etc/passwd", ".."):
+        with pytest.raises(BadInputError, match="cannot be the name"):
+            library.remove(outside)
+
+
+WRITER = """
+import sys
+from dataclasses import replace
+from alignez_edge.library import ProfileLibrary
+from alignez_edge.profile import Profile
+
+source, who, count = sys.argv[1:]
+profile, library = Profile.load(source), ProfileLibrary()
+for n in range(int(count)):
+    library.save("shared", replace(profile, author=who, seed=n))
+    library.save(f"{who}-{n}", profile)
+"""
+
+
+def test_programs_that_write_at_once_lose_nothing(
+    llama_model: Model, home: Path, tmp_path: Path
+) -> None:
+    source, count = tmp_path / "source.gguf", 12
+    random_profile(llama_model).save(source)
+    library = ProfileLibrary()
+    running = [
+        subprocess.Popen([sys.executable, "-c", WRITER, source, who, str(count)], cwd=ROOT)
+        for who in ("one", "two", "three")
+    ]
+    seen = set()
+    while any(program.poll() is None for program in running):
+        if (home / "profiles" / "shared.gguf").exists():
+            shared = Profile.load(library.find("shared"))  # whole at any moment
+            seen.add((shared.author, shared.seed))
+    assert [program.wait() for program in running] == [0, 0, 0]
+    assert seen <= {(who, n) for who in ("one", "two", "three") for n in range(count)}
+    assert Profile.load(library.find("shared")).seed == count - 1
+    assert len(names(library)) == 3 * count + 1
+    assert not list((home / "profiles").glob(".*"))
 
 
 @pytest.mark.parametrize(
