@@ -28,6 +28,7 @@ _JOINERS = "\u200c\u200d"
 MAX_LINE = 1 << 20  # bytes; what a parser makes of one line may take twenty times its size
 MAX_DOTS = 1000  # in a line of TOML; a dotted key takes time with the square of its parts
 _PIECE = 1 << 20
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.alignez", re.DOTALL)
 _STALE = 3600.0  # seconds; nothing takes so long to write
 
 
@@ -154,8 +155,8 @@ def write_atomic(path: str | Path, content: bytes | Callable[[Path], None]) -> N
     """Write a file so that at every moment the old or the new one is there whole.
 
     `content` is the bytes, or a function that writes them to the path it is given. The temporary
-    file stands in the same folder and is removed on failure; what a kill has left of it is removed
-    by a later save of the same file, an hour or more after. Raises `AlignezError` (disk full,
+    file stands in the same folder and is removed on failure; what a kill has left is removed
+    by a later save into that folder, an hour or more after. Raises `AlignezError` (disk full,
     read-only folder) and `BadInputError` (no such folder; the target is not a plain file).
     """
     target = Path(os.path.realpath(path))
@@ -164,7 +165,7 @@ def write_atomic(path: str | Path, content: bytes | Callable[[Path], None]) -> N
         raise BadInputError(f"cannot write {shown}: it is not a plain file")
     if not target.parent.is_dir():
         raise BadInputError(f"cannot write {shown}: no such folder")
-    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.tmp")
+    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.alignez")
     try:
         # Made exclusively, so that nothing planted under this name is written through.
         with temporary.open("xb") as file:
@@ -176,7 +177,7 @@ def write_atomic(path: str | Path, content: bytes | Callable[[Path], None]) -> N
             os.fsync(file.fileno())
         temporary.replace(target)
         _sync_folder(target.parent)
-        _sweep(target)
+        _sweep(target.parent)
     except OSError as failure:
         raise AlignezError(f"cannot write {shown}: {_reason(failure)}") from None
     finally:
@@ -213,12 +214,11 @@ def builtin_folder() -> Path:
     return installed if installed.is_dir() else Path(__file__).parents[1] / "profiles"
 
 
-def _sweep(target: Path) -> None:
-    """Remove the temporary files of `target` that writers have left who were killed."""
-    ours = re.compile(re.escape(f".{target.name[:100]}.") + r"[0-9a-f]{12}\.tmp")
-    for path in target.parent.iterdir():
-        with contextlib.suppress(OSError):  # another program may be faster
-            if ours.fullmatch(path.name) and path.lstat().st_mtime < time.time() - _STALE:
+def _sweep(folder: Path) -> None:
+    """Remove the temporary files that writers have left who were killed."""
+    with contextlib.suppress(OSError):  # another program may be faster
+        for path in folder.iterdir():
+            if _TEMPORARY.fullmatch(path.name) and path.lstat().st_mtime < time.time() - _STALE:
                 path.unlink()
 
 

@@ -19,7 +19,7 @@ from alignez_edge.runtime.model import Model
 from tests.seeds import all_profiles
 from tests.terminal import ROOT
 
-TEMPORARY = re.compile(r"\.polite\.gguf\.[0-9a-f]{12}\.tmp")
+TEMPORARY = re.compile(r"\.polite\.gguf\.[0-9a-f]{12}\.alignez")
 
 # Begun once; every save is made by a child of its own, which is killed.
 CHILD = """
@@ -178,18 +178,14 @@ print(sorted(os.listdir(disk)))
 
 def test_what_a_kill_leaves_goes_with_a_later_save(pair: tuple[Path, Path], tmp_path: Path) -> None:
     out, profile = tmp_path / "polite.gguf", Profile.load(pair[0])
-    ours, young, other = (
-        tmp_path / name
-        for name in (
-            ".polite.gguf.0123456789ab.tmp",
-            ".polite.gguf.ba9876543210.tmp",
-            ".rude.gguf.0123456789ab.tmp",
-        )
+    ours, other, young = (
+        tmp_path / f".{name}.gguf.{digits}.alignez"
+        for name, digits in (("polite", "0" * 12), ("rude", "a1" * 6), ("polite", "b2" * 6))
     )
-    unlike = [tmp_path / ".polite.gguf.x.tmp", tmp_path / "polite.gguf.0123456789ab.tmp"]
-    for path in (ours, young, other, *unlike):
+    unlike = [tmp_path / ".polite.gguf.x.alignez", tmp_path / f"polite.gguf.{'0' * 12}.alignez"]
+    for path in (ours, other, young, *unlike):
         path.write_bytes(b"half a file")
         if path != young:  # which another program may be writing just now
             os.utime(path, (time.time() - 7200,) * 2)
     profile.save(out)
-    assert sorted(tmp_path.iterdir()) == sorted([out, young, other, *unlike])
+    assert sorted(tmp_path.iterdir()) == sorted([out, young, *unlike])

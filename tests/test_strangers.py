@@ -383,6 +383,9 @@ def test_the_library_lists_what_it_cannot_use(seeds: Path, alignez: Alignez, hom
     lines = {line.split()[0]: line for line in said.out.splitlines()[1:]}
     assert {"good", "evil", "torn"} <= set(lines) and "folder" not in lines
     assert "cannot be used" in lines["evil"] and "cannot be used" in lines["torn"]
+    said = alignez("run", "hello", "-p", "evil", "--threads", 1)
+    assert (said.code, said.out) == (2, "") and "control characters" in said.err
+    assert all(line.isprintable() for line in said.err.splitlines())
     listed = map(json.loads, alignez("profile", "list", "--json").out.splitlines())
     by_name = {entry["name"]: entry for entry in listed}
     assert by_name["evil"]["error"].isprintable() and "error" not in by_name["good"]
