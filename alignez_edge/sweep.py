@@ -39,6 +39,13 @@ class Sweep:
     values: tuple[Setting, ...]
 
 
+ABLATIONS = (
+    Sweep("neighbors", (3, 5, 10, 15, 20, 25, 30)),
+    Sweep("layers", (1, 5, 7, 10, 15, 20, 25, 30)),
+)
+"""The papers' (AlignEZ, figures 4a and 4b), one after the other."""
+
+
 def parse_sweep(text: str) -> Sweep:
     """`KEY=V1,V2,...`; raises `BadInputError` on an unknown key and on what cannot be its value."""
     key, equals, listed = text.partition("=")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +12,15 @@ import typer
 from alignez_edge.errors import BadInputError
 from alignez_edge.files import printable
 
+from .evalarms import (
+    arms_of,
+    named,
+    parse_strengths,
+    parse_sweeps,
+    reference_arms,
+    swept_arms,
+    unique,
+)
 from .evaltables import summary
 from .judge import JudgeOptions, tested
 from .options import (
@@ -26,23 +35,16 @@ from .options import (
     check_preamble,
     check_width,
     grouped,
-    load_steering,
 )
 from .output import Output
 
 if TYPE_CHECKING:
-    from alignez_edge.arms import Arm
     from alignez_edge.judging import Judge
     from alignez_edge.plan import Query
-    from alignez_edge.profile import Profile
     from alignez_edge.runtime.model import Model
-    from alignez_edge.steering import Steering
-    from alignez_edge.sweep import Sweep
 
 SWEPT = ("neighbors", "layers", "method", "strength", "inject")
 """`alignez_edge.sweep.KEYS`, which `--help` need not load the builder for."""
-GRID = (-1.0, -0.5, 0.0, 0.5, 1.0)
-"""The strengths of a grid where none are given."""
 
 
 @grouped
@@ -102,6 +104,13 @@ def eval_(
             show_default=False,
         ),
     ] = [],  # noqa: B006
+    ablations: Annotated[
+        bool,
+        typer.Option(
+            "--ablations",
+            help="The papers' sweeps: 3 to 30 neighbors, then 1 to 30 layers, within the model's.",
+        ),
+    ] = False,
     built_from: Annotated[
         str | None,
         typer.Option(
@@ -134,9 +143,9 @@ def eval_(
     """
     check_width(parallel)
     _check(limit, seeds, reference, against, grid, steered.profile)
-    given = [_named(text, steered.inject) for text in (*steered.profile, *(grid or ()))]
+    given = [named(text, steered.inject) for text in (*steered.profile, *(grid or ()))]
     scale = parse_strengths(strengths) if strengths is not None else None
-    sweeps = _sweeps(sweep, strengths, grid)
+    sweeps = parse_sweeps(sweep, ablations, strengths, grid)
     asked = _queries(queries, limit, loading, out)
     preamble = prompting.load()
     who = _judge(judge, loading, judging, drawing.seed)
@@ -146,61 +155,50 @@ def eval_(
     from alignez_edge.evaluation import evaluate
     from alignez_edge.plan import Plan, that_fit
 
-    with loading.load(out) as model:
-        for _, steering in given:
-            check_fit(steering, model, out)
-        check_preamble(preamble, model, ctx, out)
-        if sweeps:
-            made = _swept(model, unique(given), sweeps, built_from, out)
-        else:
-            made = _arms(unique(given), scale, grid is not None)
-        arms = [
-            kinds.plain(),
-            *_reference(reference, against, steered.inject, made),
-            *(kinds.asked(made) if asking else ()),
-            *made,
-            *(kinds.prompted(preamble, made) if preamble.messages else ()),
-        ]
-        fitting = that_fit(model, arms, asked, ctx)
-        if len(fitting) < len(asked):
-            out.notice(f"left out {len(asked) - len(fitting)} queries longer than the context")
-        plan = Plan(
-            arms=tuple(arms),
-            queries=tuple(fitting),
-            # The stop strings are each model's own: a reference may have another prompt form.
-            sampling=replace(drawing.sampling(model), stop=()),
-            seeds=seeds,
-            n_ctx=ctx,
-            reference=other_model,
-            neutral=_texts(neutral),
-        )
-        folder = Path(output) if output is not None else _folder(plan, model, who)
-        axes = {aim.axis.name for arm in arms for aim in arm.aims}
-        try:
+    try:
+        with loading.load(out) as model:
+            for _, steering in given:
+                check_fit(steering, model, out)
+            check_preamble(preamble, model, ctx, out)
+            if sweeps:
+                made = [
+                    arm
+                    for combined in sweeps
+                    for arm in swept_arms(model, unique(given), combined, built_from, out)
+                ]
+            else:
+                made = arms_of(unique(given), scale, grid is not None)
+            arms = [
+                kinds.plain(),
+                *reference_arms(reference, against, steered.inject, made),
+                *(kinds.asked(made) if asking else ()),
+                *made,
+                *(kinds.prompted(preamble, made) if preamble.messages else ()),
+            ]
+            fitting = that_fit(model, arms, asked, ctx)
+            if len(fitting) < len(asked):
+                out.notice(f"left out {len(asked) - len(fitting)} queries longer than the context")
+            plan = Plan(
+                arms=tuple(arms),
+                queries=tuple(fitting),
+                # The stop strings are each model's own: a reference may have another prompt form.
+                sampling=replace(drawing.sampling(model), stop=()),
+                seeds=seeds,
+                n_ctx=ctx,
+                reference=other_model,
+                neutral=_texts(neutral),
+            )
+            folder = Path(output) if output is not None else _folder(plan, model, who)
+            axes = {aim.axis.name for arm in arms for aim in arm.aims}
             with tested(who, axes, folder, out), out.progress() as progress:
                 results = evaluate(model, plan, who, folder, width=parallel, on_progress=progress)
-        except KeyboardInterrupt:
-            out.notice("interrupted: start the same evaluation again and it goes on where it was")
-            raise
+    except KeyboardInterrupt:
+        out.notice("interrupted: start the same evaluation again and it goes on where it was")
+        raise
     for row in results["rows"]:
         out.record(row)
     out.result(summary(results))
     out.notice(f"kept in {printable(str(folder), 500)}")
-
-
-def parse_strengths(text: str) -> tuple[float, ...]:
-    """`-1,0.5,1` as numbers; raises `BadInputError` on anything else."""
-    import math
-
-    try:
-        found = tuple(dict.fromkeys(float(part) for part in text.split(",")))
-    except ValueError:
-        found = ()
-    if not found or not all(map(math.isfinite, found)):
-        raise BadInputError(
-            f"--strengths cannot be {printable(text, 60)!r}", "write them like -1,-0.5,0.5,1"
-        )
-    return found
 
 
 def _check(
@@ -220,109 +218,6 @@ def _check(
         raise BadInputError("--grid and -p exclude each other", "a grid names its two profiles")
     if not profiles and grid is None:
         raise BadInputError("there is no profile to evaluate", "name one: -p polite")
-
-
-def _named(text: str, way: str) -> tuple[str, Steering]:
-    """A profile as it was named, without a folder, and its steering."""
-    from alignez_edge.library import SUFFIX, parse_profile_option
-
-    name, _ = parse_profile_option(text)
-    return Path(name).name.removesuffix(SUFFIX), load_steering([text], way)
-
-
-def unique(given: Sequence[tuple[str, Steering]]) -> list[tuple[str, Steering]]:
-    """Names for different profiles that are different; the same profile and strength only once."""
-    digests: dict[str, list[str]] = {}
-    found: dict[tuple[str, float], tuple[str, Steering]] = {}
-    for name, steering in given:
-        ((profile, strength),) = steering.terms
-        known = digests.setdefault(name, [])
-        if profile.order[1] not in known:
-            known.append(profile.order[1])
-        number = known.index(profile.order[1]) + 1
-        own = name if number == 1 else f"{name}#{number}"
-        found.setdefault((own, strength), (own, steering))
-    return list(found.values())
-
-
-def _arms(
-    given: Sequence[tuple[str, Steering]],
-    scale: Sequence[float] | None,
-    is_grid: bool,
-) -> list[Arm]:
-    from alignez_edge import arms
-
-    if is_grid:
-        (one, first), (other, second) = given
-        steps = scale or GRID
-        cells = [(s, t) for s in steps for t in steps]
-        return [arms.cell((one, other), first * s + second * t) for s, t in cells]
-    return [arms.steered(name, steering * s) for name, steering in given for s in scale or (1,)]
-
-
-def _sweeps(
-    texts: Sequence[str], strengths: str | None, grid: tuple[str, str] | None
-) -> list[Sweep]:
-    from alignez_edge.sweep import parse_sweep
-
-    sweeps = [parse_sweep(text) for text in texts]
-    keys = [sweep.key for sweep in sweeps]
-    if len(set(keys)) < len(keys):
-        raise BadInputError("--sweep names a setting twice", "write all its values in one")
-    if sweeps and grid is not None:
-        raise BadInputError("--sweep and --grid exclude each other", "use one of them")
-    if strengths is not None and "strength" in keys:
-        raise BadInputError("--sweep strength and --strengths exclude each other", "use one")
-    if strengths is not None and sweeps:
-        sweeps.append(parse_sweep(f"strength={strengths}"))
-    return sweeps
-
-
-def _swept(
-    model: Model,
-    given: Sequence[tuple[str, Steering]],
-    sweeps: Sequence[Sweep],
-    source: str | None,
-    out: Output,
-) -> list[Arm]:
-    """The arms of the sweeps, after building what they need."""
-    from alignez_edge.sweep import bounded, build_with, swept
-
-    arms: list[Arm] = []
-    with out.progress() as progress:
-
-        def build(profile: Profile, settings: Mapping[str, str | float]) -> Profile:
-            shown = ", ".join(f"{key} {value}" for key, value in settings.items())
-            out.notice(f"building {printable(profile.name)} with {shown}")
-            return build_with(model, profile, settings, source=source, on_progress=progress)
-
-        for name, steering in given:
-            ((profile, strength),) = steering.terms
-            kept = []
-            for sweep in sweeps:
-                inside, outside = bounded(sweep, profile)
-                kept.append(inside)
-                if outside:
-                    shown = ", ".join(map(str, outside))
-                    out.notice(f"{name}: no arms for {sweep.key} {shown}: there are not so many")
-            arms += swept(name, profile, strength, steering.way, kept, build)
-    for arm in arms:
-        if arm.steering is not None:
-            arm.steering.notices(model)
-    return arms
-
-
-def _reference(
-    model: str | None, profile: str | None, way: str, others: Sequence[Arm]
-) -> list[Arm]:
-    from alignez_edge import arms
-
-    if model is not None:
-        return [arms.reference(Path(model).name, others)]
-    if profile is not None:
-        name, steering = _named(profile, way)
-        return [arms.reference(name, others, steering)]
-    return []
 
 
 def _model_file(name: str | None) -> Path | None:

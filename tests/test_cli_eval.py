@@ -176,6 +176,8 @@ def test_a_system_prompt_alone_and_with_a_profile(
         (["--sweep", "layers=0"], "error: '0' is not a count"),
         (["--sweep", "method=alignes"], "error: 'alignes' cannot be swept over"),
         (["--sweep", "strength=1", "--strengths", "1"], "error: --sweep strength and --strengths"),
+        (["--sweep", "strength=1", "--ablations"], "error: --sweep and --ablations exclude"),
+        (["--sweep", "strength=1", "--grid", "a", "b"], "error: --grid and -p exclude"),
         (["--sweep", "strength=1", "--sweep", "strength=2"], "error: --sweep names a setting"),
         (["--strengths", "1,1.0000001"], "error: two arms are called bright:1"),
         (["--grid", "a", "b"], "error: --grid and -p exclude each other"),
@@ -200,6 +202,15 @@ def test_wrong_use(
     assert (said.code, said.out) == (2, "")
     assert said.err.startswith(error) and "Traceback" not in said.err
     assert not (home / "runs").exists(), "nothing half-begun"
+
+
+def test_a_grid_needs_two_profiles(
+    alignez: Alignez,  # noqa: F811
+    use: list[object],
+) -> None:
+    *without, _, profile = use
+    said = alignez("eval", *without, "--grid", profile, profile, "--quiet")
+    assert (said.code, said.err.splitlines()[0]) == (2, "error: --grid names one profile twice")
 
 
 def test_what_has_to_be_named(
