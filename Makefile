@@ -49,6 +49,7 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks.steering --picture docs/figures/steering.png --readme README.md
 	$(BIN)/python -m benchmarks.choices --page docs/method.md
 	$(BIN)/python -m benchmarks.tuned --page docs/method.md
+	$(BIN)/python -m benchmarks.quantizations --page docs/sharing.md
 	$(BIN)/python -m benchmarks.judges --page docs/evaluation.md
 
 $(BIN)/python:

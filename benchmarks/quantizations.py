@@ -85,9 +85,8 @@ def refused(profile: Profile) -> list[str]:
 
 def interval(figure: Figure) -> str:
     """A share in points, with its interval."""
-    mean, low, high = (
-        f"{100 * x:+.0f}".replace("-", "−") for x in (figure.mean, figure.low, figure.high)
-    )
+    points = (round(100 * x) for x in (figure.mean, figure.low, figure.high))
+    mean, low, high = (f"{x:+d}".replace("-", "−") for x in points)
     return f"{mean} [{low}, {high}]"
 
 

@@ -147,7 +147,7 @@ def origin(profile: Profile) -> list[tuple[str, str]]:
     if found is None:
         return []
     file, source = found.model, found.source
-    options = [f"{found.width} at a time", f"{found.threads} threads"]
+    options = [f"{found.width} at a time", f"{found.threads} thread{'s' * (found.threads > 1)}"]
     options += [f"layers {', '.join(map(str, found.layers))}"] if found.layers else []
     options += [f"a context of {found.ctx}"] if found.ctx else []
     return [
@@ -157,6 +157,14 @@ def origin(profile: Profile) -> list[tuple[str, str]]:
         ("", f"SHA-256 {source.sha256}"),
         ("built with", ", ".join(options)),
     ]
+
+
+def measured_anew(profile: Profile) -> str:
+    """That strength 1 is not that of the build, where it is not."""
+    found = profile.report.get("recalibrated")
+    if not isinstance(found, dict):
+        return ""
+    return f", measured anew on {found.get('pairs')} pairs (directions of {found.get('from')})"
 
 
 def forms(profile: Profile) -> str:
@@ -191,7 +199,7 @@ def card(profile: Profile, path: Path) -> str:
         ("method", profile.method),
         ("layers", ", ".join(map(str, profile.layers))),
         ("acts as", forms(profile)),
-        ("strength 1", f"{profile.unit:.2f} natural lengths"),
+        ("strength 1", f"{profile.unit:.2f} natural lengths{measured_anew(profile)}"),
         ("pairs", f"{profile.pairs}" + (f" (dropped: {dropped})" if dropped else "")),
         ("seed", str(profile.seed)),
         *origin(profile),

@@ -109,7 +109,9 @@ def remove(
     place = library.check_removable(name)
     if not yes:
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
-            raise BadInputError("nobody is there to confirm that", f"profile remove {name} --yes")
+            raise BadInputError(
+                "nobody is there to confirm that", f"alignez profile remove {name} --yes"
+            )
         if not typer.confirm(f"delete {place}?", err=True):
             raise typer.Abort
     library.remove(name)
