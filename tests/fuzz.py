@@ -19,6 +19,7 @@ import json
 import multiprocessing
 import os
 import resource
+import signal
 import sys
 import tempfile
 import time
@@ -226,6 +227,7 @@ def _work(
 ) -> None:
     """Read cases, and say before each its number and after it how it went."""
     warnings.simplefilter("error")  # a warning is a line that nobody asked for
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that watches
     os.environ["GGML_NO_BACKTRACE"] = "1"
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
@@ -351,6 +353,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         (folder / f"{number}.{finding.kind}").write_bytes(case.content(seeds))
                 if finding is not None or done % 500 == 0:
                     save()
+        except KeyboardInterrupt:
+            print("interrupted: start it again and it goes on where it was", file=sys.stderr)
+            return 130
         finally:
             save()
     took = time.monotonic() - begun
