@@ -18,8 +18,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 from alignez_edge.errors import AlignezError, BadInputError
 
 APP = "alignez-edge"
@@ -188,13 +186,21 @@ def write_atomic(path: str | Path, content: bytes | Callable[[Path], None]) -> N
 def user_dir() -> Path:
     """The folder of the user's own data: `$ALIGNEZ_HOME`, else where the system keeps such."""
     home = os.environ.get("ALIGNEZ_HOME")
-    return Path(home) if home else Path(platformdirs.user_data_dir(APP, appauthor=False))
+    if home:
+        return Path(home)
+    import platformdirs  # not for --help
+
+    return Path(platformdirs.user_data_dir(APP, appauthor=False))
 
 
 def cache_dir() -> Path:
     """The folder of what can be made again: `$ALIGNEZ_HOME/cache`, else the system's place."""
     home = os.environ.get("ALIGNEZ_HOME")
-    return Path(home) / "cache" if home else Path(platformdirs.user_cache_dir(APP, appauthor=False))
+    if home:
+        return Path(home) / "cache"
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir(APP, appauthor=False))
 
 
 def make_folder(folder: Path) -> Path:
