@@ -84,7 +84,7 @@ def _places(run: RunFolder, steered: set[int], sign: float) -> Iterator[_Place]:
 def _amount(record: Mapping[str, Any]) -> tuple[float, bool] | None:
     """How far the answer moved towards the aim and whether scores say so; None if unknown."""
     scores = record.get("scores")
-    pair = scores.get(record.get("axis")) if isinstance(scores, dict) else None
+    pair = scores.get(str(record.get("axis"))) if isinstance(scores, dict) else None
     if isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair)):
         sign = -1.0 if record.get("side") == "negative" else 1.0
         return sign * (pair[0] - pair[1]), True

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+import random
+import shutil
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -161,6 +164,41 @@ def test_nothing_is_written_of_a_damaged_run(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="not of its run"):
         write_report(run.path, tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
+
+
+ODD: tuple[Any, ...] = (
+    None, 1, -1, 1e308, 10**400, "", "\x1b[31m", [], {}, [1], {"a": 1}, True, float("nan"),
+)  # fmt: skip
+
+
+def mutated(value: Any, rng: random.Random) -> Any:
+    """`value` with something odd somewhere in it."""
+    if isinstance(value, dict | list) and value and rng.random() < 0.85:
+        key = rng.choice(list(value if isinstance(value, dict) else range(len(value))))
+        value[key] = mutated(value[key], rng)
+        return value
+    return rng.choice(ODD)
+
+
+def test_a_strangers_run_is_a_page_or_one_line(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", [arm(POLITE, 1.0)], n_query=1, seeds=1, asking=False)
+    pages = 0
+    for seed in range(120):
+        rng = random.Random(seed)
+        shutil.copytree(tmp_path / "run", tmp_path / "other", dirs_exist_ok=True)
+        name = rng.choice(("run.json", "results.json", "verdicts.jsonl", "answers.jsonl"))
+        path = tmp_path / "other" / name
+        values = path.read_text("utf-8")
+        lines = [values] if name.endswith("json") else values.splitlines()
+        at = rng.randrange(len(lines))
+        lines[at] = json.dumps(mutated(json.loads(lines[at]), rng))
+        path.write_text("\n".join(lines) + "\n", "utf-8")
+        try:
+            write_report(tmp_path / "other", tmp_path / "page.md")
+            pages += 1
+        except BadInputError as failure:
+            assert "\n" not in failure.message
+    assert 10 < pages < 110
 
 
 # The answers that moved most
