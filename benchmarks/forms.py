@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -354,7 +355,7 @@ def markdown(result: Mapping[str, Any], axes: Sequence[str]) -> str:
     verdict = f"**{best}** moves the scores most at equal drift"
     if ties:
         verdict += "; not told apart from it by these samples: " + ", ".join(ties)
-    return "\n".join([*lines, "", f"{verdict}."]).replace("-", "−").replace("| −−−", "| ---")
+    return re.sub(r"-(?=[0-9])", "−", "\n".join([*lines, "", f"{verdict}."]))
 
 
 def _percent(value: Figure) -> str:
