@@ -47,7 +47,11 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks.runtime
 	$(BIN)/python -m benchmarks.build
 	$(BIN)/python -m benchmarks.steering --picture docs/figures/steering.png --readme README.md
+	$(BIN)/python -m benchmarks.exact
+	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks.turn
 	$(BIN)/python -m benchmarks.choices --page docs/method.md
+	$(BIN)/python -m benchmarks.grid --seeds 3 --picture docs/figures/grid.png --page docs/method.md
+	$(BIN)/python -m benchmarks.forms --page docs/method.md --readme README.md
 	$(BIN)/python -m benchmarks.tuned --page docs/method.md
 	$(BIN)/python -m benchmarks.quantizations --page docs/sharing.md
 	$(BIN)/python -m benchmarks.judges --page docs/evaluation.md

@@ -87,6 +87,8 @@ METHODS: dict[str, tuple[str, int | None]] = {
     "RE-Control": ("recontrol", None),
 }
 """What `alignez build` makes: the method, and how many neighbours it looks at."""
+BRIEF = ("control vector", "control vector, by query", "exact, version 1", "exact, version 2",
+         "CAA", "PCA", "ITI", "RE-Control")  # fmt: skip
 
 
 class Fitted:
@@ -358,6 +360,23 @@ def markdown(result: Mapping[str, Any], axes: Sequence[str]) -> str:
     return re.sub(r"-(?=[0-9])", "−", "\n".join([*lines, "", f"{verdict}."]))
 
 
+def brief(result: Mapping[str, Any], axes: Sequence[str]) -> str:
+    """The best of each family of forms, for a reader in a hurry."""
+    rows = result["forms"]
+    lines = ["| form | share of asking | net win, mean of the axes, % | nats above plain |",
+             "| --- | ---: | ---: | ---: |"]  # fmt: skip
+    shown = [name for name in BRIEF if name in rows]
+    for name in sorted(shown, key=lambda name: -rows[name]["mean"]["share of asking"].mean):
+        row = rows[name]
+        wins, nats = (
+            float(np.mean([row[axis][key].mean for axis in axes]))
+            for key in ("net win", "nats above plain")
+        )
+        share = _number(row["mean"]["share of asking"])
+        lines.append(f"| {name} | {share} | {100 * wins:+.0f} | {nats:+.2f} |")
+    return re.sub(r"-(?=[0-9])", "−", "\n".join(lines))
+
+
 def _percent(value: Figure) -> str:
     return f"{100 * value.mean:+.0f} [{100 * value.low:+.0f}, {100 * value.high:+.0f}]"
 
@@ -379,6 +398,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--forms", nargs="+", default=[], help="only these, by name")
     parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
     parser.add_argument("--page", type=Path, help="put the table between this file's markers")
+    parser.add_argument("--readme", type=Path, help="the same for a brief table")
     options = parser.parse_args(arguments)
     tasks = [
         Task(
@@ -398,6 +418,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     table = markdown(result, options.axes)
     if options.page:
         insert(table, options.page, "forms")
+    if options.readme:
+        insert(brief(result, options.axes), options.readme, "forms")
     print(json.dumps(plain_data(result)) if options.json else table)
 
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from alignez_edge.measures import Figure
+from alignez_edge.measures import Figure, Resamples
+from alignez_edge.pairs import PreferencePair
 from alignez_edge.runtime.model import Model
-from benchmarks import build, grid, steering, steering_report
+from alignez_edge.runtime.score import Scorer
+from alignez_edge.runtime.types import Injection
+from benchmarks import build, forms, grid, steering, steering_report
 from tests.profiles import random_profile
 
 
@@ -96,3 +100,47 @@ def test_a_grid_runs_and_draws(
             assert abs(pair["ways"][grid.BOTH]["axes"][name]["predicted"]) < 1e-3
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert page.read_text("utf-8").count("\n| ") == 2 + 2 * 3 * 2
+
+
+def test_forms_are_compared_pair_by_pair() -> None:
+    """The distance from the best form is that of samples over the same resampled queries."""
+    resamples = Resamples(12)
+    rng = np.random.default_rng(3)
+
+    def cell(share: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
+        figure = resamples.figure(share)
+        return {
+            "net win": figure,
+            "share of asking": figure,
+            "nats above plain": figure,
+            "knowledge above plain": figure,
+            "strength": 1.0,
+        }, share
+
+    base = resamples.mean(rng.random((12, 2)))
+    found = {"polite": {"CAA": cell(base - 0.25), "control vector": cell(base)}}
+    result = forms.gathered(found, resamples)
+    assert result["best"] == "control vector"
+    below = result["forms"]["CAA"]["mean"]["below the best"]
+    assert (below.mean, below.low, below.high) == pytest.approx((0.25, 0.25, 0.25))
+    table = forms.markdown(result, ["polite"])
+    assert table.index("| control vector |") < table.index("| CAA |")
+    assert table.endswith("**control vector** moves the scores most at equal drift.")
+    assert len(forms.brief(result, ["polite"]).splitlines()) == 4
+
+
+def test_a_forms_strength_is_where_it_drifts_as_told(llama_model: Model) -> None:
+    profile = random_profile(llama_model)
+    pair = PreferencePair("Why?", "Because.", "No idea.", "Why?", "Why?")
+    drift = forms.Drift(llama_model, [pair])
+
+    def form(strength: float) -> Injection | None:
+        found = (profile * strength).injection(llama_model)
+        assert found is None or isinstance(found, Injection)
+        return found
+
+    with Scorer(llama_model) as scorer:
+        assert drift.of(form, 0.0, scorer) == 0
+        target = drift.of(form, 0.7, scorer)
+        assert drift.strength(form, target, scorer) == pytest.approx(0.7, abs=0.05)
+        assert drift.strength(form, 1e9, scorer) == forms.MOST
