@@ -9,7 +9,7 @@ JOBS = $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
 # Large blocks are kept by the allocator: returning them to the system each step costs a third.
 TRAINING = MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=4000000000
 
-.PHONY: demo test lint install demo-model gallery bench docs fuzz clean
+.PHONY: demo test lint install demo-model gallery bench evaluation docs fuzz clean
 
 demo: $(VENV)/installed
 	$(BIN)/alignez demo
@@ -55,6 +55,12 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks.tuned --page docs/method.md
 	$(BIN)/python -m benchmarks.quantizations --page docs/sharing.md
 	$(BIN)/python -m benchmarks.judges --page docs/evaluation.md
+
+# The table of forms and the papers' ablations on the demo model, in a few minutes on four cores.
+evaluation: $(VENV)/installed-dev
+	$(BIN)/python -m benchmarks.forms --brief --seeds 1
+	$(BIN)/alignez eval -p polite --ablations --strengths=-1,1 --seeds 1 -o .cache/ablations
+	$(BIN)/alignez plot sweep .cache/ablations -o .cache/ablations.png
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

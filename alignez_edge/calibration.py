@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from alignez_edge.methods import Way
     from alignez_edge.profile import Profile
     from alignez_edge.runtime.model import Model
-    from alignez_edge.runtime.types import Conditional, Injection
+    from alignez_edge.runtime.types import Injection
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -152,27 +152,15 @@ def read_profile(
 ) -> Reading:
     """What `profile` at each of `strengths`, injected by `way`, does to a pair, and what asking
     does; see `read_pair`. Raises `BadInputError` where this model does not allow `way`."""
+    from alignez_edge.runtime.capture import injected_after
 
     plain = model.ask_tokens(pair.query)
     wishes = [prompts.trait(profile.axis, side) for side in prompts.SIDES]
     asked = [model.ask_tokens(prompts.ask(pair.query, wish)) for wish in wishes]
     answers = [model.tokenize(text, begin=False) for text in (pair.chosen, pair.rejected)]
     steerings = [(profile * strength).by(way).injection(model) for strength in strengths]
-    injections = [_of_query(model, steering, plain) for steering in steerings]
+    injections = [injected_after(model, steering, plain) for steering in steerings]
     return read_pair(model, plain, asked, answers, injections, n_ctx)
-
-
-def _of_query(
-    model: Model, steering: Injection | Conditional | None, plain: Sequence[int]
-) -> Injection | None:
-    """What `steering` injects into the answer to a prompt."""
-    from alignez_edge.runtime.capture import capture
-    from alignez_edge.runtime.types import Injection
-
-    if steering is None or isinstance(steering, Injection):
-        return steering
-    (read,) = capture(model, [(plain, ())], tensor=steering.tensor)
-    return steering.at(read.deciding)
 
 
 def calibrate(reading: Reading, budget: float = DRIFT_BUDGET) -> Calibration:

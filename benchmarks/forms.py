@@ -42,7 +42,7 @@ from alignez_edge.heads import attention_heads
 from alignez_edge.pairs import PreferencePair
 from alignez_edge.profile import Profile
 from alignez_edge.runtime.adapter import Adapter
-from alignez_edge.runtime.capture import capture
+from alignez_edge.runtime.capture import injected_after
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.score import Scorer, kl_divergence
 from alignez_edge.runtime.types import Conditional, Injection
@@ -220,19 +220,11 @@ class Drift:
         found = []
         steerings = [form(sign * strength) for sign in SIGNS]
         for prompt, answer in self._texts:
-            injections = [self._at(steering, prompt) for steering in steerings]
+            injections = [injected_after(self._model, steering, prompt) for steering in steerings]
             rows = scorer.log_probs(prompt, answer, [None, *injections])
             base = next(rows)
             found += [kl_divergence(base, row) for row in rows]
         return float(np.mean(found))
-
-    def _at(
-        self, steering: Injection | Conditional | None, prompt: Sequence[int]
-    ) -> Injection | None:
-        if steering is None or isinstance(steering, Injection):
-            return steering
-        (read,) = capture(self._model, [(prompt, ())], tensor=steering.tensor)
-        return steering.at(read.deciding)
 
     def strength(self, form: Form, target: float, scorer: Scorer) -> float:
         """The strength at which `form` drifts by `target`, at most `MOST`."""
@@ -396,6 +388,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tuning", action="store_true", help="queries that are not the unseen")
     parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
     parser.add_argument("--forms", nargs="+", default=[], help="only these, by name")
+    parser.add_argument("--brief", action="store_true", help="only the eight of the README")
     parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
     parser.add_argument("--page", type=Path, help="put the table between this file's markers")
     parser.add_argument("--readme", type=Path, help="the same for a brief table")
@@ -408,7 +401,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.tuning,
             options.limit,
             options.seeds,
-            tuple(options.forms),
+            BRIEF if options.brief else tuple(options.forms),
         )
         for axis in options.axes
     ]

@@ -13,7 +13,7 @@ import numpy as np
 
 from alignez_edge.axes import Axis
 from alignez_edge.edits import Edit, LayerEdit
-from alignez_edge.export_peft import export_peft
+from alignez_edge.exchange.peft import export_peft
 from alignez_edge.forms import ExactForm
 from alignez_edge.profile import Profile
 from alignez_edge.runtime.model import Model

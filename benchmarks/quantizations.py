@@ -19,7 +19,7 @@ from alignez_edge.axes import Axis
 from alignez_edge.demo.judge import AXES
 from alignez_edge.demo.world import demo_queries
 from alignez_edge.errors import ProfileFileError
-from alignez_edge.measures import Figure, Floats, Resamples
+from alignez_edge.evaluation.measures import Figure, Floats, Resamples
 from alignez_edge.methods import DEFAULT_METHOD
 from alignez_edge.profile import Profile
 from alignez_edge.runtime.model import Model

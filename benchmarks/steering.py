@@ -30,7 +30,7 @@ from alignez_edge.axes import Axis
 from alignez_edge.build import build_profile
 from alignez_edge.demo.judge import AXES, judge
 from alignez_edge.demo.world import demo_queries
-from alignez_edge.measures import Figure, Floats, Resamples
+from alignez_edge.evaluation.measures import Figure, Floats, Resamples
 from alignez_edge.methods import DEFAULT_METHOD, METHODS
 from alignez_edge.profile import Profile
 from alignez_edge.prompts import SIDES, Side

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alignez_edge.evaluation.measures import Figure
 from alignez_edge.files import make_folder
-from alignez_edge.measures import Figure
-from alignez_edge.pictures import PLAIN, Chart, Curve, Picture, save
+from alignez_edge.pictures.drawing import PLAIN, Chart, Curve, Picture, save
 from benchmarks.steering import STRENGTHS
 
 Table = dict[str, Any]

@@ -20,7 +20,7 @@ from typing import Any
 from alignez_edge.axes import Axis
 from alignez_edge.demo.judge import AXES
 from alignez_edge.demo.world import demo_queries
-from alignez_edge.measures import Figure, Resamples
+from alignez_edge.evaluation.measures import Figure, Resamples
 from alignez_edge.methods import DEFAULT_METHOD
 from alignez_edge.profile import Profile
 from alignez_edge.runtime.model import Model

@@ -39,12 +39,12 @@ from .options import (
 from .output import Output
 
 if TYPE_CHECKING:
-    from alignez_edge.judging import Judge
-    from alignez_edge.plan import Query
+    from alignez_edge.evaluation.plan import Query
+    from alignez_edge.judges.judging import Judge
     from alignez_edge.runtime.model import Model
 
 SWEPT = ("neighbors", "layers", "method", "strength", "inject")
-"""`alignez_edge.sweep.KEYS`, which `--help` need not load the builder for."""
+"""`alignez_edge.evaluation.sweep.KEYS`, which `--help` need not load the builder for."""
 
 
 @grouped
@@ -151,9 +151,9 @@ def eval_(
     who = _judge(judge, loading, judging, drawing.seed)
     other_model = _model_file(reference)
 
-    from alignez_edge import arms as kinds
-    from alignez_edge.evaluation import evaluate
-    from alignez_edge.plan import Plan, that_fit
+    from alignez_edge.evaluation import arms as kinds
+    from alignez_edge.evaluation.plan import Plan, that_fit
+    from alignez_edge.evaluation.run import evaluate
 
     try:
         with loading.load(out) as model:
@@ -229,7 +229,7 @@ def _model_file(name: str | None) -> Path | None:
 def _queries(
     file: str | None, limit: int | None, loading: ModelOptions, out: Output
 ) -> list[Query]:
-    from alignez_edge.plan import Query
+    from alignez_edge.evaluation.plan import Query
     from alignez_edge.queries import read_queries_with_facts
 
     if file is not None:
@@ -263,8 +263,8 @@ def _texts(file: str | None) -> tuple[str, ...]:
 
 def _folder(plan: Any, model: Model, judge: Judge) -> Path:
     """Where a run goes by itself: the same options lead to the same folder again."""
+    from alignez_edge.evaluation.runfolder import digest
     from alignez_edge.files import user_dir
-    from alignez_edge.runfolder import digest
 
     profiles = dict.fromkeys(arm.profile for arm in plan.arms if arm.kind == "steered")
     name = "".join(c if c.isalnum() else "-" for c in "-".join(profiles))[:40]

@@ -14,11 +14,11 @@ from .options import load_steering
 from .output import Output
 
 if TYPE_CHECKING:
-    from alignez_edge.arms import Arm
+    from alignez_edge.evaluation.arms import Arm
+    from alignez_edge.evaluation.sweep import Sweep
     from alignez_edge.profile import Profile
     from alignez_edge.runtime.model import Model
     from alignez_edge.steering import Steering
-    from alignez_edge.sweep import Sweep
 
 GRID = (-1.0, -0.5, 0.0, 0.5, 1.0)
 """The strengths of a grid where none are given."""
@@ -69,7 +69,7 @@ def arms_of(
 
     `given` is what `unique` returns.
     """
-    from alignez_edge import arms
+    from alignez_edge.evaluation import arms
 
     if is_grid:
         if len({name for name, _ in given}) < 2:
@@ -85,7 +85,7 @@ def parse_sweeps(
     texts: Sequence[str], ablations: bool, strengths: str | None, grid: tuple[str, str] | None
 ) -> list[list[Sweep]]:
     """Which sweeps are combined with each other, one list after the other."""
-    from alignez_edge.sweep import ABLATIONS, parse_sweep
+    from alignez_edge.evaluation.sweep import ABLATIONS, parse_sweep
 
     sweeps = [parse_sweep(text) for text in texts]
     keys = [sweep.key for sweep in sweeps]
@@ -111,7 +111,7 @@ def swept_arms(
     out: Output,
 ) -> list[Arm]:
     """The arms of the sweeps, after building what they need."""
-    from alignez_edge.sweep import bounded, build_with, swept
+    from alignez_edge.evaluation.sweep import bounded, build_with, swept
 
     arms: list[Arm] = []
     with out.progress() as progress:
@@ -141,7 +141,7 @@ def reference_arms(
     model: str | None, profile: str | None, way: str, others: Sequence[Arm]
 ) -> list[Arm]:
     """The arm that all others are measured by: an aligned model or another profile, if any."""
-    from alignez_edge import arms
+    from alignez_edge.evaluation import arms
 
     if model is not None:
         return [arms.reference(Path(model).name, others)]

@@ -16,11 +16,11 @@ from .options import MODEL_VARIABLE, ModelOptions, grouped
 from .output import Output, complain
 
 if TYPE_CHECKING:
-    from alignez_edge.export import Exported
+    from alignez_edge.exchange.export import Exported
+    from alignez_edge.exchange.vectorfile import Maker
     from alignez_edge.library import ProfileLibrary
     from alignez_edge.profile import Profile
     from alignez_edge.runtime.model import Model
-    from alignez_edge.vectorfile import Maker
 
 FORMS = {
     "control-vector": "llama.cpp's control vector (a file)",
@@ -68,14 +68,14 @@ def export(
     hold an exact form, and need the model (-m) for its weights. pairs are JSON lines for training:
     prompt, chosen, rejected.
     """
-    from alignez_edge.export import (
+    from alignez_edge.exchange.export import (
         PARTS,
         export_control_vector,
         export_lora,
         export_pairs,
         no_lora,
     )
-    from alignez_edge.export_peft import export_peft
+    from alignez_edge.exchange.peft import export_peft
     from alignez_edge.files import near_hint
     from alignez_edge.library import ProfileLibrary, parse_profile_option
     from alignez_edge.profile import Profile
@@ -138,8 +138,8 @@ def import_(
     Nothing that has the same name is overwritten. Of a folder every GGUF file is taken; what
     cannot be is reported, and the exit code is 2.
     """
-    from alignez_edge.importing import files_of
-    from alignez_edge.vectorfile import MAKERS
+    from alignez_edge.exchange.importing import files_of
+    from alignez_edge.exchange.vectorfile import MAKERS
 
     if made_by is not None and made_by not in MAKERS:
         raise BadInputError(f"--from cannot be {made_by!r}", f"choose from {', '.join(MAKERS)}")
@@ -176,7 +176,7 @@ class _Importer(ExitStack):
 
     def take(self, file: Path, name: str | None) -> None:
         """One file, under `name` or its own; raises `AlignezError` where it cannot be taken."""
-        from alignez_edge.importing import copy_profile, is_control_vector, name_for
+        from alignez_edge.exchange.importing import copy_profile, is_control_vector, name_for
         from alignez_edge.library import ProfileLibrary
 
         library = ProfileLibrary()
@@ -194,8 +194,8 @@ class _Importer(ExitStack):
         self._out.result(f'{target}\ntry: alignez run -p {called} "Tell me about bread."')
 
     def _vector(self, file: Path, library: ProfileLibrary, name: str) -> tuple[Path, Profile]:
-        from alignez_edge.importing import free_place, imported_profile, notices_of
-        from alignez_edge.vectorfile import read_control_vector
+        from alignez_edge.exchange.importing import free_place, imported_profile, notices_of
+        from alignez_edge.exchange.vectorfile import read_control_vector
 
         found = read_control_vector(file)
         free_place(library, name, file)

@@ -21,8 +21,8 @@ from .output import Output
 
 if TYPE_CHECKING:
     from alignez_edge.judges import JudgeSettings, ModelWay
+    from alignez_edge.judges.judging import Judge
     from alignez_edge.judges.quality import JudgeReport, KnownPair, Tally
-    from alignez_edge.judging import Judge
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from .layout import side_by_side, stacked, terminal_width
 
 if TYPE_CHECKING:
-    from alignez_edge.judging import Comparison
+    from alignez_edge.judges.judging import Comparison
 
 NARROW = 72
 """Columns below which the answers stand one below the other."""

@@ -15,7 +15,7 @@ from .options import grouped
 from .output import Output
 
 if TYPE_CHECKING:
-    from alignez_edge.pictures import Picture
+    from alignez_edge.pictures.drawing import Picture
     from alignez_edge.profile import Profile
 
 app = typer.Typer(
@@ -49,8 +49,8 @@ class Drawing:
 
     def show(self, picture: Picture, kind: str, named: Sequence[str], out: Output) -> None:
         """Write or print the picture of what the user has named."""
-        from alignez_edge.pictures import save
-        from alignez_edge.pictures_text import drawn
+        from alignez_edge.pictures.drawing import save
+        from alignez_edge.pictures.text import drawn
 
         from .layout import terminal_width
 
@@ -85,7 +85,7 @@ def strength(
     Of an evaluation the scores (or net wins) of its answers; of a profile what its calibration
     measured on pairs that were held back.
     """
-    from alignez_edge.pictures_profile import strength_of
+    from alignez_edge.pictures.of_profile import strength_of
 
     run = _find_run(what)
     picture = strength_of(_profiles([what])[0]) if run is None else _of_run(run, "strength")
@@ -115,7 +115,7 @@ def layers(
     out: Output,
 ) -> None:
     """How the sides and their directions lie, by layer."""
-    from alignez_edge.pictures_profile import layers_of
+    from alignez_edge.pictures.of_profile import layers_of
 
     drawing.show(layers_of(_profiles([profile])[0]), "layers", [profile], out)
 
@@ -128,7 +128,7 @@ def directions(profile: ProfilesArgument, *, drawing: Drawing, out: Output) -> N
     Of one profile its directions of help and harm, by query if it remembers queries (build
     --neighbors), else by layer. Of several, what each of them moves its layers along.
     """
-    from alignez_edge.pictures_profile import directions_of
+    from alignez_edge.pictures.of_profile import directions_of
 
     drawing.show(directions_of(_profiles(profile)), "directions", profile, out)
 
@@ -137,7 +137,7 @@ def directions(profile: ProfilesArgument, *, drawing: Drawing, out: Output) -> N
 @grouped
 def interference(profile: ProfilesArgument, *, drawing: Drawing, out: Output) -> None:
     """How far profiles, or the parts of a mix, move each other's axes."""
-    from alignez_edge.pictures_profile import interference_of
+    from alignez_edge.pictures.of_profile import interference_of
 
     drawing.show(interference_of(_profiles(profile)), "interference", profile, out)
 
@@ -159,7 +159,7 @@ def report(
     The page is whole in itself: nothing is loaded from elsewhere, and nothing in it is run. It
     shows the answers that moved most to either side, beside the plain ones.
     """
-    from alignez_edge.report import write_report
+    from alignez_edge.evaluation.report import write_report
 
     path = output or f"{file_stem(run)}-report.html"
     write_report(_run(run), path)
@@ -175,8 +175,8 @@ def file_stem(*named: str) -> str:
 
 
 def _of_run(folder: Path, kind: str) -> Picture:
-    from alignez_edge.outcome import Outcome
-    from alignez_edge.pictures_run import picture_of_run
+    from alignez_edge.evaluation.outcome import Outcome
+    from alignez_edge.pictures.of_run import picture_of_run
 
     return picture_of_run(Outcome.load(folder), kind)
 

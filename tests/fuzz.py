@@ -87,6 +87,7 @@ class Finding:
 def _readers(seeds: Path, kinds: Sequence[str]) -> dict[str, Reader]:
     """How the program reads a file of each kind."""
     from alignez_edge.axes import Axis
+    from alignez_edge.exchange.vectorfile import read_control_vector
     from alignez_edge.gguffile import read_gguf
     from alignez_edge.judges.rules import RuleJudge
     from alignez_edge.lora import read_lora
@@ -98,7 +99,6 @@ def _readers(seeds: Path, kinds: Sequence[str]) -> dict[str, Reader]:
     from alignez_edge.runtime.check import check_model
     from alignez_edge.runtime.model import Model
     from alignez_edge.runtime.types import Request, Sampling
-    from alignez_edge.vectorfile import read_control_vector
     from tests.seeds import BASE
 
     axis = Axis("x", "a", "b")

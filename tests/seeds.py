@@ -15,6 +15,7 @@ from alignez_edge.bank import Bank
 from alignez_edge.conditioned import Neighbourhood, Recipe
 from alignez_edge.edits import Edit, LayerEdit
 from alignez_edge.embeddings import HiddenStates
+from alignez_edge.exchange.vectorfile import write_control_vector
 from alignez_edge.forms import ExactForm
 from alignez_edge.gguffile import read_gguf
 from alignez_edge.lora import adapter_file
@@ -23,7 +24,6 @@ from alignez_edge.profile import Profile
 from alignez_edge.recontrol import ReControl
 from alignez_edge.runtime.model import Model
 from alignez_edge.value import ValueFunction
-from alignez_edge.vectorfile import write_control_vector
 from alignez_edge.vectors import ControlVector
 from tests.profiles import random_profile
 from tests.tinymodels import CHATML, tiny_model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,12 +13,12 @@ import pytest
 
 from tests.terminal import ROOT
 
-CELLAR = ("errors", "files", "gguffile", "lora", "fingerprint")
+CELLAR = ("errors", "files", "gguffile", "ggufwriter", "lora", "fingerprint")
 """What anybody may import: it knows no model, no axis and no command."""
 FLOORS = ("cellar", "ground", "core", "face")
 MATHEMATICS = (
-    *("bank", "calibration", "conditioned", "edits", "forms", "geometry", "heads", "layers"),
-    *("measures", "mix", "subspace", "value", "vectors"),
+    *("bank", "calibration", "conditioned", "edits", "evaluation.measures", "forms", "geometry"),
+    *("heads", "layers", "mix", "subspace", "value", "vectors"),
 )
 LIBRARY = ROOT / "alignez_edge"
 FILES = sorted([*LIBRARY.rglob("*.py"), *(ROOT / "cli").rglob("*.py")])
@@ -78,6 +79,14 @@ def test_only_the_ground_knows_ctypes_and_llama_cpp(module: str) -> None:
         assert not roots & {"ctypes", "llama_cpp"}
     if module != "alignez_edge.runtime.llama":
         assert "llama_cpp" not in roots
+
+
+def test_the_page_of_the_house_names_every_module() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    modules = [path for path in LIBRARY.rglob("*.py") if path.name != "__init__.py"]
+    assert [path.name for path in modules if f"`{path.name}`" not in page] == []
+    missing = [name for name in re.findall(r"`(\w+\.py)`", page) if not list(ROOT.rglob(name))]
+    assert missing == []
 
 
 def test_the_arrows_are_seen() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from alignez_edge.measures import Figure, Resamples
+from alignez_edge.evaluation.measures import Figure, Resamples
 from alignez_edge.pairs import PreferencePair
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.score import Scorer

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from alignez_edge.exchange.vectorfile import read_control_vector
 from alignez_edge.profile import Profile
 from alignez_edge.runtime.model import Model
-from alignez_edge.vectorfile import read_control_vector
 from tests.profiles import random_profile
 from tests.terminal import Alignez
 from tests.test_cli import alignez, home  # noqa: F401  (fixtures)

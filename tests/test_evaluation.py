@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from alignez_edge import arms
 from alignez_edge.errors import AlignezError, BadInputError
-from alignez_edge.evaluation import evaluate
-from alignez_edge.judging import Comparison, Verdict
-from alignez_edge.plan import Plan, Query, that_fit
-from alignez_edge.results import results_of
-from alignez_edge.runfolder import Log, RunFolder
+from alignez_edge.evaluation import arms
+from alignez_edge.evaluation.plan import Plan, Query, that_fit
+from alignez_edge.evaluation.results import results_of
+from alignez_edge.evaluation.run import evaluate
+from alignez_edge.evaluation.runfolder import Log, RunFolder
+from alignez_edge.judges.judging import Comparison, Verdict
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.types import Sampling
 from tests.profiles import random_profile
@@ -298,7 +298,7 @@ def test_a_torn_line_is_cut_off(tmp_path: Path) -> None:
 
 CHILD = """
 import os, signal, sys
-from alignez_edge.evaluation import evaluate
+from alignez_edge.evaluation.run import evaluate
 from alignez_edge.runtime.model import Model
 from tests.test_evaluation import Longer, plan_of
 

@@ -15,7 +15,7 @@ from alignez_edge.axes import Axis
 from alignez_edge.demo.world import demo_queries
 from alignez_edge.edits import Edit, LayerEdit
 from alignez_edge.errors import AlignezError, BadInputError, ProfileFileError
-from alignez_edge.export import (
+from alignez_edge.exchange.export import (
     PARTS,
     Part,
     built_from,
@@ -24,7 +24,8 @@ from alignez_edge.export import (
     export_pairs,
     factors,
 )
-from alignez_edge.export_peft import MODULES, export_peft
+from alignez_edge.exchange.peft import MODULES, export_peft
+from alignez_edge.exchange.vectorfile import read_control_vector
 from alignez_edge.forms import ExactForm
 from alignez_edge.gguffile import read_gguf
 from alignez_edge.methods import Way
@@ -34,7 +35,6 @@ from alignez_edge.provenance import ModelFile, Provenance, Source, with_provenan
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.score import Scorer
 from alignez_edge.runtime.types import Injection
-from alignez_edge.vectorfile import read_control_vector
 from alignez_edge.vectors import ControlVector
 from benchmarks.exchange import Bench
 from benchmarks.llamacpp import Completion, built

@@ -15,6 +15,7 @@ from alignez_edge.axes import Axis
 from alignez_edge.demo.judge import AXES, judge
 from alignez_edge.errors import BadInputError
 from alignez_edge.judges import JudgeSettings, judge_of
+from alignez_edge.judges.judging import Comparison, Verdict
 from alignez_edge.judges.orders import Asked
 from alignez_edge.judges.quality import (
     KnownPair,
@@ -25,7 +26,6 @@ from alignez_edge.judges.quality import (
     shipped_pairs,
     sign_test,
 )
-from alignez_edge.judging import Comparison, Verdict
 from benchmarks import judges
 from cli import judge as command
 from cli.output import Output

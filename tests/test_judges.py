@@ -23,11 +23,11 @@ from alignez_edge.config import ModelNames
 from alignez_edge.errors import AlignezError, BadInputError, ModelFileError, PromptTooLongError
 from alignez_edge.judges import JudgeSettings, judge_of
 from alignez_edge.judges.human import HumanJudge
+from alignez_edge.judges.judging import Comparison, Judge, Verdict
 from alignez_edge.judges.likelihood import LikelihoodJudge
 from alignez_edge.judges.model import ModelJudge, messages, probabilities
 from alignez_edge.judges.orders import Asked, ask_where_different, merged, swapped
 from alignez_edge.judges.phrases import Phrases, sentences
-from alignez_edge.judging import Comparison, Judge, Verdict
 from alignez_edge.prompts import ask
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.score import Scorer, answer_log_prob

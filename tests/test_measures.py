@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from alignez_edge import measures
-from alignez_edge.measures import Figure, Resamples, loops, sign_test
+from alignez_edge.evaluation import measures
+from alignez_edge.evaluation.measures import Figure, Resamples, loops, sign_test
 
 N_DRAWS = 2000
 

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from alignez_edge.errors import BadInputError
-from alignez_edge.moved import MOST_TEXT, most_moved
-from alignez_edge.report import MOVED, write_report
-from alignez_edge.runfolder import RunFolder
+from alignez_edge.evaluation.moved import MOST_TEXT, most_moved
+from alignez_edge.evaluation.report import MOVED, write_report
+from alignez_edge.evaluation.runfolder import RunFolder
 from tests.runs import FORMAL, POLITE, arm, make_run
 
 ATTACK = (

@@ -22,6 +22,7 @@ from alignez_edge.axes import Axis
 from alignez_edge.bank import MOST_PAIRS, Bank
 from alignez_edge.conditioned import Neighbourhood, Recipe
 from alignez_edge.errors import BadInputError
+from alignez_edge.exchange.vectorfile import read_control_vector
 from alignez_edge.files import MAX_DOTS, MAX_LINE
 from alignez_edge.gguffile import MAX_KEYS, MAX_STRINGS, MAX_TENSORS, MAX_TEXT, read_gguf
 from alignez_edge.lora import read_lora
@@ -31,7 +32,6 @@ from alignez_edge.profile_file import MAX_CELLS
 from alignez_edge.queries import MAX_QUERIES, read_queries
 from alignez_edge.runtime.check import check_model
 from alignez_edge.runtime.model import Model
-from alignez_edge.vectorfile import read_control_vector
 from tests.fuzz import FIXED
 from tests.mutations import Parts, Tensor, parts_of
 from tests.profiles import random_profile

@@ -9,17 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alignez_edge.arms import plain, steered
 from alignez_edge.axes import Axis
 from alignez_edge.build import build_profile
 from alignez_edge.errors import BadInputError
-from alignez_edge.evaluation import evaluate
-from alignez_edge.plan import Plan, Query
-from alignez_edge.profile import Profile
-from alignez_edge.provenance import Provenance
-from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.types import Sampling
-from alignez_edge.sweep import (
+from alignez_edge.evaluation.arms import plain, steered
+from alignez_edge.evaluation.plan import Plan, Query
+from alignez_edge.evaluation.run import evaluate
+from alignez_edge.evaluation.sweep import (
     KEYS,
     Setting,
     Sweep,
@@ -29,6 +25,10 @@ from alignez_edge.sweep import (
     swept,
     top_layers,
 )
+from alignez_edge.profile import Profile
+from alignez_edge.provenance import Provenance
+from alignez_edge.runtime.model import Model
+from alignez_edge.runtime.types import Sampling
 from cli.eval import SWEPT
 from tests.profiles import random_profile
 from tests.test_evaluation import Longer

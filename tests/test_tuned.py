@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from alignez_edge.demo.judge import AXES
+from alignez_edge.evaluation.measures import Figure
 from alignez_edge.exact import adapter_bytes
 from alignez_edge.gguffile import read_gguf
-from alignez_edge.measures import Figure
 from alignez_edge.profile import Profile
 from alignez_edge.runtime.model import Model
 from benchmarks import tuned

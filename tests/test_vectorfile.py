@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from alignez_edge.errors import AlignezError, BadInputError, ProfileFileError
-from alignez_edge.importing import imported_profile, notices_of
+from alignez_edge.exchange.importing import imported_profile, notices_of
+from alignez_edge.exchange.vectorfile import ARCHITECTURE, read_control_vector, write_control_vector
 from alignez_edge.runtime.capture import capture
 from alignez_edge.runtime.model import Model
-from alignez_edge.vectorfile import ARCHITECTURE, read_control_vector, write_control_vector
 from benchmarks.llamacpp import built
 from benchmarks.planted import (
     OTHERS,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from alignez_edge.errors import BadInputError
 from alignez_edge.files import printable
-from alignez_edge.judging import Judge
+from alignez_edge.judges.judging import Judge
 
 if TYPE_CHECKING:
     from alignez_edge.judges.human import AskPerson

@@ -25,7 +25,7 @@ from typing import IO
 
 from alignez_edge.errors import AlignezError, BadInputError
 from alignez_edge.files import printable
-from alignez_edge.judging import Comparison, Verdict
+from alignez_edge.judges.judging import Comparison, Verdict
 from alignez_edge.prompts import trait
 from alignez_edge.queries import parse_record
 

@@ -9,7 +9,7 @@ from alignez_edge.demo.judge import AXES, judge, topic_of
 from alignez_edge.demo.world import world
 from alignez_edge.errors import BadInputError
 from alignez_edge.files import printable
-from alignez_edge.judging import Comparison, Verdict
+from alignez_edge.judges.judging import Comparison, Verdict
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from alignez_edge.judges.judging import Comparison, Verdict
 from alignez_edge.judges.orders import swapped
-from alignez_edge.judging import Comparison, Verdict
 from alignez_edge.pairs import derive_seed
 
 AskPerson = Callable[[Comparison], float]

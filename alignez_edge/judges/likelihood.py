@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 
 from alignez_edge import prompts
 from alignez_edge.errors import PromptTooLongError
+from alignez_edge.judges.judging import Comparison, Verdict
 from alignez_edge.judges.model import too_long
-from alignez_edge.judging import Comparison, Verdict
 from alignez_edge.prompts import SIDES
 
 if TYPE_CHECKING:

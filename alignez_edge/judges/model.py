@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from alignez_edge.errors import PromptTooLongError
 from alignez_edge.files import printable
-from alignez_edge.judging import Comparison, Verdict
+from alignez_edge.judges.judging import Comparison, Verdict
 from alignez_edge.prompts import trait, with_article
 
 if TYPE_CHECKING:

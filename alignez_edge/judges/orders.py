@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from alignez_edge.judging import Comparison, Judge, Verdict
+from alignez_edge.judges.judging import Comparison, Judge, Verdict
 
 Ask = Callable[[Iterable[Comparison]], Iterator[Verdict]]
 

@@ -19,9 +19,9 @@ from alignez_edge.demo.judge import AXES
 from alignez_edge.errors import BadInputError
 from alignez_edge.files import printable
 from alignez_edge.judges.human import HumanJudge
+from alignez_edge.judges.judging import Comparison, Judge
 from alignez_edge.judges.orders import Asked, merged, swapped
 from alignez_edge.judges.rules import RuleJudge
-from alignez_edge.judging import Comparison, Judge
 from alignez_edge.pairs import read_labelled_pairs
 
 SIGNIFICANCE = 0.01

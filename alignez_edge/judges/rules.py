@@ -28,8 +28,8 @@ from typing import Any
 from alignez_edge.axes import NAME
 from alignez_edge.errors import BadInputError
 from alignez_edge.files import near_hint, parse_toml, printable, read_text
+from alignez_edge.judges.judging import Comparison, Verdict
 from alignez_edge.judges.phrases import Phrases, is_word, sentences
-from alignez_edge.judging import Comparison, Verdict
 
 MAX_FILE = 512 << 10  # bytes
 MAX_ASPECTS = 100

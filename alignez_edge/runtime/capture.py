@@ -23,7 +23,7 @@ from alignez_edge.errors import BadInputError, PromptTooLongError, RuntimeFailur
 from alignez_edge.runtime.context import Context, window
 from alignez_edge.runtime.llama import ggml, tensor_shape
 from alignez_edge.runtime.score import rows_that_fit
-from alignez_edge.runtime.types import States
+from alignez_edge.runtime.types import Conditional, Injection, States
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model
@@ -34,6 +34,19 @@ Item = tuple[Sequence[int], Sequence[int]]
 
 _FALLBACK = {"ffn_out": "ffn_moe_out"}
 """The name where a layer's MLP is a mixture of experts and nothing is added to its output."""
+
+
+def injected_after(
+    model: Model, steering: Injection | Conditional | None, prompt: Sequence[int]
+) -> Injection | None:
+    """What `steering` injects into the answer to `prompt` (tokens), whether or not it looks at it.
+
+    Raises as `capture` does.
+    """
+    if steering is None or isinstance(steering, Injection):
+        return steering
+    (read,) = capture(model, [(prompt, ())], tensor=steering.tensor)
+    return steering.at(read.deciding)
 
 
 def capture(

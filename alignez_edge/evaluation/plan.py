@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignez_edge.arms import Arm, plain
 from alignez_edge.errors import BadInputError
+from alignez_edge.evaluation.arms import Arm, plain
+from alignez_edge.evaluation.runfolder import digest
 from alignez_edge.files import printable
-from alignez_edge.judging import Judge
-from alignez_edge.runfolder import digest
+from alignez_edge.judges.judging import Judge
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from alignez_edge.errors import AlignezError, BadInputError
-from alignez_edge.export import Exported, Part, factors, folder_at, notices_of
+from alignez_edge.exchange.export import Exported, Part, factors, folder_at, notices_of
 from alignez_edge.files import printable, write_atomic
 
 if TYPE_CHECKING:

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Protocol
 
 from alignez_edge.errors import BadInputError
+from alignez_edge.evaluation.measures import Figure
+from alignez_edge.evaluation.moved import Moved, most_moved
+from alignez_edge.evaluation.outcome import Outcome
 from alignez_edge.files import printable, write_atomic
-from alignez_edge.measures import Figure
-from alignez_edge.moved import Moved, most_moved
-from alignez_edge.outcome import Outcome
-from alignez_edge.pictures import Picture, rendered, signed
-from alignez_edge.pictures_run import pictures_of_run
-from alignez_edge.pictures_text import drawn
+from alignez_edge.pictures.drawing import Picture, rendered, signed
+from alignez_edge.pictures.of_run import pictures_of_run
+from alignez_edge.pictures.text import drawn
 
 Rows = Sequence[Sequence[str]]
 MOVED = 20

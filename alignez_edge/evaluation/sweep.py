@@ -13,9 +13,9 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from alignez_edge.arms import Arm, steered
 from alignez_edge.build import split
 from alignez_edge.errors import BadInputError
+from alignez_edge.evaluation.arms import Arm, steered
 from alignez_edge.files import near_hint, printable
 from alignez_edge.methods import METHODS, WAYS, Way
 from alignez_edge.provenance import Provenance, build_like, with_provenance

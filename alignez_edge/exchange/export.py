@@ -17,6 +17,7 @@ import numpy as np
 
 from alignez_edge.errors import BadInputError
 from alignez_edge.exact import adapter_bytes, adapter_tensors, constants
+from alignez_edge.exchange.vectorfile import write_control_vector
 from alignez_edge.files import (
     is_there,
     is_unprintable,
@@ -29,7 +30,6 @@ from alignez_edge.pairs import read_labelled_pairs
 from alignez_edge.provenance import Provenance
 from alignez_edge.queries import iter_records
 from alignez_edge.steering import check_fit
-from alignez_edge.vectorfile import write_control_vector
 from alignez_edge.vectors import FloatArray
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from alignez_edge.errors import BadInputError
+from alignez_edge.evaluation.measures import Figure
+from alignez_edge.evaluation.runfolder import MAX_RUN, RunFolder
 from alignez_edge.files import printable, read_text
 from alignez_edge.geometry import LARGEST
-from alignez_edge.measures import Figure
 from alignez_edge.queries import parse_record, text_of
-from alignez_edge.runfolder import MAX_RUN, RunFolder
 
 MAX_ROWS = 20_000
 NOTHING = Figure(math.nan, math.nan, math.nan)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from alignez_edge.files import printable
-from alignez_edge.pictures import Chart, Curve, Heat, Picture, signed
+from alignez_edge.pictures.drawing import Chart, Curve, Heat, Picture, signed
 
 _MARKS = "ox+*#@%"
 _BAR, _ROWS = 20, 16

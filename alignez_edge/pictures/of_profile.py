@@ -12,7 +12,7 @@ from alignez_edge.errors import BadInputError
 from alignez_edge.files import printable
 from alignez_edge.geometry import LARGEST, Geometry, numbers, principal_plane
 from alignez_edge.mix import Mixture, check_same_model, displacements, interferences
-from alignez_edge.pictures import Chart, Curve, Heat, Numbers, Panel, Picture
+from alignez_edge.pictures.drawing import Chart, Curve, Heat, Numbers, Panel, Picture
 from alignez_edge.profile import Profile
 from alignez_edge.subspace import first_direction
 

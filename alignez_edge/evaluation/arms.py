@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from alignez_edge import prompts
 from alignez_edge.axes import Axis
+from alignez_edge.evaluation.runfolder import digest
 from alignez_edge.preamble import Preamble
 from alignez_edge.prompts import SIDES, Side
-from alignez_edge.runfolder import digest
 from alignez_edge.steering import Steering
 
 if TYPE_CHECKING:

@@ -16,16 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alignez_edge.arms import PLAIN, Aim, Arm
 from alignez_edge.errors import AlignezError
-from alignez_edge.judging import Comparison, Judge, Verdict
-from alignez_edge.plan import Plan, prompt_of
-from alignez_edge.results import results_of
-from alignez_edge.runfolder import RunFolder
+from alignez_edge.evaluation.arms import PLAIN, Aim, Arm
+from alignez_edge.evaluation.plan import Plan, prompt_of
+from alignez_edge.evaluation.results import results_of
+from alignez_edge.evaluation.runfolder import RunFolder
+from alignez_edge.judges.judging import Comparison, Judge, Verdict
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model
-    from alignez_edge.runtime.types import Conditional, FloatArray, Injection
 
 CHUNK = 32
 """Answers that are made and kept together: two for each place of a usual batch."""
@@ -218,6 +217,7 @@ class _Work:
         injections: Sequence[Any],
     ) -> Iterator[dict[str, float | None]]:
         """`drift` (KL from plain, nats per token), `nats` and `tokens` of one text in every arm."""
+        from alignez_edge.runtime.capture import injected_after
         from alignez_edge.runtime.context import window
         from alignez_edge.runtime.score import Scorer, answer_log_prob, kl_divergence
 
@@ -232,7 +232,7 @@ class _Work:
                 yield dict(_UNKNOWN)
             return
         known = [
-            self._at(injection, prompt) if _looks_at_theprompt_of(injection) else injection
+            injected_after(self.model, injection, prompt)
             for injection, prompt in zip(injections, prompts, strict=True)
         ]
         needs_reference = any(i is not None and i.needs_reference() for i in known)
@@ -248,17 +248,6 @@ class _Work:
                     "nats": -answer_log_prob(rows, answer),
                     "tokens": len(answer),
                 }
-
-    def _at(self, conditional: Any, prompt: Sequence[int]) -> Injection | None:
-        """What a steering that depends on the prompt injects after this one."""
-        from alignez_edge.runtime.capture import capture
-
-        # Any answer will do: what is read is the state before it.
-        item = list(prompt), [prompt[-1]]
-        (states,) = capture(self.model, [item], tensor=conditional.tensor)
-        rows: FloatArray = states.deciding
-        found: Injection | None = conditional.at(rows)
-        return found
 
     def judge(self, judge: Judge) -> None:
         """Have every arm's answers compared with the plain ones."""
@@ -318,10 +307,3 @@ def _verdict_record(arm: Arm, aim: Aim, query: int, seed: int, verdict: Verdict)
         "scores": {aspect: list(pair) for aspect, pair in verdict.scores.items()},
         "orders": list(verdict.orders) if verdict.orders is not None else None,
     }
-
-
-def _looks_at_theprompt_of(injection: Injection | Conditional | None) -> bool:
-    """Whether what is injected is known only once the prompt is."""
-    from alignez_edge.runtime.types import Injection
-
-    return injection is not None and not isinstance(injection, Injection)

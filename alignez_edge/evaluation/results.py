@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from alignez_edge.errors import BadInputError
+from alignez_edge.evaluation.measures import Figure, Resamples, loops, sign_test
+from alignez_edge.evaluation.runfolder import RunFolder
 from alignez_edge.files import printable
-from alignez_edge.measures import Figure, Resamples, loops, sign_test
-from alignez_edge.runfolder import RunFolder
 
 Floats = npt.NDArray[np.float64]
 Contest = tuple[str, str, str]

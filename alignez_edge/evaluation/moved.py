@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from alignez_edge.arms import PLAIN
+from alignez_edge.evaluation.arms import PLAIN
+from alignez_edge.evaluation.runfolder import Key, RunFolder
 from alignez_edge.files import printable
 from alignez_edge.geometry import LARGEST
-from alignez_edge.runfolder import Key, RunFolder
 
 MOST_TEXT = 4000
 """Characters of an answer that are shown."""

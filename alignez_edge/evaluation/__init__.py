@@ -1,0 +1,1 @@
+"""Evaluations: what profiles do to answers, judged, with what it costs."""

@@ -1,0 +1,1 @@
+"""To and from other programs: control vectors, LoRA and PEFT adapters, pairs."""

@@ -1,0 +1,1 @@
+"""Pictures of profiles and of evaluations."""
