@@ -79,7 +79,8 @@ def _prices(rows: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
 def _number(value: float | None, digits: int, scale: float = 1.0, sign: bool = False) -> str:
     if value is None:
         return "-"
-    return f"{scale * value:{'+' if sign else ''}.{digits}f}"
+    rounded = round(scale * value, digits) + 0.0  # no minus before a zero
+    return f"{rounded:{'+' if sign else ''}.{digits}f}"
 
 
 def _interval(row: Mapping[str, Any], mean: str, low: str, high: str, digits: int) -> str:
