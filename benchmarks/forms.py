@@ -68,7 +68,7 @@ NEIGHBOURS = 10
 MOST = 8.0
 """The largest strength that is tried, in the form's own calibrated units."""
 SIGNS = (1.0, -1.0)
-_HALVINGS = 5
+_STEPS, _NEAR = 6, 0.05
 
 Form = Callable[[float], "Injection | Conditional | None"]
 """What a strength injects."""
@@ -227,16 +227,17 @@ class Drift:
         return float(np.mean(found))
 
     def strength(self, form: Form, target: float, scorer: Scorer) -> float:
-        """The strength at which `form` drifts by `target`, at most `MOST`."""
-        low, high = 0.0, 1.0
-        while self.of(form, high, scorer) < target:
-            low, high = high, 2 * high
-            if high > MOST:
-                return MOST
-        for _ in range(_HALVINGS):
-            middle = (low + high) / 2
-            low, high = (middle, high) if self.of(form, middle, scorer) < target else (low, middle)
-        return (low + high) / 2
+        """The strength at which `form` drifts by `target` to a twentieth, at most `MOST`.
+
+        For small moves the divergence grows with the square of the strength.
+        """
+        strength = 1.0
+        for _ in range(_STEPS):
+            found = self.of(form, strength, scorer)
+            if abs(found / target - 1) < _NEAR:
+                break
+            strength = min(MOST, strength * math.sqrt(target / found) if found else MOST)
+        return strength
 
 
 @dataclass(frozen=True)
