@@ -71,7 +71,7 @@ def build_profile(
     through, and the same call goes on where it was.
     """
     check_method(method, neighbors, layers)
-    _check_steerable(model, layers)
+    _check_steerable(model, method, layers)
     file = ModelFile.of(model)
     builder = Builder(model, axis, seed, width, ctx, work, on_progress or (lambda *_: None))
     if pairs is not None:
@@ -183,8 +183,10 @@ def _calibrated(builder: Builder, profile: Profile, held_back: Sequence[Preferen
     )
 
 
-def _check_steerable(model: Model, layers: Sequence[int] | None) -> None:
+def _check_steerable(model: Model, method: str, layers: Sequence[int] | None) -> None:
     """Refuse what cannot work before the long work begins."""
+    from alignez_edge.runtime.logits import OutputMatrix
+
     facts = model.facts
     if facts.n_layer < 2 or not facts.can_steer:
         reason = "has one layer only" if facts.n_layer < 2 else "takes no control vectors"
@@ -194,6 +196,10 @@ def _check_steerable(model: Model, layers: Sequence[int] | None) -> None:
             check_layers(layers, facts.n_layer)
         except ValueError as failure:
             raise BadInputError(f"{failure}", "layer 0 cannot be edited") from None
+    if method == "iti":
+        attention_heads(model.gguf, model.lora)
+    if method == "recontrol":
+        OutputMatrix(model)
 
 
 def split(n_pairs: int) -> tuple[list[int], list[int]]:

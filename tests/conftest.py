@@ -15,15 +15,18 @@ from tests import tinymodels
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`tinymodels.tiny_model` without its folder; the same arguments give the same file."""
     folder = tmp_path_factory.mktemp("models")
-    made: dict[str, Path] = {}
+    # With the options themselves: a function's name in a key is its address, free for another
+    # function once it is gone.
+    made: dict[str, tuple[Path, object]] = {}
 
     def make(architecture: str = "llama", **options: object) -> Path:
         key = repr((architecture, sorted(options.items())))
         if key not in made:
             place = folder / str(len(made))
             place.mkdir()
-            made[key] = tinymodels.tiny_model(place, architecture, **options)  # type: ignore[arg-type]
-        return made[key]
+            path = tinymodels.tiny_model(place, architecture, **options)  # type: ignore[arg-type]
+            made[key] = path, options
+        return made[key][0]
 
     return make
 

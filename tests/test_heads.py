@@ -220,3 +220,5 @@ def test_a_build_refuses_it_before_the_long_work(tiny_model: Callable[..., Path]
         axis = Axis("bright", positive="bright", negative="dark")
         with pytest.raises(BadInputError, match="iti cannot be used on gemma2 models"):
             build_profile(model, axis, queries=["Why?"] * 8, method="iti")
+        with pytest.raises(BadInputError, match="caps this model's logits"):
+            build_profile(model, axis, queries=["Why?"] * 8, method="recontrol")
