@@ -56,7 +56,7 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks.quantizations --page docs/sharing.md
 	$(BIN)/python -m benchmarks.judges --page docs/evaluation.md
 
-# The table of forms and the papers' ablations on the demo model, in a few minutes on four cores.
+# The table of forms and the papers' ablations on the demo model, in six minutes on four cores.
 evaluation: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks.forms --brief --seeds 1
 	$(BIN)/alignez eval -p polite --ablations --strengths=-1,1 --seeds 1 -o .cache/ablations
