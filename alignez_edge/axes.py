@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from alignez_edge.errors import AxisError
@@ -121,6 +121,10 @@ class Axis:
                 hint=near_hint(str(name), known, "axes"),
             )
         return cls.load(builtin_folder() / f"{name}.toml")
+
+    def wording(self) -> dict[str, str | None]:
+        """What an axis asks of a model: all of it but its queries and its description."""
+        return {k: v for k, v in asdict(self).items() if k not in ("queries", "description")}
 
     def to_toml(self) -> str:
         """The axis as the text of a TOML file that `load` reads back as an equal axis."""

@@ -6,6 +6,7 @@ Every finished step is kept in the work folder (`builder.py`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from alignez_edge.files import printable
 from alignez_edge.fit import fit, tensor_of
 from alignez_edge.geometry import Geometry
 from alignez_edge.heads import attention_heads
-from alignez_edge.methods import DEFAULT_METHOD, Way, check_method
+from alignez_edge.methods import DEFAULT_METHOD, check_method
 from alignez_edge.pairs import PreferencePair, read_labelled_pairs
 from alignez_edge.profile import Profile
 from alignez_edge.provenance import ModelFile, Provenance, Source, Texts, versions, with_provenance
@@ -161,31 +162,25 @@ def _found(
 
 def _calibrated(builder: Builder, profile: Profile, held_back: Sequence[PreferencePair]) -> Profile:
     """`profile`, whose units are all 1, with its units and curves as measured on `held_back`."""
-    exact, near = profile.exact, profile.neighbours
-    if exact is not None or (near is not None and near.exact_unit is not None):
-        try:
+    found = profile
+    if profile.exact_unit is not None:
+        unit = None
+        with suppress(BadInputError):  # this model cannot be edited exactly
             unit = builder.calibration(held_back, profile, "exact").unit
-        except BadInputError:  # this model cannot be edited exactly
-            exact, near = None, replace(near, exact_unit=None) if near else None
-        else:
-            exact = replace(exact, unit=unit) if exact else None
-            near = replace(near, exact_unit=unit) if near else None
-    way: Way = "control-vector" if profile.value is None else "auto"
-    calibration = builder.calibration(held_back, profile, way)
+        found = profile.with_exact_unit(unit)
+    calibration = builder.calibration(held_back, profile, profile.way)
     report = {"held_back": len(held_back), "unit_limit": calibration.limit}
     return replace(
-        profile,
+        found,
         unit=calibration.unit,
         calibration=calibration.curves(),
         report=report | dict(profile.report),
-        exact=exact,
-        neighbours=near,
     )
 
 
 def _check_steerable(model: Model, method: str, layers: Sequence[int] | None) -> None:
     """Refuse what cannot work before the long work begins."""
-    from alignez_edge.runtime.logits import OutputMatrix
+    from alignez_edge.runtime.logits import output_matrix
 
     facts = model.facts
     if facts.n_layer < 2 or not facts.can_steer:
@@ -199,7 +194,7 @@ def _check_steerable(model: Model, method: str, layers: Sequence[int] | None) ->
     if method == "iti":
         attention_heads(model.gguf, model.lora)
     if method == "recontrol":
-        OutputMatrix(model)
+        output_matrix(model)
 
 
 def split(n_pairs: int) -> tuple[list[int], list[int]]:

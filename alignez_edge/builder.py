@@ -62,10 +62,8 @@ class Builder:
     progress: Progress
 
     def __post_init__(self) -> None:
-        wording = asdict(self.axis)
-        del wording["queries"], wording["description"]
         self.settings: dict[str, str | int] = {
-            "axis": json.dumps(wording, sort_keys=True, ensure_ascii=False),
+            "axis": json.dumps(self.axis.wording(), sort_keys=True, ensure_ascii=False),
             "model": self.model.fingerprint.digest(),
             "quantization": self.model.facts.quantization,
             "seed": self.seed,

@@ -108,9 +108,7 @@ def way_into(model: Model, profile: Profile, way: Way) -> tuple[Way, str | None]
         if way == "auto":
             return way, None
         raise _not_to_be_had(profile, way, "it moves the logits, no layer", "use --inject auto")
-    has_edit = profile.exact is not None
-    if profile.neighbours is not None:
-        has_edit = profile.neighbours.exact_unit is not None
+    has_edit = profile.exact_unit is not None
     if way == "control-vector" or (way == "auto" and not has_edit):
         return "control-vector", None
     reason = _reason_against(model, profile, way, has_edit)
@@ -135,13 +133,12 @@ def shares(
         scale = strength * profile.unit
         deciding, answer = (v.astype(np.float64) for v in (vector.deciding, vector.answer))
         return Share(scale * deciding, scale * answer)
+    assert profile.exact_unit is not None
+    scale = strength * profile.exact_unit
     if turn is not None:
-        assert profile.neighbours is not None and profile.neighbours.exact_unit is not None
-        scale = strength * profile.neighbours.exact_unit
         edits = {position: turn.edit(position) for position in POSITIONS}
     else:
         assert profile.exact is not None
-        scale = strength * profile.exact.unit
         edits = profile.exact.edits
     rows: list[Rows] = []
     made: list[Edits] = []

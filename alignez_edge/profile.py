@@ -24,6 +24,7 @@ from alignez_edge.conditioned import Neighbourhood
 from alignez_edge.files import is_unprintable, printable
 from alignez_edge.fingerprint import Fingerprint
 from alignez_edge.forms import ExactForm
+from alignez_edge.methods import Way
 from alignez_edge.recontrol import ReControl
 from alignez_edge.steering import Steering
 from alignez_edge.vectors import ControlVector, check_layers
@@ -147,6 +148,25 @@ class Profile:
     def name(self) -> str:
         """The name of its axis."""
         return self.axis.name
+
+    @property
+    def way(self) -> Way:
+        """The way of injection that `unit` is for; a value function has `auto` alone."""
+        return "control-vector" if self.value is None else "auto"
+
+    @property
+    def exact_unit(self) -> float | None:
+        """What `unit` is to the exact edit; None where there is no such edit."""
+        if self.neighbours is not None:
+            return self.neighbours.exact_unit
+        return self.exact.unit if self.exact is not None else None
+
+    def with_exact_unit(self, unit: float | None) -> Profile:
+        """The profile with another unit of its exact edit; None takes the edit out."""
+        if self.neighbours is not None:
+            return replace(self, neighbours=replace(self.neighbours, exact_unit=unit))
+        assert self.exact is not None
+        return replace(self, exact=replace(self.exact, unit=unit) if unit is not None else None)
 
     @cached_property
     def order(self) -> tuple[str, str]:

@@ -110,7 +110,7 @@ class ReControl:
         Raises `BadInputError` where the model has other sizes, or logits that are not linear in
         its last hidden state.
         """
-        from alignez_edge.runtime.logits import LogitSteps, OutputMatrix
+        from alignez_edge.runtime.logits import LogitSteps, output_matrix
         from alignez_edge.runtime.types import Injection
 
         if not self.strength:
@@ -120,10 +120,8 @@ class ReControl:
                 f"the value function is for hidden states of {self.value.n_embd}, "
                 f"the model has {model.n_embd}"
             )
-        if "output matrix" not in model.kept:
-            model.kept["output matrix"] = OutputMatrix(model)
         nothing = np.zeros((model.n_layer, model.n_embd), np.float32)
-        editor = LogitSteps(model.kept["output matrix"], self.moves, self.top)
+        editor = LogitSteps(output_matrix(model), self.moves, self.top)
         return Injection(nothing, nothing, logit_edits=((editor, self.strength),))
 
 
@@ -190,9 +188,9 @@ def train(
     give the same steering. Raises `BadInputError` for fewer than ten answers or equal scores, and
     as `ReControl.injection` does.
     """
-    from alignez_edge.runtime.logits import OutputMatrix, last_states
+    from alignez_edge.runtime.logits import last_states, output_matrix
 
-    matrix = OutputMatrix(model)
+    matrix = output_matrix(model)
     texts = ((answer.prompt, answer.answer) for answer in answers)
     states = [thinned(rows) for rows in last_states(model, texts)]
     fitted = fit_value(states, [answer.score for answer in answers], seed=seed)

@@ -155,8 +155,8 @@ def recalibrate(profile: Profile, model: Model, on_progress: Progress | None = N
             f"the profile {printable(profile.name)} carries no pairs to calibrate with",
             "build one for this model: alignez build --like FILE -m MODEL",
         )
-    ways: list[Way] = ["control-vector" if profile.value is None else "auto"]
-    if _exact_unit(profile) is not None and way_into(model, profile, "auto")[0] == "exact":
+    ways = [profile.way]
+    if profile.exact_unit is not None and way_into(model, profile, "auto")[0] == "exact":
         ways.append("exact")
     found = {}
     for step, way in enumerate(ways):
@@ -167,15 +167,12 @@ def recalibrate(profile: Profile, model: Model, on_progress: Progress | None = N
             readings.append(read_profile(profile, model, pair, _natural(profile, way), way))
         found[way] = calibrate(Reading.mean(readings))
     vector = found[ways[0]]
-    exact, near = profile.exact, profile.neighbours
+    made = profile
     if "exact" in found:
-        exact = replace(exact, unit=found["exact"].unit) if exact else None
-        near = replace(near, exact_unit=found["exact"].unit) if near else None
+        made = profile.with_exact_unit(found["exact"].unit)
     made = replace(
-        profile,
+        made,
         unit=vector.unit,
-        exact=exact,
-        neighbours=near,
         calibration=vector.curves(),
         fingerprint=model.fingerprint,
         model=printable(model.facts.name),
@@ -193,21 +190,14 @@ def recalibrate(profile: Profile, model: Model, on_progress: Progress | None = N
 
 def _natural(profile: Profile, way: Way) -> list[float]:
     """The strengths at which a profile is injected at the lengths of the grid, + and then -."""
-    unit = _exact_unit(profile) if way == "exact" else profile.unit
+    unit = profile.exact_unit if way == "exact" else profile.unit
     return [sign * strength / (unit or 1.0) for sign in _SIGNS for strength in GRID]
-
-
-def _exact_unit(profile: Profile) -> float | None:
-    if profile.neighbours is not None:
-        return profile.neighbours.exact_unit
-    return profile.exact.unit if profile.exact is not None else None
 
 
 def _measured(
     profile: Profile, model: Model, pair: PreferencePair | KeptPair, n_ctx: int | None = None
 ) -> KeptPair:
-    way: Way = "control-vector" if profile.value is None else "auto"
-    found = read_profile(profile, model, pair, _SIGNS, way, n_ctx)
+    found = read_profile(profile, model, pair, _SIGNS, profile.way, n_ctx)
     margin, drift = (
         (round(float(a), 6), round(float(b), 6)) for a, b in (found.margin, found.drift)
     )

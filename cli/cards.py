@@ -171,12 +171,11 @@ def forms(profile: Profile) -> str:
     """In what forms it can be injected, in words."""
     if profile.value is not None:
         return "a value function that moves the logits"
-    near = profile.neighbours
+    near, what = profile.neighbours, ""
     if near is not None:
-        has_edit, count = near.exact_unit is not None, min(near.recipe.k, near.bank.n_pairs)
+        count = min(near.recipe.k, near.bank.n_pairs)
         what = f", made anew for each query from the {count} nearest of {near.bank.n_pairs} pairs"
-    else:
-        has_edit, what = profile.exact is not None, ""
+    has_edit = profile.exact_unit is not None
     return (
         "an exact edit or its mean, a control vector" if has_edit else "a control vector"
     ) + what

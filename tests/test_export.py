@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -276,10 +276,8 @@ def test_peft_without_safetensors(
 
 def keep_pairs(folder: Path, profile: Profile, **other: str | int) -> Path:
     """What a build of `profile` leaves behind, one of its pairs dropped."""
-    wording = asdict(profile.axis)
-    del wording["queries"], wording["description"]
     settings: dict[str, str | int] = {
-        "axis": json.dumps(wording, sort_keys=True, ensure_ascii=False),
+        "axis": json.dumps(profile.axis.wording(), sort_keys=True, ensure_ascii=False),
         "model": profile.fingerprint.digest(),
         "seed": profile.seed,
         "width": 16,

@@ -9,7 +9,7 @@ one `Part` of a profile, and every export says in `notices` what is lost.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -208,10 +208,8 @@ def built_from(profile: Profile) -> Path:
     Raises `BadInputError` where there is none, and where several could be it.
     """
     name = printable(profile.name)
-    wording = asdict(profile.axis)
-    del wording["queries"], wording["description"]
     wanted: dict[str, object] = {
-        "axis": wording,
+        "axis": profile.axis.wording(),
         "model": profile.fingerprint.digest(),
         "seed": profile.seed,
     }

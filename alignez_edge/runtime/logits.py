@@ -104,6 +104,14 @@ class OutputMatrix:
         return float(across / (product @ product))
 
 
+def output_matrix(model: Model) -> OutputMatrix:
+    """The model's output matrix, made once and kept with it. Raises as `OutputMatrix` does."""
+    if "output matrix" not in model.kept:
+        model.kept["output matrix"] = OutputMatrix(model)
+    found: OutputMatrix = model.kept["output matrix"]
+    return found
+
+
 def _refusal(reason: str) -> BadInputError:
     return BadInputError(
         f"a move of the last hidden state cannot be injected: {reason}",
