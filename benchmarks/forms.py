@@ -204,9 +204,9 @@ class Fitted:
 class Drift:
     """The price of an injection on texts that are given: KL from the plain distributions."""
 
-    def __init__(self, model: Model, pairs: Sequence[PreferencePair]) -> None:
-        self._model = model
-        self._texts = [
+    def __init__(self, model: Model, pairs: Sequence[PreferencePair], scorer: Scorer) -> None:
+        self._model, self._scorer = model, scorer
+        texts = [
             (
                 model.ask_tokens(pair.query),
                 model.tokenize(answer, begin=False),
@@ -214,30 +214,31 @@ class Drift:
             for pair in pairs
             for answer in (pair.chosen, pair.rejected)
         ]
+        self._texts = [(*text, next(scorer.log_probs(*text))) for text in texts]
 
-    def of(self, form: Form, strength: float, scorer: Scorer) -> float:
+    def of(self, form: Form, strength: float) -> float:
         """Nats a token, mean of both signs of `strength`."""
         found = []
         steerings = [form(sign * strength) for sign in SIGNS]
-        for prompt, answer in self._texts:
+        for prompt, answer, plain in self._texts:
             injections = [injected_after(self._model, steering, prompt) for steering in steerings]
-            rows = scorer.log_probs(prompt, answer, [None, *injections])
-            base = next(rows)
-            found += [kl_divergence(base, row) for row in rows]
+            rows = self._scorer.log_probs(prompt, answer, injections)
+            found += [kl_divergence(plain, row) for row in rows]
         return float(np.mean(found))
 
-    def strength(self, form: Form, target: float, scorer: Scorer) -> float:
-        """The strength at which `form` drifts by `target` to a twentieth, at most `MOST`.
+    def matched(self, form: Form, target: float) -> tuple[float, float]:
+        """The strength at which `form` drifts by `target` to a twentieth, at most `MOST`, and its
+        drift there.
 
         For small moves the divergence grows with the square of the strength.
         """
-        strength = 1.0
+        strength, found = 1.0, self.of(form, 1.0)
         for _ in range(_STEPS):
-            found = self.of(form, strength, scorer)
-            if abs(found / target - 1) < _NEAR:
+            if abs(found / target - 1) < _NEAR or (found < target and strength == MOST):
                 break
             strength = min(MOST, strength * math.sqrt(target / found) if found else MOST)
-        return strength
+            found = self.of(form, strength)
+        return strength, found
 
 
 @dataclass(frozen=True)
@@ -268,11 +269,11 @@ def measure_axis(task: Task) -> dict[str, tuple[dict[str, Any], Floats]]:
         asked = [bench.answers(Arm(axis, s), None, task.seeds, scorer) for s in prompts.SIDES]
         span = _span(resamples, asked, column)
         fitted = Fitted(model, axis)
-        drift, target = Drift(model, fitted.held_back), math.nan
+        drift, target = Drift(model, fitted.held_back, scorer), math.nan
         for name, form in fitted.forms(task.wanted):
             if math.isnan(target):  # the control vector comes first
-                target = drift.of(form, 1.0, scorer)
-            strength = drift.strength(form, target, scorer)
+                target = drift.of(form, 1.0)
+            strength, found_drift = drift.matched(form, target)
             answers = [
                 bench.answers(Arm(axis, strength=sign), form(sign * strength), task.seeds, scorer)
                 for sign in SIGNS
@@ -281,7 +282,7 @@ def measure_axis(task: Task) -> dict[str, tuple[dict[str, Any], Floats]]:
             cell = _figures(resamples, answers, plain, column) | {
                 "strength": strength,
                 "share of asking": resamples.figure(share),
-                "drift": drift.of(form, strength, scorer),
+                "drift": found_drift,
                 "target": target,
             }
             found[name] = cell, share

@@ -5,8 +5,7 @@ is in memory): the nearest pairs, their SVD, then either the control vector or t
 both positions. The second counts, on a small random model, how often a turn lets llama.cpp reserve
 its graph anew: each pass before which a control vector or adapters were changed is one.
 
-Times need a machine that does nothing else. The number of threads is NumPy's: set
-`OMP_NUM_THREADS=2` before starting it.
+Times need a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -63,12 +61,7 @@ def main() -> None:
     sizes = Sizes(**options)
     times, reserves = cost(sizes, repeat), graph_reserves()
     if as_json:
-        threads = os.environ.get("OMP_NUM_THREADS")
-        print(
-            json.dumps(
-                {"sizes": options, "threads": threads, "milliseconds": times, "reserves": reserves}
-            )
-        )
+        print(json.dumps({"sizes": options, "milliseconds": times, "reserves": reserves}))
         return
     print(f"{sizes}, median of {repeat}, milliseconds")
     for what, value in times.items():

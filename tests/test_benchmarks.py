@@ -132,7 +132,6 @@ def test_forms_are_compared_pair_by_pair() -> None:
 def test_a_forms_strength_is_where_it_drifts_as_told(llama_model: Model) -> None:
     profile = random_profile(llama_model)
     pair = PreferencePair("Why?", "Because.", "No idea.", "Why?", "Why?")
-    drift = forms.Drift(llama_model, [pair])
 
     def form(strength: float) -> Injection | None:
         found = (profile * strength).injection(llama_model)
@@ -140,7 +139,9 @@ def test_a_forms_strength_is_where_it_drifts_as_told(llama_model: Model) -> None
         return found
 
     with Scorer(llama_model) as scorer:
-        assert drift.of(form, 0.0, scorer) == 0
-        target = drift.of(form, 0.7, scorer)
-        assert drift.strength(form, target, scorer) == pytest.approx(0.7, abs=0.05)
-        assert drift.strength(form, 1e9, scorer) == forms.MOST
+        drift = forms.Drift(llama_model, [pair], scorer)
+        assert drift.of(form, 0.0) == 0
+        target = drift.of(form, 0.7)
+        strength, there = drift.matched(form, target)
+        assert strength == pytest.approx(0.7, abs=0.05) and there == pytest.approx(target, rel=0.05)
+        assert drift.matched(form, 1e9)[0] == forms.MOST
