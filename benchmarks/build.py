@@ -29,6 +29,7 @@ from alignez_edge.runtime.types import Sampling
 from alignez_edge.workload import peak_rss
 from benchmarks.runtime import WIDTH, bare_loop
 from benchmarks.steering import open_model
+from benchmarks.steering_report import insert
 
 AXIS = "polite"
 SECONDS_WANTED = 60.0
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--queries", type=_numbers, default=[32, 512], help="such as 32,512")
     parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
+    parser.add_argument("--page", type=Path, help="put the tables between this file's markers")
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child is not None:
@@ -59,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for n, build in builds.items()
         ],
     }
+    if options.page:
+        insert(table(result), options.page, "build")
     print(json.dumps(result) if options.json else table(result))
 
 
@@ -130,18 +134,18 @@ def some_queries(n: int) -> list[str]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The figures as text, each beside what is wanted."""
+    """The builds, and the figures beside what is wanted, as two Markdown tables."""
     builds = result["builds"]
     steps = list(builds[0]["seconds"])
-    lines = [f"{result['model']}, {result['threads']} threads, axis {AXIS}"]
-    lines.append(
-        "".join(f"{x:>13}" for x in ("queries", "usable pairs", *steps, "peak MB", "above bare"))
-    )
+    head = ["queries", "usable pairs", *(f"{step}, s" for step in steps), "peak, MB",
+            "above only decoding, MB"]  # fmt: skip
+    lines = [f"{result['model']}, {result['threads']} threads, axis {AXIS}", ""]
+    lines += ["| " + " | ".join(head) + " |", "|" + " ---: |" * len(head)]
     for build in builds:
         numbers = [*(build["seconds"][s] for s in steps), build["peak MB"], build["MB above bare"]]
-        counts = f"{build['queries']:>13}{build['pairs']:>13}"
-        lines.append(counts + "".join(f"{x:>13.1f}" for x in numbers))
-    lines.append(f"only decoding: {result['bare MB']:.1f} MB; steps in seconds")
+        cells = [f"{build['queries']}", f"{build['pairs']}", *(f"{x:.1f}" for x in numbers)]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", "| figure | measured | wanted | met |", "| --- | ---: | ---: | --- |"]
     first, last = builds[0], builds[-1]
     for what, value, limit in (
         (f"seconds from {first['queries']} queries", first["seconds"]["total"], SECONDS_WANTED),
@@ -152,8 +156,8 @@ def table(result: dict[str, Any]) -> str:
             GROWTH_WANTED,
         ),
     ):
-        met = "yes" if value <= limit else "NO"
-        lines.append(f"  {what:<46} {value:8.1f}  wanted <= {limit:g}: {met}")
+        met = "yes" if value <= limit else "**no**"
+        lines.append(f"| {what} | {value:.1f} | ≤ {limit:g} | {met} |")
     return "\n".join(lines)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +17,6 @@ import numpy as np
 from alignez_edge import prompts
 from alignez_edge.axes import Axis
 from alignez_edge.demo.judge import AXES
-from alignez_edge.demo.world import demo_queries, world
 from alignez_edge.methods import DEFAULT_METHOD
 from alignez_edge.pairs import PreferencePair
 from alignez_edge.runtime.capture import TensorName, capture
@@ -34,13 +32,13 @@ from benchmarks.steering import (
     open_model,
     profile_of,
     say,
+    tuning_queries,
     work_folder,
 )
 from benchmarks.steering_report import insert
 
 Displacements = dict[str, np.ndarray]
 """By name, `(position, n_layer, n_embd)`: the deciding token, then the answer's."""
-N_QUERIES = 60
 
 
 def choices(n_layer: int) -> Iterator[tuple[str, str, tuple[int, ...], float, float]]:
@@ -106,15 +104,6 @@ def vector(
         made = ControlVector.from_displacements(found[0], found[1], layers)
     return ControlVector(*(np.float32(length) * part for length, part in
                            zip(lengths, (made.deciding, made.answer), strict=True)))  # fmt: skip
-
-
-def tuning_queries() -> list[dict[str, str]]:
-    """Queries of the demo world that are in neither of its data files."""
-    taken = {entry["query"] for name in ("unseen", "build") for entry in demo_queries(name)}
-    forms = ("What can you tell me about {t}?", "Describe {t}.", "What should I know about {t}?")
-    rng = random.Random(5)
-    picked = [(rng.choice(forms).format(t=t), t) for t in rng.sample(world().topics, 2 * N_QUERIES)]
-    return [{"query": q, "topic": t} for q, t in picked if q not in taken][:N_QUERIES]
 
 
 def span(

@@ -47,7 +47,6 @@ from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.score import Scorer, kl_divergence
 from alignez_edge.runtime.types import Conditional, Injection
 from alignez_edge.subspace import difference_subspace, first_direction
-from benchmarks.choices import tuning_queries
 from benchmarks.recontrol import recontrol_for
 from benchmarks.steering import (
     PLAIN,
@@ -60,6 +59,7 @@ from benchmarks.steering import (
     open_model,
     plain_data,
     say,
+    tuning_queries,
     work_folder,
 )
 from benchmarks.steering_report import insert
@@ -87,8 +87,6 @@ METHODS: dict[str, tuple[str, int | None]] = {
     "RE-Control": ("recontrol", None),
 }
 """What `alignez build` makes: the method, and how many neighbours it looks at."""
-BRIEF = ("control vector", "control vector, by query", "exact, version 1", "exact, version 2",
-         "CAA", "PCA", "ITI", "RE-Control")  # fmt: skip
 
 
 class Fitted:
@@ -355,11 +353,11 @@ def markdown(result: Mapping[str, Any], axes: Sequence[str]) -> str:
 
 
 def brief(result: Mapping[str, Any], axes: Sequence[str]) -> str:
-    """The best of each family of forms, for a reader in a hurry."""
+    """The forms that `alignez build` makes, for a reader in a hurry."""
     rows = result["forms"]
     lines = ["| form | share of asking | net win, mean of the axes, % | nats above plain |",
              "| --- | ---: | ---: | ---: |"]  # fmt: skip
-    shown = [name for name in BRIEF if name in rows]
+    shown = [name for name in METHODS if name in rows]
     for name in sorted(shown, key=lambda name: -rows[name]["mean"]["share of asking"].mean):
         row = rows[name]
         wins, nats = (
@@ -390,7 +388,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tuning", action="store_true", help="queries that are not the unseen")
     parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
     parser.add_argument("--forms", nargs="+", default=[], help="only these, by name")
-    parser.add_argument("--brief", action="store_true", help="only the eight of the README")
+    parser.add_argument("--brief", action="store_true", help="only what `alignez build` makes")
     parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
     parser.add_argument("--page", type=Path, help="put the table between this file's markers")
     parser.add_argument("--readme", type=Path, help="the same for a brief table")
@@ -403,7 +401,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.tuning,
             options.limit,
             options.seeds,
-            BRIEF if options.brief else tuple(options.forms),
+            tuple(METHODS) if options.brief else tuple(options.forms),
         )
         for axis in options.axes
     ]

@@ -1,9 +1,10 @@
 """What steering, batching and reading hidden states cost: `python -m benchmarks.runtime`.
 
 Every figure is a ratio of two things measured in one run, alternating, after a warm-up; the table
-shows the median ratio over the repetitions, and what is wanted. Without `--model` a random
-1 B-shaped Q4_K_M llama (hidden 2048, 16 layers, feed-forward 8192) is made in `.cache/`. Times
-need a machine that does nothing else.
+shows the median ratio over the repetitions, and what is wanted. What a batch can gain at most is
+what llama.cpp's own passes gain by being wider: they are measured beside it. Without `--model` a
+random 1 B-shaped Q4_K_M llama (hidden 2048, 16 layers, feed-forward 8192) is made in `.cache/`.
+Times need a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import gguf
@@ -38,10 +40,14 @@ from alignez_edge.workload import (
     timed,
     turn_jobs,
 )
+from benchmarks.steering_report import insert
 from tests.tinymodels import byte_characters, quantize
 
 CACHE = Path(__file__).parent.parent / ".cache"
 WIDTH = 16
+PASSES = (1, 2, 4, 8, 16, 32)
+"""Widths of the passes whose own speed is measured."""
+N_PASSES = 16
 WANTED = {
     "steered decode / plain decode": (">=", 0.98),
     "batch of 16 / one by one through Llama": (">=", 3.0),
@@ -58,6 +64,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=48, help="tokens per answer")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
+    parser.add_argument("--page", type=Path, help="put the tables between this file's markers")
     parser.add_argument("--memory", choices=("ours", "bare"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     path = options.model or random_model(CACHE)
@@ -65,24 +72,46 @@ def main() -> None:
         if options.memory:
             print(peak_memory(model, options.memory, options.tokens))
             return
-        rates, ratios = measure(model, options.tokens, options.repeat)
-        threads, name = model.threads, model.path.name
+        rates, ratios, passes = measure(model, options.tokens, options.repeat)
+        threads, name = model.threads, model.path.stem
     ratios["resident memory above llama.cpp's own (MB)"] = memory_above(path, threads)
-    result = {"model": name, "threads": threads, "repeat": options.repeat, **rates, **ratios}
     if options.json:
-        print(json.dumps(result))
+        result = {"model": name, "threads": threads, "repeat": options.repeat}
+        print(json.dumps({**result, **rates, **ratios, "passes": passes}))
         return
-    print(f"{name}, {threads} threads, median of {options.repeat}")
-    for what, rate in rates.items():
-        print(f"  {what:<46} {rate:8.1f}")
+    head = f"{name}, {threads} threads, median of {options.repeat}"
+    text = f"{head}\n\n{markdown(rates, ratios, passes)}"
+    if options.page:
+        insert(text, options.page, name)
+    print(text)
+
+
+def markdown(rates: dict[str, float], ratios: dict[str, float], passes: dict[int, float]) -> str:
+    """The ratios with what is wanted, the rates, and the passes by width, as three tables."""
+    lines = ["| ratio | measured | wanted | met |", "| --- | ---: | ---: | --- |"]
     for what, ratio in ratios.items():
         relation, limit = WANTED[what]
         met = ratio >= limit if relation == ">=" else ratio <= limit
-        print(f"  {what:<46} {ratio:8.3f}  wanted {relation} {limit:g}: {'yes' if met else 'NO'}")
+        shown = f"{'≥' if relation == '>=' else '≤'} {limit:g}"
+        lines.append(f"| {what} | {_short(ratio)} | {shown} | {'yes' if met else '**no**'} |")
+    lines += ["", "| beside it | measured |", "| --- | ---: |"]
+    lines += [f"| {what} | {_short(rate)} |" for what, rate in rates.items()]
+    lines += ["", "| tokens in a pass of llama.cpp | " + " | ".join(map(str, passes)) + " |"]
+    lines.append("| --- |" + " ---: |" * len(passes))
+    by_width = list(passes.items())
+    lines.append("| tokens/s | " + " | ".join(f"{n * 1000 / ms:.0f}" for n, ms in by_width) + " |")
+    gains = " | ".join(f"{n * by_width[0][1] / ms:.2f}" for n, ms in by_width)
+    return "\n".join([*lines, f"| times a pass of 1 | {gains} |"])
 
 
-def measure(model: Model, n_tokens: int, repeat: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Rates in tokens per second, and the ratios that are wanted."""
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 20 else f"{value:.2f}"
+
+
+def measure(
+    model: Model, n_tokens: int, repeat: int
+) -> tuple[dict[str, float], dict[str, float], dict[int, float]]:
+    """Rates in tokens per second, the ratios that are wanted, milliseconds of passes by width."""
     prompts = random_prompts(model, WIDTH, 48)
     steering = random_injection(model)
     sampling = exact_length(n_tokens)
@@ -113,9 +142,8 @@ def measure(model: Model, n_tokens: int, repeat: int) -> tuple[dict[str, float],
         lambda: prefill(model, texts),
         lambda: prefill(model, texts, like_capture=True),
     )
-    one, wide = alternate(
-        repeat, lambda: bare_passes(model, prompts[:1]), lambda: bare_passes(model, prompts)
-    )
+    many = random_prompts(model, max(PASSES), 48)
+    passes = alternate(repeat, *(partial(bare_passes, model, many[:n]) for n in PASSES))
 
     rates = {
         "plain decode (tokens/s)": (n_tokens - SHORT) / statistics.median(plain),
@@ -123,8 +151,6 @@ def measure(model: Model, n_tokens: int, repeat: int) -> tuple[dict[str, float],
         "one by one through Llama (tokens/s)": few * n_tokens / statistics.median(single),
         "batch of 16 (tokens/s)": WIDTH * n_tokens / statistics.median(batch),
         "prefill (tokens/s)": n_read / statistics.median(unread),
-        # What llama.cpp's own passes allow, prompts and drawing apart.
-        "a pass of 16 / a pass of 1 (tokens/s)": ratio(one, wide) * WIDTH,
         # The last layer computes only rows that are asked for, and a bare prefill asks for one.
         "capture / prefill of the same rows (time)": ratio(read, same_rows),
     }
@@ -134,7 +160,8 @@ def measure(model: Model, n_tokens: int, repeat: int) -> tuple[dict[str, float],
         "batch of 16 / bare llama_decode loop": ratio(bare, batch),
         "prefill with capture / prefill (time)": ratio(read, unread),
     }
-    return rates, ratios
+    milliseconds = [1000 * statistics.median(seconds) / N_PASSES for seconds in passes]
+    return rates, ratios, dict(zip(PASSES, milliseconds, strict=True))
 
 
 def ratio(a: list[float], b: list[float]) -> float:
@@ -188,7 +215,7 @@ def through_llama(model: Model, prompts: list[list[int]], sampling: Sampling) ->
     return seconds
 
 
-def bare_passes(model: Model, prompts: list[list[int]], n_passes: int = 16) -> float:
+def bare_passes(model: Model, prompts: list[list[int]], n_passes: int = N_PASSES) -> float:
     """Seconds of passes of one token for each prompt, without drawing any."""
     n = len(prompts)
     with Context(model, n_ctx=n * 80, n_seq=n, n_batch=512, n_outputs=n) as context:

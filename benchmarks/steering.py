@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import json
 import math
+import random
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,7 @@ from alignez_edge import prompts
 from alignez_edge.axes import Axis
 from alignez_edge.build import build_profile
 from alignez_edge.demo.judge import AXES, judge
-from alignez_edge.demo.world import demo_queries
+from alignez_edge.demo.world import demo_queries, world
 from alignez_edge.evaluation.measures import Figure, Floats, Resamples
 from alignez_edge.methods import DEFAULT_METHOD, METHODS
 from alignez_edge.profile import Profile
@@ -250,6 +251,15 @@ def profile_of(
     )
 
 
+def tuning_queries(count: int = 60) -> list[dict[str, str]]:
+    """Queries of the demo world that are in neither of its data files."""
+    taken = {entry["query"] for name in ("unseen", "build") for entry in demo_queries(name)}
+    forms = ("What can you tell me about {t}?", "Describe {t}.", "What should I know about {t}?")
+    rng = random.Random(5)
+    picked = [(rng.choice(forms).format(t=t), t) for t in rng.sample(world().topics, 2 * count)]
+    return [{"query": q, "topic": t} for q, t in picked if q not in taken][:count]
+
+
 def work_folder(model: Model, axis: Axis, seed: int) -> Path:
     """Where the build of a profile is kept between runs."""
     wording = hashlib.sha256(axis.to_toml().encode()).hexdigest()[:8]
@@ -286,6 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--seeds", type=int, default=3, help="answers to each query")
     parser.add_argument("--limit", type=int, help="use only so many of the unseen queries")
+    parser.add_argument("--tuning", action="store_true", help="queries that are not the unseen")
     parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
     parser.add_argument("--method", choices=METHODS, default=DEFAULT_METHOD)
     parser.add_argument("--profiles", type=Path, help="folder with <axis>.gguf to use as they are")
@@ -303,11 +314,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
             for name in options.axes
         }
-        queries = demo_queries("unseen")[: options.limit]
+        queries = (tuning_queries() if options.tuning else demo_queries("unseen"))[: options.limit]
         answers = Bench(model, queries, say).run(profiles, options.seeds)
         result = {
             "model": model.path.name,
             "queries": len(queries),
+            "which": "tuning" if options.tuning else "unseen",
             "seeds": options.seeds,
             "profiles": {
                 name: {"method": p.method, "layers": list(p.layers), "unit": p.unit}

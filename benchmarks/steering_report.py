@@ -80,8 +80,8 @@ def checks(result: Table) -> Iterator[Check]:
 def markdown(result: Table, brief: bool = False) -> str:
     """The tables as Markdown; `brief` leaves out cross-effects, side measures and the verdict."""
     parts = [
-        f"{result['model']}: {result['queries']} unseen queries, {result['seeds']} answers to "
-        "each, temperature 0.8; scores from −1 to +1 by the rule judge, intervals 95 %.",
+        f"{result['model']}: {result['queries']} {result['which']} queries, {result['seeds']} "
+        "answers to each, temperature 0.8; scores from −1 to +1 by the rule judge, intervals 95 %.",
         _scores(result),
         _prices(result),
     ]

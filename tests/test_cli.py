@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -98,6 +99,21 @@ def test_help_loads_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "demo" in done.stdout
+
+
+@pytest.mark.parametrize(("said", "found"), [({}, "1"), ({"OMP_NUM_THREADS": "3"}, "None")])
+def test_blas_gets_one_thread_unless_told(said: dict[str, str], found: str) -> None:
+    """Its idle threads spin on the cores that llama.cpp computes on."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    env = {key: value for key, value in os.environ.items() if key not in names} | said
+    code = (
+        "import os; from cli.main import main; main(['--version']);"
+        "print(os.environ.get('OPENBLAS_NUM_THREADS'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines()[-1] == found
 
 
 def test_version_is_the_projects(alignez: Alignez) -> None:
