@@ -21,7 +21,7 @@ from alignez_edge.axes import Axis
 from alignez_edge.calibration import GRID, Calibration, Reading, calibrate, read_profile
 from alignez_edge.embeddings import HiddenStates
 from alignez_edge.errors import BadInputError
-from alignez_edge.files import cache_dir, make_folder, user_dir
+from alignez_edge.files import alone_in, cache_dir, make_folder, user_dir
 from alignez_edge.fit import TensorName
 from alignez_edge.methods import Way
 from alignez_edge.pairs import (
@@ -86,15 +86,15 @@ class Builder:
             for query in asked
             if len(self.model.ask_tokens(prompts.describe(query, self.axis, "negative"))) <= room
         ]
-        store = PairStore(self.folder / "pairs.jsonl", self.settings)
-        found = generate_pairs(
-            self._complete,
-            self.axis,
-            short,
-            store,
-            seed=self.seed,
-            on_progress=lambda done, total: self.progress("pairs", done, total),
-        )
+        with alone_in(self.folder):
+            found = generate_pairs(
+                self._complete,
+                self.axis,
+                short,
+                PairStore(self.folder / "pairs.jsonl", self.settings),
+                seed=self.seed,
+                on_progress=lambda done, total: self.progress("pairs", done, total),
+            )
         return _with_dropped(found, "too long", len(asked) - len(short))
 
     def that_fit(self, found: PairSet) -> PairSet:

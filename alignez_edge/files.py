@@ -183,6 +183,52 @@ def write_atomic(path: str | Path, content: bytes | Callable[[Path], None]) -> N
             temporary.unlink()
 
 
+def append_whole(path: Path, data: bytes) -> int:
+    """Add to the end of a file, made where missing; on disk when this returns.
+
+    Returns the offset at which `data` begins. Raises `OSError`; the file is then as it was.
+    """
+    with path.open("ab", buffering=0) as file:
+        start = file.tell()
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(file.fileno(), view) :]
+            os.fsync(file.fileno())
+        except BaseException:
+            os.ftruncate(file.fileno(), start)
+            raise
+    return start
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes of ours from appending to the files of a folder meanwhile.
+
+    The system lets go when a process ends, killed or not. Raises `AlignezError` where another one
+    is at work there. Windows and some network drives have no such lock: there nobody is kept out.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AlignezError(
+                f"another process is at work in {printable(str(folder))}",
+                "wait until it has finished",
+            ) from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
 def user_dir() -> Path:
     """The folder of the user's own data: `$ALIGNEZ_HOME`, else where the system keeps such."""
     home = os.environ.get("ALIGNEZ_HOME")

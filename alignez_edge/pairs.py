@@ -21,7 +21,7 @@ from typing import Protocol
 from alignez_edge import prompts
 from alignez_edge.axes import Axis
 from alignez_edge.errors import AlignezError, BadInputError
-from alignez_edge.files import decode_utf8, make_folder, printable, read_bytes
+from alignez_edge.files import append_whole, decode_utf8, make_folder, printable, read_bytes
 from alignez_edge.queries import iter_records, parse_record, read_records, text_of
 
 MAX_FILE = 1 << 30
@@ -191,14 +191,7 @@ class PairStore:
     def _append(self, records: Sequence[Mapping[str, object]]) -> None:
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         try:
-            with self.path.open("ab", buffering=0) as file:
-                start = file.tell()
-                try:
-                    _write_all(file.fileno(), lines.encode("utf-8", "replace"))
-                    os.fsync(file.fileno())
-                except BaseException:
-                    os.ftruncate(file.fileno(), start)
-                    raise
+            append_whole(self.path, lines.encode("utf-8", "replace"))
         except OSError as failure:
             raise AlignezError(
                 f"cannot write {printable(str(self.path))}: {failure.strerror}",
@@ -344,9 +337,3 @@ def _is_json(line: bytes) -> bool:
     except (UnicodeDecodeError, BadInputError):
         return False
     return True
-
-
-def _write_all(handle: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(handle, view) :]

@@ -1,10 +1,10 @@
 """What steering, batching and reading hidden states cost: `python -m benchmarks.runtime`.
 
 Every figure is a ratio of two things measured in one run, alternating, after a warm-up; the table
-shows the median ratio over the repetitions, and what is wanted. What a batch can gain at most is
-what llama.cpp's own passes gain by being wider: they are measured beside it. Without `--model` a
-random 1 B-shaped Q4_K_M llama (hidden 2048, 16 layers, feed-forward 8192) is made in `.cache/`.
-Times need a machine that does nothing else.
+shows the median ratio over the repetitions with its quartiles, and what is wanted. What a batch can
+gain at most is what llama.cpp's own passes gain by being wider: they are measured beside it.
+Without `--model` a random 1 B-shaped Q4_K_M llama (hidden 2048, 16 layers, feed-forward 8192) is
+made in `.cache/`. Times need a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import gguf
 import numpy as np
@@ -74,10 +76,12 @@ def main() -> None:
             return
         rates, ratios, passes = measure(model, options.tokens, options.repeat)
         threads, name = model.threads, model.path.stem
-    ratios["resident memory above llama.cpp's own (MB)"] = memory_above(path, threads)
+    above = memory_above(path, threads)
+    ratios["resident memory above llama.cpp's own (MB)"] = Ratio(above, above, above)
     if options.json:
         result = {"model": name, "threads": threads, "repeat": options.repeat}
-        print(json.dumps({**result, **rates, **ratios, "passes": passes}))
+        plain = {what: ratio._asdict() for what, ratio in ratios.items()}
+        print(json.dumps({**result, **rates, **plain, "passes": passes}))
         return
     head = f"{name}, {threads} threads, median of {options.repeat}"
     text = f"{head}\n\n{markdown(rates, ratios, passes)}"
@@ -86,14 +90,31 @@ def main() -> None:
     print(text)
 
 
-def markdown(rates: dict[str, float], ratios: dict[str, float], passes: dict[int, float]) -> str:
+class Ratio(NamedTuple):
+    """The median of ratios of times that were taken side by side, and their quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, a: Sequence[float], b: Sequence[float], scale: float = 1.0) -> Ratio:
+        found = np.quantile([scale * x / y for x, y in zip(a, b, strict=True)], (0.5, 0.25, 0.75))
+        return cls(*map(float, found))
+
+    def __str__(self) -> str:
+        spread = f" ({_short(self.low)} to {_short(self.high)})" if self.low < self.high else ""
+        return _short(self.median) + spread
+
+
+def markdown(rates: dict[str, float], ratios: dict[str, Ratio], passes: dict[int, float]) -> str:
     """The ratios with what is wanted, the rates, and the passes by width, as three tables."""
     lines = ["| ratio | measured | wanted | met |", "| --- | ---: | ---: | --- |"]
     for what, ratio in ratios.items():
         relation, limit = WANTED[what]
-        met = ratio >= limit if relation == ">=" else ratio <= limit
+        met = ratio.median >= limit if relation == ">=" else ratio.median <= limit
         shown = f"{'≥' if relation == '>=' else '≤'} {limit:g}"
-        lines.append(f"| {what} | {_short(ratio)} | {shown} | {'yes' if met else '**no**'} |")
+        lines.append(f"| {what} | {ratio} | {shown} | {'yes' if met else '**no**'} |")
     lines += ["", "| beside it | measured |", "| --- | ---: |"]
     lines += [f"| {what} | {_short(rate)} |" for what, rate in rates.items()]
     lines += ["", "| tokens in a pass of llama.cpp | " + " | ".join(map(str, passes)) + " |"]
@@ -110,7 +131,7 @@ def _short(value: float) -> str:
 
 def measure(
     model: Model, n_tokens: int, repeat: int
-) -> tuple[dict[str, float], dict[str, float], dict[int, float]]:
+) -> tuple[dict[str, float], dict[str, Ratio], dict[int, float]]:
     """Rates in tokens per second, the ratios that are wanted, milliseconds of passes by width."""
     prompts = random_prompts(model, WIDTH, 48)
     steering = random_injection(model)
@@ -120,7 +141,7 @@ def measure(
 
     with Session(model, n_ctx=1024 if model.n_ctx_train >= 1024 else None) as session:
         jobs = turn_jobs([(session, None), (session, steering)], prompts[0], n_tokens)
-        turns = alternate(2 * repeat + 1, *jobs)
+        turns = alternate(4 * repeat + 1, *jobs)
     plain_short, steered_short, plain_long, steered_long = turns
     # A turn costs something once (the prompt, the switches) and something a token; the difference
     # of two lengths leaves the latter.
@@ -152,21 +173,16 @@ def measure(
         "batch of 16 (tokens/s)": WIDTH * n_tokens / statistics.median(batch),
         "prefill (tokens/s)": n_read / statistics.median(unread),
         # The last layer computes only rows that are asked for, and a bare prefill asks for one.
-        "capture / prefill of the same rows (time)": ratio(read, same_rows),
+        "capture / prefill of the same rows (time)": Ratio.of(read, same_rows).median,
     }
     ratios = {
-        "steered decode / plain decode": ratio(plain, steered),
-        "batch of 16 / one by one through Llama": ratio(single, batch) * WIDTH / few,
-        "batch of 16 / bare llama_decode loop": ratio(bare, batch),
-        "prefill with capture / prefill (time)": ratio(read, unread),
+        "steered decode / plain decode": Ratio.of(plain, steered),
+        "batch of 16 / one by one through Llama": Ratio.of(single, batch, WIDTH / few),
+        "batch of 16 / bare llama_decode loop": Ratio.of(bare, batch),
+        "prefill with capture / prefill (time)": Ratio.of(read, unread),
     }
     milliseconds = [1000 * statistics.median(seconds) / N_PASSES for seconds in passes]
     return rates, ratios, dict(zip(PASSES, milliseconds, strict=True))
-
-
-def ratio(a: list[float], b: list[float]) -> float:
-    """The median ratio of times that were taken side by side."""
-    return statistics.median(x / y for x, y in zip(a, b, strict=True))
 
 
 def alternate(repeat: int, *jobs: Job) -> list[list[float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 from alignez_edge import pairs as pairs_module
 from alignez_edge.axes import Axis
 from alignez_edge.build import MAX_HELD_BACK, MIN_PAIRS, build_profile, split
-from alignez_edge.errors import BadInputError
+from alignez_edge.errors import AlignezError, BadInputError
+from alignez_edge.files import alone_in
 from alignez_edge.methods import BY_QUERY, METHODS
 from alignez_edge.profile import Profile
 from alignez_edge.runtime.model import Model
@@ -154,6 +156,14 @@ def test_the_same_call_goes_on_with_the_same_pairs(
     again = build_profile(llama_model, AXIS, queries=QUERIES)
     assert saved(again, tmp_path) == saved(first, tmp_path)
     assert kept.read_bytes() == texts
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks on folders")
+def test_two_builds_do_not_write_the_same_pairs(llama_model: Model, tmp_path: Path) -> None:
+    with alone_in(tmp_path), pytest.raises(AlignezError, match="another process is at work"):
+        build_profile(llama_model, AXIS, queries=QUERIES[:8], work=tmp_path)
+    assert not list(tmp_path.glob("pairs.jsonl*"))
+    build_profile(llama_model, AXIS, queries=QUERIES[:8], work=tmp_path)
 
 
 def test_another_seed_writes_other_pairs(llama_model: Model, home: Path) -> None:

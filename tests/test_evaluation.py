@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,6 +211,38 @@ def test_queries_longer_than_the_window_are_left_out(tiny: Model) -> None:
     long = Query("bread " * 400)
     arm = arms.plain()
     assert that_fit(tiny, [arm], [*QUERIES, long], 128) == list(QUERIES)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks on folders")
+def test_two_processes_are_not_let_into_one_folder(
+    finished: tuple[Plan, Path], tiny: Model, tmp_path: Path
+) -> None:
+    """What another one is writing is not taken for a torn line, and not cut off."""
+    plan, folder = finished
+    shutil.copytree(folder, tmp_path / "run")
+    with (tmp_path / "run" / "answers.jsonl").open("ab") as file:
+        file.write(b'{"half a li')
+    before = (tmp_path / "run" / "answers.jsonl").read_bytes()
+    script = f"""
+        from pathlib import Path
+        from alignez_edge.files import alone_in
+        with alone_in(Path({str(tmp_path / "run")!r})):
+            print("in", flush=True)
+            input()
+    """
+    other = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert other.stdout is not None and other.stdout.readline() == b"in\n"
+    with pytest.raises(AlignezError, match="another process is at work"):
+        evaluate(tiny, plan, Longer(), tmp_path / "run")
+    assert (tmp_path / "run" / "answers.jsonl").read_bytes() == before
+    other.kill()
+    other.communicate()
+    evaluate(tiny, plan, Longer(), tmp_path / "run")
+    assert (tmp_path / "run" / "answers.jsonl").read_bytes() == before[: -len(b'{"half a li')]
 
 
 def test_another_run_in_the_folder_is_refused(finished: tuple[Plan, Path], tiny: Model) -> None:

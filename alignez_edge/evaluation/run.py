@@ -51,16 +51,18 @@ def evaluate(
 ) -> dict[str, Any]:
     """Do what `plan` says, or what is left of it, and return what `results.json` then holds.
 
-    Raises `BadInputError` where `folder` holds another run, and what steering, generating and
-    judging raise; `KeyboardInterrupt` passes through. The same call goes on where it was.
+    Raises `BadInputError` where `folder` holds another run, `AlignezError` where another process is
+    at work on it, and what steering, generating and judging raise; `KeyboardInterrupt` passes
+    through. The same call goes on where it was.
     """
     run = RunFolder.begin(folder, plan.settings(model, judge))
-    work = _Work(model, plan, run, width, on_progress)
-    work.answer()
-    work.measure_drift()
-    work.judge(judge)
-    results = results_of(run)
-    run.write_results(results)
+    with run.at_work():
+        work = _Work(model, plan, run, width, on_progress)
+        work.answer()
+        work.measure_drift()
+        work.judge(judge)
+        results = results_of(run)
+        run.write_results(results)
     return results
 
 

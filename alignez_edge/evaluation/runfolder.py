@@ -13,14 +13,22 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from alignez_edge.errors import AlignezError, BadInputError
-from alignez_edge.files import make_folder, printable, read_text, write_atomic
+from alignez_edge.files import (
+    alone_in,
+    append_whole,
+    make_folder,
+    printable,
+    read_text,
+    write_atomic,
+)
 from alignez_edge.profile import timestamp
 from alignez_edge.queries import parse_record
 
@@ -42,7 +50,7 @@ class Log:
         """Cut off a last line that a kill has torn."""
         try:
             with self.path.open("rb+") as file:
-                file.truncate(_whole_length(file.fileno()))
+                file.truncate(_whole_length(file))
         except FileNotFoundError:
             return
         except OSError as failure:
@@ -83,14 +91,7 @@ class Log:
             for record in records
         ]
         try:
-            with self.path.open("ab", buffering=0) as file:
-                start = file.tell()
-                try:
-                    _write_all(file.fileno(), b"".join(lines))
-                    os.fsync(file.fileno())
-                except BaseException:
-                    os.ftruncate(file.fileno(), start)
-                    raise
+            start = append_whole(self.path, b"".join(lines))
         except OSError as failure:
             raise _cannot_write(self.path, failure) from None
         lengths = np.cumsum([0, *map(len, lines)])
@@ -139,10 +140,15 @@ class RunFolder:
             make_folder(folder)
             record = {"version": VERSION, "created_at": timestamp(), **wanted}
             write_json(folder / "run.json", record)
-        run = cls(folder)
-        for log in (run.answers, run.verdicts, run.drift):
-            log.repair()
-        return run
+        return cls(folder)
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Around all appending: no other process is in the folder, and no line in it is torn."""
+        with alone_in(self.path):
+            for log in (self.answers, self.verdicts, self.drift):
+                log.repair()
+            yield
 
     def index(self) -> npt.NDArray[np.int64]:
         """Where each answer's line begins, `(arms, queries, seeds)`; -1 where it is missing."""
@@ -213,22 +219,16 @@ def _parsed(line: bytes, where: str) -> dict[str, Any]:
         raise BadInputError(f"{where}: not UTF-8 text") from None
 
 
-def _whole_length(handle: int) -> int:
+def _whole_length(file: BinaryIO) -> int:
     """The length of a file up to the end of its last whole line, read from behind."""
-    end = os.fstat(handle).st_size
+    end = file.seek(0, os.SEEK_END)
     while end:
-        start = max(0, end - (1 << 16))
-        at = os.pread(handle, end - start, start).rfind(b"\n")
+        start = file.seek(max(0, end - (1 << 16)))
+        at = file.read(end - start).rfind(b"\n")
         if at >= 0:
             return start + at + 1
         end = start
     return 0
-
-
-def _write_all(handle: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(handle, view) :]
 
 
 def _cannot_write(path: Path, failure: OSError) -> AlignezError:

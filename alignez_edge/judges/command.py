@@ -17,6 +17,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -150,16 +151,20 @@ class _Program:
         process = self._process
         with contextlib.suppress(subprocess.TimeoutExpired):
             if process.poll() is None:
-                self._signal(signal.SIGTERM)
+                self._stop(now=False)
                 process.wait(_LEAVE)
-        self._signal(signal.SIGKILL)
+        self._stop(now=True)
         process.wait()
         for thread in self._threads:
             thread.join(_LEAVE)
 
-    def _signal(self, number: int) -> None:
+    def _stop(self, *, now: bool) -> None:
+        """Ask the program's group to leave, or end it; on Windows the program alone."""
+        if sys.platform == "win32":
+            self._process.kill()
+            return
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, number)
+            os.killpg(self._process.pid, signal.SIGKILL if now else signal.SIGTERM)
 
     def _read(self, pipe: IO[bytes], n_asked: int) -> None:
         with pipe:

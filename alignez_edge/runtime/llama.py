@@ -120,10 +120,11 @@ def usable_cores() -> int:
     """How many threads help: the physical cores that this process may run on, at least 1.
 
     Two hardware threads of one core share the units that matter here, so siblings count once;
-    a container's CPU quota (cgroup v2) is respected.
+    a container's CPU quota (cgroup v2) is respected. On Apple Silicon the performance cores count:
+    a pass waits for its slowest thread, which the other cores would be.
     """
     if not hasattr(os, "sched_getaffinity"):
-        return max(1, os.cpu_count() or 1)
+        return _performance_cores() or os.cpu_count() or 1
     cpus = os.sched_getaffinity(0)
     cores = set()
     for cpu in cpus:
@@ -138,6 +139,20 @@ def usable_cores() -> int:
     except (OSError, ValueError, ZeroDivisionError):
         allowed = len(cores)
     return max(1, min(len(cores), allowed))
+
+
+def _performance_cores() -> int:
+    """The cores of the first performance level that macOS tells of; 0 where nobody tells."""
+    if sys.platform != "darwin":
+        return 0
+    count, size = ctypes.c_int32(0), ctypes.c_size_t(4)
+    for name in (b"hw.perflevel0.physicalcpu", b"hw.physicalcpu"):
+        told = ctypes.CDLL(None).sysctlbyname(
+            name, ctypes.byref(count), ctypes.byref(size), None, ctypes.c_size_t(0)
+        )
+        if told == 0:
+            return count.value
+    return 0
 
 
 cpp.llama_log_set(_on_log, ctypes.c_void_p(0))
