@@ -126,7 +126,7 @@ def markdown(rates: dict[str, float], ratios: dict[str, Ratio], passes: dict[int
 
 
 def _short(value: float) -> str:
-    return f"{value:.0f}" if value >= 20 else f"{value:.2f}"
+    return f"{value:.0f}" if value >= 20 else f"{value:#.3g}"
 
 
 def measure(

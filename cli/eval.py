@@ -148,7 +148,7 @@ def eval_(
     sweeps = parse_sweeps(sweep, ablations, strengths, grid)
     asked = _queries(queries, limit, loading, out)
     preamble = prompting.load()
-    who = _judge(judge, loading, judging, drawing.seed)
+    who, identity = _judge(judge, loading, judging, drawing.seed)
     other_model = _model_file(reference)
 
     from alignez_edge.evaluation import arms as kinds
@@ -190,7 +190,7 @@ def eval_(
             )
             folder = Path(output) if output is not None else _folder(plan, model, who)
             axes = {aim.axis.name for arm in arms for aim in arm.aims}
-            with tested(who, axes, folder, out), out.progress() as progress:
+            with tested(who, axes, folder, out, identity), out.progress() as progress:
                 results = evaluate(model, plan, who, folder, width=parallel, on_progress=progress)
     except KeyboardInterrupt:
         out.notice("interrupted: start the same evaluation again and it goes on where it was")
@@ -244,15 +244,19 @@ def _queries(
     return [Query(entry.pop("query"), entry) for entry in entries]
 
 
-def _judge(text: str | None, loading: ModelOptions, judging: JudgeOptions, seed: int) -> Judge:
-    from alignez_edge.judges import FORMS, judge_of
+def _judge(
+    text: str | None, loading: ModelOptions, judging: JudgeOptions, seed: int
+) -> tuple[Judge, str | None]:
+    """The judge, and what is the same where it is the same one."""
+    from alignez_edge.judges import FORMS, identity_of, judge_of
 
     if text is None and not loading.is_demo:
         raise BadInputError(
             "there is nobody to judge", f"name a judge with --judge: {', '.join(FORMS)}"
         )
     settings = judging.settings(threads=loading.threads, gpu_layers=loading.gpu_layers, seed=seed)
-    return judge_of(text or "demo", settings)
+    name = text or "demo"
+    return judge_of(name, settings), identity_of(name, settings)
 
 
 def _texts(file: str | None) -> tuple[str, ...]:

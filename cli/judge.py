@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -22,7 +23,7 @@ from .output import Output
 if TYPE_CHECKING:
     from alignez_edge.judges import JudgeSettings, ModelWay
     from alignez_edge.judges.judging import Judge
-    from alignez_edge.judges.quality import JudgeReport, KnownPair, Tally
+    from alignez_edge.judges.quality import JudgeReport, KnownPair, Orders, Tally
 
 
 @dataclass(frozen=True)
@@ -119,10 +120,10 @@ def judge(
     """Test a judge on pairs of answers of which the better one is known.
 
     Each pair is shown in both orders. The pairs that ship are answers of the demo model on the
-    axes helpful, cheerful, formal and polite.
+    axes helpful, cheerful, formal and polite. A test that was interrupted goes on where it was,
+    but for programs, which may have changed.
     """
-    from alignez_edge.judges import judge_of
-    from alignez_edge.judges.quality import measure
+    from alignez_edge.judges import identity_of, judge_of
 
     if limit is not None and limit < 1:
         raise BadInputError(f"--limit is {limit}; it must be at least 1")
@@ -132,10 +133,50 @@ def judge(
     with out.progress() as progress:
         # A person sees two answers at a time, and how far it is would only be in the way.
         show = None if name == "human" else lambda done, total: progress("judging", done, total)
-        report = measure(who, tested, show)
+        report = _measured(who, identity_of(name, settings), tested, show)
     out.record(record_of(report))
     out.result(_page(report))
     _advise(who, report, out)
+
+
+def _measured(
+    who: Judge,
+    identity: str | None,
+    pairs: Sequence[KnownPair],
+    show: Callable[[int, int], None] | None,
+) -> JudgeReport:
+    """The report on a judge. Until it is there, what one with an `identity` said is kept."""
+    from alignez_edge.evaluation.runfolder import Log, digest
+    from alignez_edge.files import alone_in, cache_dir, make_folder
+    from alignez_edge.judges.quality import measure
+
+    if identity is None:
+        return measure(who, pairs, show)
+    asked = [
+        (c.query, c.first, c.second, c.axis.wording(), c.side, dict(c.facts))
+        for c in (pair.comparison for pair in pairs)
+    ]
+    folder = make_folder(cache_dir() / "judges" / digest([identity, asked]))
+    log = Log(folder / "verdicts.jsonl")
+
+    def keep(orders: Orders) -> None:
+        log.append([{"orders": list(map(float, orders))}])
+
+    with alone_in(folder):
+        log.repair()
+        known = [_orders(record, log.path) for _, record in log.records()]
+        report = measure(who, pairs, show, known=known, keep=keep)
+        log.path.unlink(missing_ok=True)
+    return report
+
+
+def _orders(record: Mapping[str, Any], path: Path) -> Orders:
+    from alignez_edge.files import printable
+
+    found = record.get("orders")
+    if not isinstance(found, list) or [type(x) for x in found] != [float, float]:
+        raise BadInputError(f"{printable(str(path))} is damaged", "delete it")
+    return found[0], found[1]
 
 
 def record_of(report: JudgeReport) -> dict[str, Any]:
@@ -219,7 +260,9 @@ def _row(title: str, tally: Tally) -> list[str]:
 
 
 @contextmanager
-def tested(who: Judge, axes: Collection[str], folder: Path, out: Output) -> Iterator[None]:
+def tested(
+    who: Judge, axes: Collection[str], folder: Path, out: Output, identity: str | None = None
+) -> Iterator[None]:
     """Around an evaluation: test its judge, and say whether it can tell before it is relied on.
 
     The demo model's rules, from which the test pairs come, and persons are not tested. What was
@@ -228,7 +271,7 @@ def tested(who: Judge, axes: Collection[str], folder: Path, out: Output) -> Iter
     """
     from alignez_edge.files import printable, read_text, write_atomic
     from alignez_edge.judges.demo import DemoJudge
-    from alignez_edge.judges.quality import axes_for, measure, shipped_pairs
+    from alignez_edge.judges.quality import axes_for, shipped_pairs
     from alignez_edge.queries import parse_record, text_of
 
     kept = folder / "judge.json"
@@ -249,7 +292,8 @@ def tested(who: Judge, axes: Collection[str], folder: Path, out: Output) -> Iter
     found: JudgeReport | None = None
     if pairs := [pair for axis in known for pair in shipped_pairs(axis)]:
         with out.progress() as progress:
-            found = measure(who, pairs, lambda done, total: progress("the judge", done, total))
+            show = partial(progress, "the judge")
+            found = _measured(who, identity, pairs, show)
         _announce(out, found.can_tell, found.finding)
         _advise(who, found, out)
     try:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import gc
+import random
+import signal
+import sys
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -187,6 +191,41 @@ def test_plain_prefix_computes_only_what_is_new(llama_model: Model) -> None:
         np.testing.assert_allclose(
             decode_all(context, tokens[:1], n), decode_all(fresh, tokens[:1], n), atol=1e-2
         )
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers")
+def test_an_interrupt_is_not_lost_in_llama_cpp(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whenever it comes: in a call, in the log callback, in freeing. Only Python's own finalizers
+    may swallow it, as they do anywhere."""
+    fired, lost = 0, []
+
+    def interrupt(*_: object) -> None:
+        nonlocal fired
+        fired += 1
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "unraisablehook", lambda ignored: lost.append(str(ignored)))
+    usual, rng, raised = signal.signal(signal.SIGALRM, interrupt), random.Random(1), 0
+    try:
+        for count in range(1, 201):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-4, 8e-3))
+                with (
+                    Model.load(tiny_llama, threads=1) as model,
+                    Context(model, n_ctx=64) as context,
+                ):
+                    context.decode([1, 2], [0, 1], [0, 0], [False, True])
+                while fired < count:
+                    time.sleep(1e-4)
+            except KeyboardInterrupt:
+                raised += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, usual)
+    assert fired == 200 and raised >= 190
+    assert not [what for what in lost if "_on_log" in what]
 
 
 def test_an_error_in_a_tap_comes_out_of_decode(llama_model: Model) -> None:

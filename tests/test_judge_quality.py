@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 from alignez_edge.axes import Axis
 from alignez_edge.demo.judge import AXES, judge
 from alignez_edge.errors import BadInputError
-from alignez_edge.judges import JudgeSettings, judge_of
+from alignez_edge.judges import JudgeSettings, identity_of, judge_of
 from alignez_edge.judges.judging import Comparison, Verdict
 from alignez_edge.judges.orders import Asked
 from alignez_edge.judges.quality import (
@@ -320,6 +322,55 @@ def test_an_evaluation_tests_its_judge_once(
         command.tested(who, ["polite"], tmp_path, Output()).__enter__()
 
 
+def test_a_test_that_was_interrupted_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALIGNEZ_HOME", str(tmp_path))
+    asked: list[str] = []
+
+    def prefer(first: str, second: str) -> float:
+        asked.append(first)
+        if len(asked) == 15:  # a pair's second order: the pair is asked again
+            raise KeyboardInterrupt
+        return knows(first, second)
+
+    who, known = Asked(Scripted(prefer)), pairs(20, 5)
+    with pytest.raises(KeyboardInterrupt):
+        command._measured(who, "one", known, None)
+    (kept,) = tmp_path.rglob("verdicts.jsonl")
+    assert len(kept.read_text().splitlines()) == 7
+    kept.write_text(kept.read_text() + '{"orders": [1.0')
+    steps: list[tuple[int, int]] = []
+    report = command._measured(who, "one", known, lambda done, total: steps.append((done, total)))
+    assert report == measure(Asked(Scripted(knows)), known)
+    assert steps[0] == (8, 25) and len(asked) == 15 + 2 * 18
+    assert not kept.exists()
+    for identity, again in (("one", 50), ("two", 50), (None, 50)):
+        asked[:] = ["before"] * 15
+        command._measured(who, identity, known, None)
+        assert len(asked) - 15 == again
+    kept.write_text('{"orders": ["x", 1.0]}\n')
+    with pytest.raises(BadInputError, match="is damaged"):
+        command._measured(who, "one", known, None)
+
+
+def test_a_judge_is_the_same_one_while_its_file_is(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALIGNEZ_HOME", str(tmp_path))
+    copy = tmp_path / "judge.gguf"
+    shutil.copy(tiny_llama, copy)
+    first = identity_of(str(copy))
+    assert first == identity_of(str(copy)) is not None
+    assert identity_of(str(copy), JudgeSettings(by="paper")) != first
+    os.utime(copy, (0, 0))
+    assert identity_of(str(copy)) != first
+    assert identity_of("model:demo") and identity_of("human") != identity_of(
+        "human", JudgeSettings(seed=1)
+    )
+    assert identity_of("command:cat") is identity_of("demo") is identity_of("words.toml") is None
+
+
 def test_no_run_no_file(tmp_path: Path) -> None:
     """A folder without a run stays as it is, and so it does for judges that need no test."""
     with command.tested(Asked(Scripted(knows)), ["polite"], tmp_path, Output(quiet=True)):
@@ -330,8 +381,9 @@ def test_no_run_no_file(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
-def test_a_person_at_the_terminal() -> None:
-    """What was not offered is asked again; q ends it without a word."""
+def test_a_person_at_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was not offered is asked again; q ends it without a word, and the next time goes on."""
+    monkeypatch.setenv("ALIGNEZ_HOME", str(tmp_path))
     question = "Which is more like an answer of a polite assistant?"
     keys = [("q to stop: ", f"{key}\n") for key in ("x", "", "1", "2", "0")]
     arguments = ["judge", "human", "--axis", "polite", "--limit", "3"]
@@ -341,3 +393,5 @@ def test_a_person_at_the_terminal() -> None:
     text, code = in_terminal(arguments, [("q to stop: ", f"{key}\n") for key in "1q"], columns=100)
     assert code == 130 and "error" not in text and text.count(question) == 2
     assert "1" + " " * 40 in text  # wide enough for the two answers side by side
+    text, code = in_terminal(arguments, [("q to stop: ", f"{key}\n") for key in "20"])
+    assert code == 0 and text.count(question) == 2 and "of 3 test pairs" in text

@@ -13,6 +13,8 @@ from alignez_edge.files import printable
 from alignez_edge.judges.judging import Judge
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from alignez_edge.judges.human import AskPerson
 
 ModelWay = Literal["short", "paper", "likelihood"]
@@ -67,6 +69,24 @@ def judge_of(text: str, settings: JudgeSettings = JudgeSettings()) -> Judge:
     )
 
 
+def identity_of(text: str, settings: JudgeSettings = JudgeSettings()) -> str | None:
+    """What is the same for two judges that give the same verdicts, as far as can be known.
+
+    For models and persons, whose verdicts take long; None for others: a program may be another one
+    the next time.
+    """
+    if text == "human":
+        return f"human, seed {settings.seed}"
+    kind, _, rest = text.partition(":")
+    if kind != "model" and not text.lower().endswith(".gguf"):
+        return None
+    path = _model_path(rest if kind == "model" else text)
+    if path is None:
+        return f"the demo model, {settings.by}"
+    file = path.stat()
+    return f"{path.resolve()}, {file.st_size}, {file.st_mtime_ns}, {settings.by}"
+
+
 def _command(text: str, settings: JudgeSettings) -> Judge:
     from alignez_edge.judges.command import TIMEOUT, CommandJudge
     from alignez_edge.judges.orders import Asked
@@ -75,8 +95,14 @@ def _command(text: str, settings: JudgeSettings) -> Judge:
     return Asked(CommandJudge.parse(text, timeout), settings.both_orders)
 
 
-def _model(name: str, settings: JudgeSettings) -> Judge:
+def _model_path(name: str) -> Path | None:
+    """The file of a model; None for the demo model."""
     from alignez_edge.config import DEMO, ModelNames
+
+    return None if name == DEMO else ModelNames().find(name)
+
+
+def _model(name: str, settings: JudgeSettings) -> Judge:
     from alignez_edge.gguffile import read_gguf
     from alignez_edge.judges.likelihood import LikelihoodJudge
     from alignez_edge.judges.model import TIE_BAND, ModelJudge
@@ -84,7 +110,7 @@ def _model(name: str, settings: JudgeSettings) -> Judge:
     from alignez_edge.runtime.check import check_model
     from alignez_edge.runtime.model import Model
 
-    path = None if name == DEMO else ModelNames().find(name)
+    path = _model_path(name)
     if path is not None:
         check_model(read_gguf(path))
     shown = "demo-model" if path is None else printable(path.stem, 60)

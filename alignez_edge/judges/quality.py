@@ -29,6 +29,8 @@ SIGNIFICANCE = 0.01
 _FILE = "judge_pairs.jsonl"
 
 OnProgress = Callable[[int, int], None]
+Orders = tuple[float, float]
+"""A judge's preference for the first answer of a pair when shown first, and when shown second."""
 
 
 @dataclass(frozen=True)
@@ -153,22 +155,29 @@ def read_test_pairs(path: str | Path, axis: Axis) -> tuple[KnownPair, ...]:
 
 
 def measure(
-    judge: Judge, pairs: Sequence[KnownPair], on_progress: OnProgress | None = None
+    judge: Judge,
+    pairs: Sequence[KnownPair],
+    on_progress: OnProgress | None = None,
+    *,
+    known: Sequence[Orders] = (),
+    keep: Callable[[Orders], None] = lambda _: None,
 ) -> JudgeReport:
     """Ask `judge` about every pair, in both orders, and count. Raises what the judge raises.
 
-    `on_progress(done, total)` counts pairs.
+    `on_progress(done, total)` counts pairs. `known` is what it said of the first of them before,
+    and `keep` gets what it says of each of the others, one after the other.
     """
     if not pairs:
         raise BadInputError("there are no pairs to test the judge on")
     inner, both_orders, band = judge, True, 0.0
     if isinstance(judge, Asked):
         inner, both_orders, band = judge.inner, judge.both_orders, judge.tie_band
-    verdicts = []
-    for done, orders in enumerate(_in_orders(inner, pairs), 1):
+    verdicts = list(known[: len(pairs)])
+    for orders in _in_orders(inner, pairs[len(verdicts) :]):
+        keep(orders)
         verdicts.append(orders)
         if on_progress is not None:
-            on_progress(done, len(pairs))
+            on_progress(len(verdicts), len(pairs))
 
     def sign(preference: float) -> int:
         return (preference > band) - (preference < -band)
@@ -199,8 +208,8 @@ def sign_test(right: int, wrong: int) -> float:
     return float(binom.sf(right - 1, right + wrong, 0.5)) if right + wrong else 1.0
 
 
-def _in_orders(judge: Judge, pairs: Sequence[KnownPair]) -> Iterator[tuple[float, float]]:
-    """For each pair, the preference for its first answer when shown first, and shown second."""
+def _in_orders(judge: Judge, pairs: Sequence[KnownPair]) -> Iterator[Orders]:
+    """The orders of each pair."""
     asked = [pair.comparison for pair in pairs]
     if isinstance(judge, HumanJudge):
         # Whose order is decided by the texts: a second question would be the same one.

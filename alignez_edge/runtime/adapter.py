@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignez_edge.errors import BadInputError, RuntimeFailure
 from alignez_edge.gguffile import printable
-from alignez_edge.runtime.llama import clear_log, cpp, last_error
+from alignez_edge.runtime.llama import HeedingInterrupts, clear_log, cpp, last_error
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model
@@ -39,20 +39,21 @@ class Adapter:
         if content[:4] != b"GGUF":
             raise BadInputError("an adapter must be a GGUF file")
         clear_log()
-        try:
-            handle = _load(model.handle, content)
-        except OSError as error:
-            raise RuntimeFailure(f"no room to hand an adapter to llama.cpp: {error}") from error
-        if not handle:
-            said = printable(last_error(), 160) or "no reason given"
-            raise BadInputError(f"llama.cpp refuses the adapter: {said}")
+        with HeedingInterrupts():
+            try:
+                handle = _load(model.handle, content)
+            except OSError as error:
+                raise RuntimeFailure(f"no room to hand an adapter to llama.cpp: {error}") from error
+            if not handle:
+                said = printable(last_error(), 160) or "no reason given"
+                raise BadInputError(f"llama.cpp refuses the adapter: {said}")
+            if not carried:
+                # The model is an argument so that it outlives the adapter.
+                weakref.finalize(self, _free, handle, model)
         # A model refers to the adapters that it carries: nothing may refer back from them.
         self._model = weakref.ref(model)
         self.handle = handle
         self.serial = next(_serial)
-        if not carried:
-            # The model is an argument so that it outlives the adapter.
-            weakref.finalize(self, _free, handle, model)
 
     @property
     def model(self) -> Model | None:

@@ -23,7 +23,7 @@ import numpy as np
 
 from alignez_edge.errors import BadInputError, PromptTooLongError, RuntimeFailure
 from alignez_edge.runtime.adapter import Adapter
-from alignez_edge.runtime.llama import clear_log, cpp, ggml, last_error
+from alignez_edge.runtime.llama import HeedingInterrupts, clear_log, cpp, ggml, last_error
 from alignez_edge.runtime.reference import Reference
 from alignez_edge.runtime.types import (
     Editor,
@@ -110,16 +110,17 @@ class Context:
         if self._taps:
             params.cb_eval = self._callback = self._make_callback(self._taps)
         clear_log()
-        handle = cpp.llama_init_from_model(model.handle, params)
-        if not handle:
-            raise RuntimeFailure(
-                f"llama.cpp could not make a context of {self.n_ctx} tokens: {last_error()}",
-                "try a smaller context (--ctx)",
-            )
+        with HeedingInterrupts():
+            handle = cpp.llama_init_from_model(model.handle, params)
+            if not handle:
+                raise RuntimeFailure(
+                    f"llama.cpp could not make a context of {self.n_ctx} tokens: {last_error()}",
+                    "try a smaller context (--ctx)",
+                )
+            # The model is an argument so that it outlives the context.
+            self._free = weakref.finalize(self, _free, handle, model)
         self.handle = handle
         self._memory = cpp.llama_get_memory(handle)
-        # The model is an argument so that it outlives the context.
-        self._free = weakref.finalize(self, _free, handle, model)
 
         self._tokens = np.zeros(self.n_batch, np.int32)
         self._positions = np.zeros(self.n_batch, np.int32)
@@ -159,7 +160,8 @@ class Context:
         clear_log()
         if self._reference is not None:
             self._reference.start()
-        status = cpp.llama_decode(self.handle, self._batch)
+        with HeedingInterrupts():
+            status = cpp.llama_decode(self.handle, self._batch)
         if self._tap_error is not None:
             error, self._tap_error = self._tap_error, None
             raise error
@@ -375,4 +377,5 @@ def _pointer(array: Any, kind: Any) -> Any:
 
 
 def _free(handle: Any, model: Model) -> None:
-    cpp.llama_free(handle)
+    with HeedingInterrupts():
+        cpp.llama_free(handle)

@@ -13,7 +13,9 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import threading
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from llama_cpp import llama_cpp as cpp
 
 __all__ = [
     "BINDING_VERSION",
+    "HeedingInterrupts",
     "clear_log",
     "cpp",
     "ggml",
@@ -46,6 +49,29 @@ def _on_log(level: int, text: bytes, user_data: Any) -> None:
         _Log.level = level
     if _Log.level == _ERROR and text:
         _errors.append(text.decode("utf-8", "backslashreplace"))
+
+
+class HeedingInterrupts:
+    """Around a call in which llama.cpp may log: a Ctrl-C that meets the log callback is raised
+    after it. By itself ctypes would print what is raised in a callback, and go on."""
+
+    def __enter__(self) -> None:
+        self._met = False
+        self._usual: Callable[[sys.UnraisableHookArgs], Any] | None = None
+        if threading.current_thread() is threading.main_thread():  # which alone hears of signals
+            self._usual, sys.unraisablehook = sys.unraisablehook, self._hook
+
+    def __exit__(self, *_: object) -> None:
+        if self._usual is not None:
+            sys.unraisablehook = self._usual
+        if self._met:
+            raise KeyboardInterrupt
+
+    def _hook(self, ignored: sys.UnraisableHookArgs) -> None:
+        if issubclass(ignored.exc_type, KeyboardInterrupt):
+            self._met = True
+        elif self._usual is not None:
+            self._usual(ignored)
 
 
 def clear_log() -> None:

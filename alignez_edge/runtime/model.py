@@ -124,13 +124,14 @@ class Model:
         if gpu_layers is not None:
             params.n_gpu_layers = gpu_layers
         llama.clear_log()
-        handle = cpp.llama_model_load_from_file(os.fsencode(gguf.path), params)
-        if not handle:
-            said = printable(llama.last_error(), 160) or "no reason given"
-            kind = RuntimeFailure if "alloc" in said else ModelFileError
-            raise kind(f"llama.cpp cannot load {printable(str(path), 200)}: {said}")
-        # From here on the object owns the weights, and frees them if it cannot be finished.
-        return cls(gguf, handle, threads or llama.usable_cores(), carried)
+        with llama.HeedingInterrupts():
+            handle = cpp.llama_model_load_from_file(os.fsencode(gguf.path), params)
+            if not handle:
+                said = printable(llama.last_error(), 160) or "no reason given"
+                kind = RuntimeFailure if "alloc" in said else ModelFileError
+                raise kind(f"llama.cpp cannot load {printable(str(path), 200)}: {said}")
+            # From here on the object owns the weights, and frees them if it cannot be finished.
+            return cls(gguf, handle, threads or llama.usable_cores(), carried)
 
     @classmethod
     def demo(
@@ -146,9 +147,11 @@ class Model:
 
     def close(self) -> None:
         """Free the weights. A second call does nothing."""
-        if self.handle:
-            cpp.llama_model_free(self.handle)
-            self.handle = 0
+        # Forgotten before it is freed: an interrupt between the two must not free it twice.
+        handle, self.handle = self.handle, 0
+        if handle:
+            with llama.HeedingInterrupts():
+                cpp.llama_model_free(handle)
 
     def __enter__(self) -> Model:
         return self
