@@ -58,8 +58,8 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks.quantizations --page docs/sharing.md
 	$(BIN)/python -m benchmarks.judges --page docs/evaluation.md
 
-# The table of forms and the papers' ablations on the demo model, side by side, one thread to a
-# process: four and a half minutes on four cores.
+# A table of forms and the papers' ablations on the demo model, side by side, one thread to a
+# process: four minutes on four cores.
 evaluation: $(VENV)/installed-dev
 	mkdir -p .cache
 	$(BIN)/python -m benchmarks.forms --brief --seeds 1 > .cache/forms.md & forms=$$!; \
