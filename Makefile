@@ -63,6 +63,7 @@ bench: $(VENV)/installed-dev
 evaluation: $(VENV)/installed-dev
 	mkdir -p .cache
 	$(BIN)/python -m benchmarks.forms --brief --seeds 1 > .cache/forms.md & forms=$$!; \
+	trap 'kill $$forms 2>/dev/null' EXIT INT TERM; \
 	$(BIN)/alignez eval -p polite --ablations --strengths=-1,1 --seeds 1 --threads 1 -o .cache/ablations \
 	&& $(BIN)/alignez plot sweep .cache/ablations -o .cache/ablations.png \
 	&& wait $$forms && cat .cache/forms.md

@@ -231,7 +231,7 @@ def through_llama(model: Model, prompts: list[list[int]], sampling: Sampling) ->
     return seconds
 
 
-def bare_passes(model: Model, prompts: list[list[int]], n_passes: int = N_PASSES) -> float:
+def bare_passes(model: Model, prompts: list[list[int]]) -> float:
     """Seconds of passes of one token for each prompt, without drawing any."""
     n = len(prompts)
     with Context(model, n_ctx=n * 80, n_seq=n, n_batch=512, n_outputs=n) as context:
@@ -240,7 +240,7 @@ def bare_passes(model: Model, prompts: list[list[int]], n_passes: int = N_PASSES
         at = [len(p) for p in prompts]
         context.decode([p[0] for p in prompts], at, range(n), [True] * n)
         begin = time.perf_counter()
-        for step in range(1, n_passes + 1):
+        for step in range(1, N_PASSES + 1):
             places = [position + step for position in at]
             context.decode([p[step] for p in prompts], places, range(n), [True] * n)
         return time.perf_counter() - begin

@@ -47,26 +47,18 @@ def judge_of(text: str, settings: JudgeSettings = JudgeSettings()) -> Judge:
     What can be checked without judging is checked here; models and programs are loaded and started
     when they are first asked. Raises `BadInputError`.
     """
-    kind, _, rest = text.partition(":")
-    if text == "demo":
+    kind, name = _read(text)
+    if kind == "demo":
         from alignez_edge.judges.demo import DemoJudge
 
         return DemoJudge()
-    if text == "human":
-        return _human(settings)
-    if kind == "command":
-        return _command(rest, settings)
-    if kind == "model":
-        return _model(rest, settings)
-    if text.lower().endswith(".toml"):
+    if kind == "rules":
         from alignez_edge.judges.rules import RuleJudge
 
-        return RuleJudge.load(text)
-    if text.lower().endswith(".gguf"):
-        return _model(text, settings)
-    raise BadInputError(
-        f"no judge is called {printable(text, 120)!r}", f"a judge is one of: {', '.join(FORMS)}"
-    )
+        return RuleJudge.load(name)
+    if kind == "human":
+        return _human(settings)
+    return _command(name, settings) if kind == "command" else _model(name, settings)
 
 
 def identity_of(text: str, settings: JudgeSettings = JudgeSettings()) -> str | None:
@@ -75,16 +67,33 @@ def identity_of(text: str, settings: JudgeSettings = JudgeSettings()) -> str | N
     For models and persons, whose verdicts take long; None for others: a program may be another one
     the next time.
     """
-    if text == "human":
+    kind, name = _read(text)
+    if kind == "human":
         return f"human, seed {settings.seed}"
-    kind, _, rest = text.partition(":")
-    if kind != "model" and not text.lower().endswith(".gguf"):
+    if kind != "model":
         return None
-    path = _model_path(rest if kind == "model" else text)
+    path = _model_path(name)
     if path is None:
         return f"the demo model, {settings.by}"
     file = path.stat()
     return f"{path.resolve()}, {file.st_size}, {file.st_mtime_ns}, {settings.by}"
+
+
+def _read(text: str) -> tuple[str, str]:
+    """What `text` says in one of the `FORMS`: the kind (demo, rules, model, command, human) and
+    the file, model or program."""
+    kind, _, rest = text.partition(":")
+    if text == "demo" or text == "human":
+        return text, ""
+    if kind == "command" or kind == "model":
+        return kind, rest
+    if text.lower().endswith(".toml"):
+        return "rules", text
+    if text.lower().endswith(".gguf"):
+        return "model", text
+    raise BadInputError(
+        f"no judge is called {printable(text, 120)!r}", f"a judge is one of: {', '.join(FORMS)}"
+    )
 
 
 def _command(text: str, settings: JudgeSettings) -> Judge:
