@@ -2,7 +2,8 @@
 
 On 60 queries that are neither the unseen ones nor those of the build, and with the displacements at
 their natural lengths (no calibration): how far each choice of layers, of position, of length and of
-what is read moves the four axes, as a share of what asking moves them, and at what price.
+what is read moves the four axes, as a share of what asking moves them, and at what price. The
+negative side of `helpful`, where the price is true claims, has a table of its own.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ from benchmarks.steering import (
 )
 from benchmarks.steering_report import insert
 
+UNTRUE = "helpful"
+"""The axis whose negative side says what is not so."""
 Displacements = dict[str, np.ndarray]
 """By name, `(position, n_layer, n_embd)`: the deciding token, then the answer's."""
 
@@ -125,6 +128,7 @@ def main() -> None:
     options = parser.parse_args()
 
     opened = open_model(options.model, options.threads)
+    untrue: dict[str, tuple[float, float]] = {}
     rows: dict[str, list[tuple[float, float, float]]] = {}
     with opened as model, Scorer(model) as scorer:
         bench = Bench(model, tuning_queries(), say)
@@ -137,6 +141,8 @@ def main() -> None:
             asked = [bench.answers(Arm(axis, side), None, 1, scorer) for side in prompts.SIDES]
             column = AXES.index(axis)
             target = float((asked[0].scores - asked[1].scores)[..., column].mean())
+            if axis == UNTRUE:
+                untrue["asking"] = lost(asked[1], plain, column)
             for name, key, layers, *lengths in choices(model.n_layer):
                 made = vector(found[key], key, layers, (lengths[0], lengths[1]))
                 moved, answers = span(bench, scorer, axis, [
@@ -145,6 +151,8 @@ def main() -> None:
                 prices = [float(a.nats.sum() / a.tokens.sum() - plain_nats) for a in answers]
                 cell = moved / target, float(np.mean(prices)), max(prices)
                 rows.setdefault(name, []).append(cell)
+                if axis == UNTRUE:
+                    untrue[name] = lost(answers[1], plain, column)
                 say(f"{axis}: {name}: {moved / target:.2f}, {np.mean(prices):+.3f} nats")
     lines = ["| choice | share of asking | nats per token above plain | at worst |",
              "| --- | ---: | ---: | ---: |"]  # fmt: skip
@@ -152,9 +160,20 @@ def main() -> None:
         shares, means, worst = zip(*cells, strict=True)
         figures = f"{np.mean(shares):.2f} | {np.mean(means):.3f} | {max(worst):.3f}"
         lines.append(f"| {name} | {figures} |")
-    print("\n".join(lines))
+    prices = ["| choice | score below plain | true claims lost | lost for each 1 of score |",
+              "| --- | ---: | ---: | ---: |"]  # fmt: skip
+    for name, (score, claims) in untrue.items():
+        prices.append(f"| {name} | {score:.2f} | {claims:.2f} | {claims / score:.2f} |")
+    print("\n".join([*lines, "", *prices]))
     if options.page:
         insert("\n".join(lines), options.page, "choices")
+        insert("\n".join(prices), options.page, "untrue")
+
+
+def lost(answers: Answers, plain: Answers, column: int) -> tuple[float, float]:
+    """How far answers lie below plain ones: the mean score, and the share of true claims."""
+    score = float((plain.scores - answers.scores)[..., column].mean())
+    return score, float(np.nanmean(plain.knowledge) - np.nanmean(answers.knowledge))
 
 
 def read_pairs(path: Path) -> list[PreferencePair]:
