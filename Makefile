@@ -44,8 +44,9 @@ fuzz: $(VENV)/installed-dev
 	$(BIN)/python -m tests.fuzz --files 100000 --kinds loaded applied
 
 bench: $(VENV)/installed-dev
-	$(BIN)/python -m benchmarks.runtime --tokens 96 --page docs/speed.md
-	$(BIN)/python -m benchmarks.runtime --tokens 96 --page docs/speed.md \
+	$(BIN)/python -m benchmarks.runtime --tokens 96 --repeat 5 --page docs/speed.md
+	$(BIN)/python -m benchmarks.runtime --tokens 96 --page docs/speed.md --type Q8_0
+	$(BIN)/python -m benchmarks.runtime --tokens 96 --repeat 15 --page docs/speed.md \
 	    --model alignez_edge/demo/demo-model.gguf
 	$(BIN)/python -m benchmarks.build --page docs/speed.md
 	$(BIN)/python -m benchmarks.steering --picture docs/figures/steering.png --readme README.md

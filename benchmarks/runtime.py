@@ -3,8 +3,8 @@
 Every figure is a ratio of two things measured in one run, alternating, after a warm-up; the table
 shows the median ratio over the repetitions with its quartiles, and what is wanted. What a batch can
 gain at most is what llama.cpp's own passes gain by being wider: they are measured beside it.
-Without `--model` a random 1 B-shaped Q4_K_M llama (hidden 2048, 16 layers, feed-forward 8192) is
-made in `.cache/`. Times need a machine that does nothing else.
+Without `--model` a random 1 B-shaped llama (hidden 2048, 16 layers, feed-forward 8192) is made in
+`.cache/`. Times need a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +25,7 @@ from typing import NamedTuple
 import gguf
 import numpy as np
 
+from alignez_edge.builder import TEMPERATURE
 from alignez_edge.runtime.batch import generate_batch
 from alignez_edge.runtime.capture import capture
 from alignez_edge.runtime.context import Context
@@ -43,13 +45,14 @@ from alignez_edge.workload import (
     turn_jobs,
 )
 from benchmarks.steering_report import insert
-from tests.tinymodels import byte_characters, quantize
+from tests.tinymodels import FILE_TYPES, byte_characters, quantize
 
 CACHE = Path(__file__).parent.parent / ".cache"
 WIDTH = 16
 PASSES = (1, 2, 4, 8, 16, 32)
 """Widths of the passes whose own speed is measured."""
 N_PASSES = 16
+N_PROMPT = 48
 WANTED = {
     "steered decode / plain decode": (">=", 0.98),
     "batch of 16 / one by one through Llama": (">=", 3.0),
@@ -62,6 +65,7 @@ WANTED = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", type=Path, help="a GGUF file (default: a random 1 B llama)")
+    parser.add_argument("--type", choices=FILE_TYPES, default="Q4_K_M", help="the random llama's")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--tokens", type=int, default=48, help="tokens per answer")
     parser.add_argument("--repeat", type=int, default=3)
@@ -69,7 +73,7 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="put the tables between this file's markers")
     parser.add_argument("--memory", choices=("ours", "bare"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    path = options.model or random_model(CACHE)
+    path = options.model or random_model(CACHE, options.type)
     with Model.load(path, threads=options.threads) as model:
         if options.memory:
             print(peak_memory(model, options.memory, options.tokens))
@@ -133,9 +137,9 @@ def measure(
     model: Model, n_tokens: int, repeat: int
 ) -> tuple[dict[str, float], dict[str, Ratio], dict[int, float]]:
     """Rates in tokens per second, the ratios that are wanted, milliseconds of passes by width."""
-    prompts = random_prompts(model, WIDTH, 48)
+    prompts = random_prompts(model, WIDTH, N_PROMPT)
     steering = random_injection(model)
-    sampling = exact_length(n_tokens)
+    sampling = replace(exact_length(n_tokens), temperature=TEMPERATURE, top_p=1.0)  # as for pairs
     texts = [(p[:16], p[16:]) for p in random_prompts(model, WIDTH, 96)]
     n_read = sum(len(a) + len(b) for a, b in texts)
 
@@ -163,7 +167,7 @@ def measure(
         lambda: prefill(model, texts),
         lambda: prefill(model, texts, like_capture=True),
     )
-    many = random_prompts(model, max(PASSES), 48)
+    many = random_prompts(model, max(PASSES), N_PROMPT)
     passes = alternate(repeat, *(partial(bare_passes, model, many[:n]) for n in PASSES))
 
     rates = {
@@ -181,8 +185,15 @@ def measure(
         "batch of 16 / bare llama_decode loop": Ratio.of(bare, batch),
         "prefill with capture / prefill (time)": Ratio.of(read, unread),
     }
-    milliseconds = [1000 * statistics.median(seconds) / N_PASSES for seconds in passes]
-    return rates, ratios, dict(zip(PASSES, milliseconds, strict=True))
+    widths = {
+        n: 1000 * statistics.median(seconds) / N_PASSES
+        for n, seconds in zip(PASSES, passes, strict=True)
+    }
+    # An answer's milliseconds where nothing but llama.cpp's passes took time.
+    reading = 1000 * N_PROMPT / rates["prefill (tokens/s)"]
+    alone, together = (reading + n_tokens * widths[n] / n for n in (1, WIDTH))
+    rates["batch of 16 / one by one, by the passes alone"] = alone / together
+    return rates, ratios, widths
 
 
 def alternate(repeat: int, *jobs: Job) -> list[list[float]]:
@@ -272,11 +283,16 @@ def peak_memory(model: Model, kind: str, n_tokens: int) -> float:
 
 
 def random_model(
-    folder: Path, n_embd: int = 2048, n_layer: int = 16, n_ff: int = 8192, n_vocab: int = 32000
+    folder: Path,
+    file_type: str = "Q4_K_M",
+    n_embd: int = 2048,
+    n_layer: int = 16,
+    n_ff: int = 8192,
+    n_vocab: int = 32000,
 ) -> Path:
-    """A random Q4_K_M llama; two layers are made and quantized, then repeated: speed and size
-    are those of a real model."""
-    path = folder / f"random-llama-{n_layer}x{n_embd}-Q4_K_M.gguf"
+    """A random llama; two layers are made and quantized, then repeated: speed and size are those
+    of a real model."""
+    path = folder / f"random-llama-{n_layer}x{n_embd}-{file_type}.gguf"
     if path.exists():
         return path
     folder.mkdir(parents=True, exist_ok=True)
@@ -289,7 +305,7 @@ def random_model(
         "attn_output": (n_embd, n_embd), "ffn_gate": (n_ff, n_embd), "ffn_up": (n_ff, n_embd),
         "ffn_down": (n_embd, n_ff),
     }  # fmt: skip
-    writer = _writer(source, 2, n_embd, n_ff, n_vocab)
+    writer = _writer(source, "F16", 2, n_embd, n_ff, n_vocab)
     embedding = rng.standard_normal((n_vocab, n_embd), np.float32) / np.sqrt(n_embd)
     writer.add_tensor("token_embd.weight", embedding.astype(np.float16))
     writer.add_tensor("output_norm.weight", np.ones(n_embd, np.float32))
@@ -300,8 +316,8 @@ def random_model(
             values = 0.3 * rng.standard_normal(shape, np.float32) / np.sqrt(shape[1])
             writer.add_tensor(f"blk.{layer}.{name}.weight", values.astype(np.float16))
     _write(writer)
-    quantize(source, two, "Q4_K_M")
-    writer = _writer(path.with_suffix(".part"), n_layer, n_embd, n_ff, n_vocab)
+    quantize(source, two, file_type)
+    writer = _writer(path.with_suffix(".part"), file_type, n_layer, n_embd, n_ff, n_vocab)
     tensors = {t.name: t for t in gguf.GGUFReader(two).tensors}
     for name, tensor in tensors.items():
         if not name.startswith("blk."):
@@ -318,7 +334,9 @@ def random_model(
     return path
 
 
-def _writer(path: Path, n_layer: int, n_embd: int, n_ff: int, n_vocab: int) -> gguf.GGUFWriter:
+def _writer(
+    path: Path, file_type: str, n_layer: int, n_embd: int, n_ff: int, n_vocab: int
+) -> gguf.GGUFWriter:
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(n_layer)
     writer.add_context_length(4096)
@@ -328,7 +346,7 @@ def _writer(path: Path, n_layer: int, n_embd: int, n_ff: int, n_vocab: int) -> g
     writer.add_head_count_kv(n_embd // 256)
     writer.add_rope_dimension_count(64)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_file_type(15)
+    writer.add_file_type(FILE_TYPES[file_type])
     tokens = byte_characters()
     tokens += [f"word{i}" for i in range(n_vocab - len(tokens) - 1)] + ["<|end|>"]
     writer.add_tokenizer_model("gpt2")
