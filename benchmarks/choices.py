@@ -160,14 +160,14 @@ def main() -> None:
         shares, means, worst = zip(*cells, strict=True)
         figures = f"{np.mean(shares):.2f} | {np.mean(means):.3f} | {max(worst):.3f}"
         lines.append(f"| {name} | {figures} |")
-    prices = ["| choice | score below plain | true claims lost | lost for each 1 of score |",
+    table = ["| choice | score below plain | true claims lost | lost for each 1 of score |",
               "| --- | ---: | ---: | ---: |"]  # fmt: skip
     for name, (score, claims) in untrue.items():
-        prices.append(f"| {name} | {score:.2f} | {claims:.2f} | {claims / score:.2f} |")
-    print("\n".join([*lines, "", *prices]))
+        table.append(f"| {name} | {score:.2f} | {claims:.2f} | {claims / score:.2f} |")
+    print("\n".join([*lines, "", *table]))
     if options.page:
         insert("\n".join(lines), options.page, "choices")
-        insert("\n".join(prices), options.page, "untrue")
+        insert("\n".join(table), options.page, "untrue")
 
 
 def lost(answers: Answers, plain: Answers, column: int) -> tuple[float, float]:
