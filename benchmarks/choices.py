@@ -161,7 +161,7 @@ def main() -> None:
         figures = f"{np.mean(shares):.2f} | {np.mean(means):.3f} | {max(worst):.3f}"
         lines.append(f"| {name} | {figures} |")
     table = ["| choice | score below plain | true claims lost | lost for each 1 of score |",
-              "| --- | ---: | ---: | ---: |"]  # fmt: skip
+             "| --- | ---: | ---: | ---: |"]  # fmt: skip
     for name, (score, claims) in untrue.items():
         table.append(f"| {name} | {score:.2f} | {claims:.2f} | {claims / score:.2f} |")
     print("\n".join([*lines, "", *table]))
