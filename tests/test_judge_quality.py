@@ -71,6 +71,14 @@ def test_a_judge_that_knows() -> None:
     assert "right in 100% of 20 test pairs" in report.finding
 
 
+def test_a_handful_of_pairs_proves_nothing() -> None:
+    report = measure(Scripted(knows), pairs(6))
+    assert not report.can_tell
+    assert report.finding.startswith("6 test pairs are too few to say whether the judge ")
+    assert "right in 100% of 6 test pairs" in report.finding
+    assert measure(Scripted(knows), pairs(7)).can_tell
+
+
 def test_a_judge_that_knows_the_wrong_way_round_cannot_tell() -> None:
     report = measure(Asked(Scripted(lambda a, b: -knows(a, b))), pairs(20))
     assert report.averaged.accuracy == 0 and not report.can_tell

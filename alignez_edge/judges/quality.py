@@ -122,10 +122,13 @@ class JudgeReport:
     @property
     def finding(self) -> str:
         """One line that says whether the judge can be relied on."""
-        said = "can tell" if self.can_tell else "cannot tell"
+        n = self.averaged.n
+        said = f"the judge {self.judge} {'can' if self.can_tell else 'cannot'} tell"
+        if 0.5**n >= SIGNIFICANCE:  # all of them right would be no proof
+            said = f"{n} test pairs are too few to say whether the judge {self.judge} can tell"
         return (
-            f"the judge {self.judge} {said} better answers from worse ones: right in"
-            f" {self.used.accuracy:.0%} of {self.averaged.n} test pairs, guessing is 50%"
+            f"{said} better answers from worse ones: right in {self.used.accuracy:.0%} of {n} test"
+            " pairs, guessing is 50%"
         )
 
 
