@@ -270,7 +270,7 @@ def memory_above(path: Path, threads: int) -> float:
 
 def peak_memory(model: Model, kind: str, n_tokens: int) -> float:
     """Peak resident MB after a batch ("bare": the loop over llama_decode alone) and a capture."""
-    prompts = random_prompts(model, WIDTH, 48)
+    prompts = random_prompts(model, WIDTH, N_PROMPT)
     sampling = Sampling(max_tokens=n_tokens, min_tokens=n_tokens)
     if kind == "bare":
         bare_loop(model, prompts, sampling)
