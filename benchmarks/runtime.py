@@ -189,10 +189,12 @@ def measure(
         n: 1000 * statistics.median(seconds) / N_PASSES
         for n, seconds in zip(PASSES, passes, strict=True)
     }
-    # An answer's milliseconds where nothing but llama.cpp's passes took time.
-    reading = 1000 * N_PROMPT / rates["prefill (tokens/s)"]
-    alone, together = (reading + n_tokens * widths[n] / n for n in (1, WIDTH))
-    rates["batch of 16 / one by one, by the passes alone"] = alone / together
+    # A batch of which nothing takes time but llama.cpp's own passes, seconds an answer.
+    passing = N_PROMPT / rates["prefill (tokens/s)"] + n_tokens * widths[WIDTH] / WIDTH / 1000
+    single_rate = rates["one by one through Llama (tokens/s)"]
+    rates["the passes of a batch alone / one by one through Llama"] = (
+        n_tokens / passing / single_rate
+    )
     return rates, ratios, widths
 
 
