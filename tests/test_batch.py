@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -164,24 +165,122 @@ def test_few_cells_only_mean_fewer_at_a_time(
 
     monkeypatch.setattr(module, "_MOST_CELLS", 1)
     injection = injection_for(llama_model) if steered else None
-    requests = requests_for(llama_model, 8, max_tokens=12, min_tokens=12)
+    requests = [
+        replace(request, tokens=[request.index + 1, *request.tokens])  # nothing is shared
+        for request in requests_for(llama_model, 8, max_tokens=12, min_tokens=12)
+    ]
     room = max(len(r.tokens) for r in requests) + 12
-    most = 0
-    real = _Batch._advance
-
-    def advance(self: _Batch, *args: object) -> Iterator[Completion]:
-        nonlocal most
-        most = max(most, len(self._running))
-        return real(self, *args)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(_Batch, "_advance", advance)
+    most = most_at_a_time(monkeypatch)
     done = by_index(
         generate_batch(
             llama_model, requests, injection=injection, width=8, n_ctx_per_sequence=2 * room
         )
     )
     assert [c.index for c in done] == list(range(8))
-    assert 1 <= most <= 3
+    assert 1 <= max(most) <= 3
+
+
+def test_a_shared_preamble_takes_its_cells_once(
+    llama_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alignez_edge.runtime import batch as module
+
+    monkeypatch.setattr(module, "_MOST_CELLS", 1)
+    preamble = llama_model.tokenize(4 * PREAMBLE, begin=True)
+    settings = Sampling(temperature=0, max_tokens=4, min_tokens=4)
+    requests = [Request([*preamble, i + 1, 1], settings, i) for i in range(20)]
+    most = most_at_a_time(monkeypatch)
+    room = len(preamble) + 6 * 9
+    done = by_index(generate_batch(llama_model, requests, width=8, n_ctx_per_sequence=room))
+    assert max(most) == 8
+    wide = by_index(generate_batch(llama_model, requests, width=2))
+    assert_same_answers(llama_model, requests, done, wide, None)
+
+
+def most_at_a_time(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Filled with how many sequences run together."""
+    most: list[int] = []
+    real = _Batch._advance
+
+    def advance(self: _Batch, *args: object) -> Iterator[Completion]:
+        most.append(len(self._running))
+        return real(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(_Batch, "_advance", advance)
+    return most
+
+
+@pytest.mark.parametrize("steered", [False, True])
+@pytest.mark.parametrize("longest", [6, 40])
+@pytest.mark.parametrize("seed", range(4))
+def test_no_more_cells_are_taken_than_are_spoken_for(
+    llama_model: Model, seed: int, longest: int, steered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alignez_edge.runtime import batch as module
+
+    rng = np.random.default_rng(seed)
+    beginnings: list[list[int]] = [[]]
+    for _ in range(12):  # a tree of prompts that share long and short beginnings
+        more = rng.integers(1, 200, rng.integers(1, longest)).tolist()
+        beginnings.append([*beginnings[rng.integers(len(beginnings))], *more])
+    requests = []
+    for i in range(60):
+        tokens = beginnings[rng.integers(len(beginnings))] + rng.integers(1, 200, 3).tolist()
+        n = int(rng.integers(1, 20))
+        requests.append(Request(tokens, Sampling(temperature=0, max_tokens=n, min_tokens=n), i))
+    room = max(len(r.tokens) for r in requests) + 20
+    monkeypatch.setattr(module, "_MOST_CELLS", int(room * rng.uniform(1, 3)))
+    ledger = Ledger(monkeypatch)
+    done = by_index(
+        generate_batch(
+            llama_model,
+            requests,
+            injection=injection_for(llama_model) if steered else None,
+            width=8,
+            n_ctx_per_sequence=room,
+        )
+    )
+    assert [len(c.tokens) for c in done] == [r.sampling.max_tokens for r in requests]
+    assert ledger.most > room / 2
+
+
+class Ledger:
+    """Follows which cells of the cache each sequence has, and compares with what is free."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.most = 0
+        self._cells: dict[int, dict[int, object]] = {}
+        share, remove, decode = Context.share, Context.remove, Context.decode
+        advance = _Batch._advance
+
+        def shared(context: Context, source: int, target: int, p0: int, p1: int) -> None:
+            mine = self._cells.setdefault(target, {})
+            mine |= {at: self._cells[source][at] for at in range(p0, p1)}
+            share(context, source, target, p0, p1)
+
+        def removed(context: Context, sequence: int, p0: int = 0, p1: int = -1) -> bool:
+            assert (p0, p1) == (0, -1)
+            self._cells.pop(sequence, None)
+            return remove(context, sequence, p0, p1)
+
+        def decoded(context: Context, *batch: Sequence[int]) -> None:
+            for _, at, sequence, _ in zip(*batch, strict=True):
+                mine = self._cells.setdefault(sequence, {})
+                assert at not in mine and (at == 0 or at - 1 in mine)
+                mine[at] = object()
+            decode(context, *batch)  # type: ignore[arg-type]
+
+        def advanced(batch: _Batch, *args: object) -> Iterator[Completion]:
+            found = list(advance(batch, *args))  # type: ignore[arg-type]
+            taken = len({cell for mine in self._cells.values() for cell in mine.values()})
+            assert 0 <= taken <= batch._context.n_ctx - batch._cells.free
+            self.most = max(self.most, taken)
+            yield from found
+
+        monkeypatch.setattr(Context, "share", shared)
+        monkeypatch.setattr(Context, "remove", removed)
+        monkeypatch.setattr(Context, "decode", decoded)
+        monkeypatch.setattr(_Batch, "_advance", advanced)
 
 
 def test_the_room_of_a_sequence_does_not_depend_on_others(llama_model: Model) -> None:

@@ -14,7 +14,7 @@ An injection that depends on the prompt (`Conditional`) differs from prompt to p
 context has one control vector: such prompts are answered one after another, by a `Session`.
 
 Memory is flat: requests are drawn only when a place is free, and a prompt is let in only if the
-cells for it and its longest answer are there.
+cells for it and its longest answer are there, shared ones counted once (`cells.py`).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from alignez_edge.errors import BadInputError
+from alignez_edge.runtime.cells import Cells
 from alignez_edge.runtime.context import Context, check_fits, window
 from alignez_edge.runtime.llama import cpp
 from alignez_edge.runtime.prefix import common_prefix
@@ -90,8 +91,11 @@ def _run(
     first = list(islice(requests, width))
     if not first:
         return
-    # Prompts count twice: the keeper may hold one whose place has already been taken.
-    wanted = sum(_need(request, limit) + len(request.tokens) for request in first)
+    # Prompts count twice: those that follow may be longer, and the keeper holds one more.
+    wanted = 0
+    for request in first:
+        shared = common_prefix(first[0].tokens, request.tokens) if request is not first[0] else 0
+        wanted += _need(request, limit) + len(request.tokens) - 2 * shared
     cells = max(limit, min(wanted, _MOST_CELLS))
     n_done = 0
     with (
@@ -154,7 +158,7 @@ class _Place:
     """One running sequence.
 
     `pending` is the token to compute next, at `position`; it starts as the deciding token.
-    `n_shared` tokens of the body came from the keeper; `cells` is the reservation.
+    `n_shared` tokens of the body came from the keeper, `n_certain` of it are sure to.
     """
 
     sequence: int
@@ -162,7 +166,7 @@ class _Place:
     answer: Answer
     body: Sequence[int]
     n_shared: int
-    cells: int
+    n_certain: int
     pending: int
     position: int
 
@@ -191,7 +195,7 @@ class _Batch:
         self._keeper = width
         self._kept: Sequence[int] = ()
         self._free = deque(range(width))
-        self._cells = context.n_ctx
+        self._cells = Cells(context.n_ctx)
         self._running: list[_Place] = []
         self._fresh: list[_Place] = []
         self._next: Request | None = None
@@ -209,9 +213,8 @@ class _Batch:
             except Exception as error:  # the caller's own iterator may fail as well
                 self.refused = error
                 break
-            if _need(self._next, self._limit) > self._cells:
+            if not self._enter(self._next):
                 break
-            self._enter(self._next)
             self._next = None
         return bool(self._running or self._fresh)
 
@@ -234,25 +237,46 @@ class _Batch:
             context.steer(injection, "answer")
             yield from self._advance(self._running)
 
-    def _enter(self, request: Request) -> None:
-        """Reserve a place and cells; take over what the keeper has of the prompt."""
-        n_prompt = len(request.tokens)
+    def _enter(self, request: Request) -> bool:
+        """Give a prompt a place, cells and what the keeper has of it; False: there is no room."""
+        n_prompt, body = len(request.tokens), request.tokens[:-1]
+        n_certain, shared = self._sharing(body)
+        cells = self._cells.copy()
+        cells.enter(self._free[0], _need(request, self._limit), shared)
+        keep = cells.free >= 0 or not self._kept
+        if not keep:
+            cells.leave(self._keeper)
+        if cells.free < 0:
+            return False
+        self._cells = cells
         place = _Place(
             sequence=self._free.popleft(),
             index=request.index,
             answer=Answer(self._context.model, request.sampling, n_prompt, self._limit),
-            body=request.tokens[:-1],
+            body=body,
             n_shared=0,
-            cells=_need(request, self._limit),
+            n_certain=n_certain,
             pending=request.tokens[-1],
             position=n_prompt - 1,
         )
-        self._cells -= place.cells
         self._share_kept(place)
-        if len(self._kept) > self._cells:
+        if not keep:
             self._context.remove(self._keeper)
             self._kept = ()
         self._fresh.append(place)
+        return True
+
+    def _sharing(self, body: Sequence[int]) -> tuple[int, int]:
+        """Tokens that `body` is certain to share with the first of the fresh prompts, and with the
+        sequence before it: the keeper, or another fresh prompt."""
+        kept = common_prefix(self._kept, body)
+        if not self._fresh:
+            return len(body), kept
+        first, before = self._fresh[0], self._fresh[-1]
+        common = 0 if self._context.recurrent else common_prefix(first.body, body)
+        # Else it depends on the others whether `_bodies` computes the first one's body for them.
+        certain = common if common - kept > _WORTH_A_PASS else min(first.n_shared, kept)
+        return certain, min(before.n_certain, certain)
 
     def _share_kept(self, place: _Place) -> None:
         if self._context.recurrent:
@@ -268,7 +292,12 @@ class _Batch:
             return
         self._context.remove(self._keeper)
         self._context.share(place.sequence, self._keeper, 0, len(place.body))
+        if self._kept:
+            self._cells.leave(self._keeper)
         self._kept = place.body
+        if self._kept:
+            n_kept = len(self._kept)
+            self._cells.enter(self._keeper, n_kept, n_kept, after=place.sequence)
 
     def _bodies(self, fresh: list[_Place]) -> Entries:
         """What is to be computed of the new bodies, after sharing all that is worth a pass."""
@@ -318,7 +347,7 @@ class _Batch:
             self._running.remove(place)
             self._context.remove(place.sequence)
             self._free.append(place.sequence)
-            self._cells += place.cells
+            self._cells.leave(place.sequence)
         for place in finished:
             yield place.answer.completion(place.index)
 
