@@ -3,21 +3,24 @@
 On 60 queries that are neither the unseen ones nor those of the build, and with the displacements at
 their natural lengths (no calibration): how far each choice of layers, of position, of length and of
 what is read moves the four axes, as a share of what asking moves them, and at what price. The
-negative side of `helpful`, where the price is true claims, has a table of its own.
+negative side of `helpful`, where the price is true claims, has a table of its own, beside what the
+demo world's own writing loses from one level of the axis to the next.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from alignez_edge import prompts
 from alignez_edge.axes import Axis
-from alignez_edge.demo.judge import AXES
+from alignez_edge.demo.judge import AXES, judge
 from alignez_edge.methods import DEFAULT_METHOD
 from alignez_edge.pairs import PreferencePair
 from alignez_edge.runtime.capture import TensorName, capture
@@ -37,9 +40,14 @@ from benchmarks.steering import (
     work_folder,
 )
 from benchmarks.steering_report import insert
+from demo_model import corpus
 
 UNTRUE = "helpful"
 """The axis whose negative side says what is not so."""
+LEVELS = {"helpful": 1, "middling": 0, "unhelpful": -1}
+"""Of that axis, as the corpus of the demo world knows them."""
+N_WRITTEN = 100
+"""Answers of the corpus' generator to each query, at each level."""
 Displacements = dict[str, np.ndarray]
 """By name, `(position, n_layer, n_embd)`: the deciding token, then the answer's."""
 
@@ -142,7 +150,7 @@ def main() -> None:
             column = AXES.index(axis)
             target = float((asked[0].scores - asked[1].scores)[..., column].mean())
             if axis == UNTRUE:
-                untrue["asking"] = lost(asked[1], plain, column)
+                untrue = written(bench.queries) | {"asking": lost(asked[1], plain, column)}
             for name, key, layers, *lengths in choices(model.n_layer):
                 made = vector(found[key], key, layers, (lengths[0], lengths[1]))
                 moved, answers = span(bench, scorer, axis, [
@@ -163,7 +171,8 @@ def main() -> None:
     table = ["| choice | score below plain | true claims lost | lost for each 1 of score |",
              "| --- | ---: | ---: | ---: |"]  # fmt: skip
     for name, (score, claims) in untrue.items():
-        table.append(f"| {name} | {score:.2f} | {claims:.2f} | {claims / score:.2f} |")
+        rate = f"{claims / score:.2f}" if score > 0 else "–"  # what moves nothing has no rate
+        table.append(f"| {name} | {score:.2f} | {claims:.2f} | {rate} |")
     print("\n".join([*lines, "", *table]))
     if options.page:
         insert("\n".join(lines), options.page, "choices")
@@ -174,6 +183,25 @@ def lost(answers: Answers, plain: Answers, column: int) -> tuple[float, float]:
     """How far answers lie below plain ones: the mean score, and the share of true claims."""
     score = float((plain.scores - answers.scores)[..., column].mean())
     return score, float(np.nanmean(plain.knowledge) - np.nanmean(answers.knowledge))
+
+
+def written(queries: Sequence[Mapping[str, str]]) -> dict[str, tuple[float, float]]:
+    """The same of what the corpus' generator writes, from each level to the next lower one."""
+    means = []
+    for level in LEVELS.values():
+        rng = random.Random(0)
+        levels = {**dict.fromkeys(AXES, 0), UNTRUE: level}
+        verdicts = [
+            judge(corpus.answer(rng, query["topic"], levels), query["topic"])
+            for query in queries
+            for _ in range(N_WRITTEN)
+        ]
+        known = [v.knowledge for v in verdicts if v.knowledge is not None]
+        means.append((float(np.mean([v.scores[UNTRUE] for v in verdicts])), float(np.mean(known))))
+    return {
+        f"the demo world, from {higher} to {lower}": (above[0] - below[0], above[1] - below[1])
+        for (higher, above), (lower, below) in pairwise(zip(LEVELS, means, strict=True))
+    }
 
 
 def read_pairs(path: Path) -> list[PreferencePair]:
