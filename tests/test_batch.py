@@ -101,6 +101,27 @@ def test_drawing_in_threads_changes_nothing(
     assert [c.tokens for c in threads] == [c.tokens for c in alone]
 
 
+def test_drawing_in_threads_waits_for_the_rows_of_a_recurrent_model(
+    tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Model.load(tiny_model("mamba", file_type="F32", n_vocab=45_000), threads=2) as model:
+        rng = np.random.default_rng(1)
+        requests = [
+            Request(
+                rng.integers(1, 200, rng.integers(3, 40)).tolist(),
+                Sampling(max_tokens=int(rng.integers(2, 12)), seed=i),
+                i,
+            )
+            for i in range(48)
+        ]
+        monkeypatch.setattr("alignez_edge.runtime.batch._WORTH_THREADS", 1 << 60)
+        alone = by_index(generate_batch(model, requests, width=12))
+        monkeypatch.undo()
+        for _ in range(5):
+            threads = by_index(generate_batch(model, requests, width=12))
+            assert [c.tokens for c in threads] == [c.tokens for c in alone]
+
+
 def test_each_request_has_its_own_seed(llama_model: Model) -> None:
     tokens = llama_model.tokenize(PREAMBLE, begin=True)
     hot = Sampling(temperature=2, max_tokens=12, min_tokens=12)

@@ -146,7 +146,7 @@ def test_one_token_is_a_prompt(llama_model: Model) -> None:
 def test_models_that_cannot_forget_a_token_read_the_body_anew(
     llama_model: Model, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As recurrent models do, of which no tiny one can be made here."""
+    """As recurrent models do."""
     monkeypatch.setattr(Context, "remove", lambda *_: False)
     injection = injection_for(llama_model)
     for static, steering in ((injection, Fixed(injection)), (None, Fixed(None))):

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from alignez_edge.errors import BadInputError, PromptTooLongError
+from alignez_edge.edits import Edit, LayerEdit
+from alignez_edge.errors import BadInputError, PromptTooLongError, RuntimeFailure
+from alignez_edge.exact import exact_edit
+from alignez_edge.runtime.adapter import Adapter
 from alignez_edge.runtime.context import Context
+from alignez_edge.runtime.llama import cpp
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.sampler import Answer, TextStream
 from alignez_edge.runtime.score import Scorer
@@ -149,6 +157,64 @@ def test_an_interrupt_in_an_answer_leaves_a_plain_cache(
         assert session.completion.finish_reason == "interrupted"
         assert len(session.completion.tokens) == at - 1
         assert np.array_equal(next_logits(session, prompt), next_logits(fresh, prompt))
+
+
+class NoChange:
+    """A `LogitEditor` that moves nothing."""
+
+    def change(self, hidden: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.array([0]), np.array([0.0], np.float32)
+
+
+@pytest.mark.parametrize(
+    "name", ["llama_set_adapter_cvec", "llama_set_adapters_lora", "llama_set_embeddings"]
+)
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_an_interrupt_while_llama_cpp_is_told_of_a_steering(
+    llama_model: Model, prompt: list[int], name: str, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, real = 0, getattr(cpp, name)
+
+    def told(*arguments: object) -> object:
+        nonlocal calls
+        calls += 1
+        result = real(*arguments)
+        if calls == at:
+            raise KeyboardInterrupt  # as Python does with a signal that came during the call
+        return result
+
+    rng = np.random.default_rng(0)
+    edit = Edit({3: LayerEdit.swap(*rng.standard_normal((2, llama_model.n_embd)))})
+    term = Adapter(llama_model, exact_edit(llama_model.gguf, edit).adapter)
+    injection = replace(
+        injection_for(llama_model),
+        deciding_edits=((term, 4.0),),
+        answer_edits=((term, -4.0),),
+        logit_edits=((NoChange(), 1.0),),
+    )
+    del term
+    with Session(llama_model) as session, Session(llama_model) as fresh:
+        monkeypatch.setattr(cpp, name, told)
+        with pytest.raises(KeyboardInterrupt):
+            for _ in range(3):
+                list(session.stream(prompt, GREEDY, injection))
+        monkeypatch.undo()
+        del injection
+        gc.collect()
+        assert ask(session, prompt).tokens == ask(fresh, prompt).tokens
+        assert np.array_equal(next_logits(session, prompt), next_logits(fresh, prompt))
+
+
+def test_a_closed_model_ends_its_answers(tiny_llama: Path, prompt: list[int]) -> None:
+    model = Model.load(tiny_llama, threads=1)
+    session = Session(model)
+    for injection in (None, injection_for(model)):
+        stream = session.stream(prompt, GREEDY, injection)
+        next(stream)
+    model.close()
+    with pytest.raises(RuntimeFailure, match="the model was closed"):
+        list(stream)
+    session.close()
 
 
 def test_a_new_stream_ends_the_one_before(llama_model: Model, prompt: list[int]) -> None:

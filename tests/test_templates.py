@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from subprocess import Popen
+from types import SimpleNamespace
 
 import pytest
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
@@ -119,6 +121,42 @@ def test_a_process_that_was_killed_is_begun_again() -> None:
     process.kill()
     process.wait()
     assert kind.spans(TALK)[0].text == "ok"
+
+
+@pytest.mark.parametrize("at", range(1, 5))
+def test_an_interrupt_does_not_put_answers_out_of_step(
+    at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+    kind = template("{{ messages[0].content }}")
+    ask = kind._renderer._ask
+
+    def asking(process: Popen[str], given: Mapping[str, object]) -> str:
+        assert process.stdout is not None
+        real = process.stdout.readline
+
+        def readline() -> str:
+            """The question has gone out by now; nobody may read its answer later."""
+            nonlocal calls
+            calls += 1
+            if calls == at:
+                raise KeyboardInterrupt
+            return real()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                process, "stdout", SimpleNamespace(readline=readline, close=process.stdout.close)
+            )
+            return ask(process, given)
+
+    monkeypatch.setattr(kind._renderer, "_ask", asking)
+    for word in ("one", "two", "three"):
+        try:
+            spans = kind.spans([{"role": "user", "content": word}])
+        except KeyboardInterrupt:
+            continue
+        assert [(span.text, span.trusted) for span in spans if span.text] == [(word, False)]
+    assert calls > at
 
 
 def test_a_template_of_absurd_length() -> None:

@@ -25,6 +25,8 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma", "gemma2", "phi3", "gpt2", "qwen2moe")
+"""Transformers; `mamba`, which is recurrent, is made in F32 only."""
+_SSM = {"conv": 4, "state": 16, "step": 4}
 _STRING, _ARRAY = 8, 9
 TIED = ("gemma", "gemma2", "gpt2")
 """Those whose token embeddings are also the output matrix (gemma scales them on the way in)."""
@@ -38,6 +40,7 @@ def tiny_model(
     architecture: str = "llama",
     *,
     vocab: str = "tiny",
+    n_vocab: int = 0,
     n_layer: int = 4,
     n_embd: int | None = None,
     file_type: str = "F16",
@@ -50,6 +53,7 @@ def tiny_model(
 ) -> Path:
     """Write a model into `folder` and return its path.
 
+    Words that mean nothing fill the vocabulary up to `n_vocab`.
     `experts` > 0 makes a mixture of experts of `llama` or `qwen2moe`. `metadata` adds keys or
     replaces some (None leaves one out); `weights` may change each tensor on its way.
     """
@@ -57,6 +61,9 @@ def tiny_model(
         experts = experts or 4
     n_embd = n_embd or (256 if file_type == "Q4_K_M" else 64)
     words = _tiny_vocab() if vocab == "tiny" else _real_vocab(vocab)
+    for i in range(n_vocab - len(words["tokenizer.ggml.tokens"])):
+        words["tokenizer.ggml.tokens"].append(f"word{i}")
+        words["tokenizer.ggml.token_type"].append(1)
     keys = {**_keys(architecture, n_layer, n_embd, experts, n_ctx), **words}
     keys["general.file_type"] = FILE_TYPES["F32" if file_type == "F32" else "F16"]
     if template is not None:
@@ -97,6 +104,20 @@ def quantize(source: Path, target: Path, file_type: str) -> None:
 
 
 def _keys(arch: str, n_layer: int, n_embd: int, experts: int, n_ctx: int) -> dict[str, Any]:
+    if arch == "mamba":
+        return {
+            "general.name": "Random model",
+            "mamba.block_count": n_layer,
+            "mamba.context_length": n_ctx,
+            "mamba.embedding_length": n_embd,
+            "mamba.feed_forward_length": 0,
+            "mamba.attention.head_count": 0,
+            "mamba.attention.layer_norm_rms_epsilon": 1e-5,
+            "mamba.ssm.conv_kernel": _SSM["conv"],
+            "mamba.ssm.inner_size": 2 * n_embd,
+            "mamba.ssm.state_size": _SSM["state"],
+            "mamba.ssm.time_step_rank": _SSM["step"],
+        }
     n_head = n_embd // 32
     keys: dict[str, Any] = {
         # llama.cpp knows some names (phi-3, jina) and expects their tokens: name no architecture.
@@ -141,6 +162,9 @@ def _shapes(
             yield f"{name}.bias", shape[:1]
 
     yield "token_embd.weight", (n_vocab, n_embd)
+    if arch == "mamba":
+        yield from _recurrent(n_layer, n_embd)
+        n_layer = 0
     if arch == "gpt2":
         yield "position_embd.weight", (n_ctx, n_embd)
     for i in range(n_layer):
@@ -181,12 +205,31 @@ def _shapes(
         yield "output.weight", (n_vocab, n_embd)
 
 
+def _recurrent(n_layer: int, n_embd: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The layers of a mamba."""
+    inner, conv, state, step = 2 * n_embd, _SSM["conv"], _SSM["state"], _SSM["step"]
+    for i in range(n_layer):
+        b = f"blk.{i}"
+        yield f"{b}.attn_norm.weight", (n_embd,)
+        yield f"{b}.ssm_in.weight", (2 * inner, n_embd)
+        yield f"{b}.ssm_conv1d.weight", (inner, conv)
+        yield f"{b}.ssm_conv1d.bias", (inner,)
+        yield f"{b}.ssm_x.weight", (step + 2 * state, inner)
+        yield f"{b}.ssm_dt.weight", (inner, step)
+        yield f"{b}.ssm_dt.bias", (inner,)
+        yield f"{b}.ssm_a", (inner, state)
+        yield f"{b}.ssm_d", (inner,)
+        yield f"{b}.ssm_out.weight", (n_embd, inner)
+
+
 def _values(rng: np.random.Generator, name: str, shape: tuple[int, ...], arch: str) -> np.ndarray:
     noise = rng.standard_normal(shape, dtype=np.float32)
     if name.endswith("norm.weight"):
         return 1 + 0.1 * noise
     if name.endswith(".bias"):
         return 0.1 * noise
+    if name.endswith("ssm_a"):
+        return -0.1 - np.abs(noise)  # states fade
     if name == "token_embd.weight" and arch not in TIED:
         return noise
     return noise / np.float32(np.sqrt(shape[-1]))

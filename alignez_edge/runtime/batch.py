@@ -360,6 +360,9 @@ class _Batch:
 
         # Every answer has a sampler and a row of logits to itself: the order is irrelevant.
         threads = len(answers) * self._context.model.n_vocab >= _WORTH_THREADS
+        if threads:
+            # llama.cpp sorts the rows of recurrent models when the first one is asked for.
+            self._context.logits(answers[0][1])
         for _ in (self._pool.map if threads else map)(step, answers):
             self.n_drawn += 1
 

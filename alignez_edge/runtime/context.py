@@ -8,6 +8,8 @@ Invariants:
   has only ever seen nothing: such a context is the base model to the bit.
 - The adapters that the model carries are always set, under whatever edits are added: a plain pass
   is one of the tuned model.
+- What llama.cpp has set is unknown (`_UNKNOWN`, None) while it is being told: an interrupt that
+  falls into the call leaves it so, and whoever sets something next, or nothing, says it anew.
 - Adapters are set in the order in which they were loaded, so the order of terms is irrelevant.
 - A prompt is read in steps of at most `n_batch` tokens, so Ctrl-C is answered between steps.
 """
@@ -37,6 +39,8 @@ from alignez_edge.runtime.types import (
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model
 
+_UNKNOWN = np.full((1, 1), np.nan, np.float32)
+"""In place of the vectors that are set; equal to nothing."""
 DEFAULT_CONTEXT = 4096
 """Tokens of context where nothing is asked for: a long chat, at a modest cache (128 MB in a
 1 B model); models trained on less get what they were trained on."""
@@ -82,9 +86,10 @@ class Context:
             cpp.llama_model_is_recurrent(model.handle) or cpp.llama_model_is_hybrid(model.handle)
         )
         self._injected: FloatArray | None = None
-        self._adapters: tuple[tuple[Adapter, float], ...] = ()
+        self._adapters: tuple[tuple[Adapter, float], ...] | None = ()
+        self._referred: tuple[tuple[Adapter, float], ...] = ()
         self._logit_edits: LogitEdits = ()
-        self._gives_hidden = False
+        self._gives_hidden: bool | None = False
         self._reference: Reference | None = None
         self._capture = capture
         self._tap_error: BaseException | None = None
@@ -119,8 +124,8 @@ class Context:
                 )
             # The model is an argument so that it outlives the context.
             self._free = weakref.finalize(self, _free, handle, model)
-        self.handle = handle
-        self._memory = cpp.llama_get_memory(handle)
+        self._handle = handle
+        model.contexts.add(self)
 
         self._tokens = np.zeros(self.n_batch, np.int32)
         self._positions = np.zeros(self.n_batch, np.int32)
@@ -137,6 +142,18 @@ class Context:
             logits=_pointer(self._outputs, ctypes.c_int8),
         )
         self.adapt(())
+
+    @property
+    def handle(self) -> Any:
+        """The `llama_context *`; raises `RuntimeFailure` once it, or its model, is closed."""
+        if self.closed:
+            raise RuntimeFailure("the model was closed, or this context of it")
+        return self._handle
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing can be computed any more."""
+        return not self._free.alive
 
     def decode(
         self,
@@ -197,6 +214,7 @@ class Context:
         While they do, llama.cpp computes logits for every token of a pass, asked for or not.
         """
         if on != self._gives_hidden:
+            self._gives_hidden = None
             cpp.llama_set_embeddings(self.handle, on)
             self._gives_hidden = on
 
@@ -227,6 +245,7 @@ class Context:
         if vectors is None:
             if self._injected is None:
                 return
+            self._injected = _UNKNOWN
             status = cpp.llama_set_adapter_cvec(self.handle, None, 0, 0, 0, 0)
         else:
             n_layer, n_embd = self.model.n_layer, self.model.n_embd
@@ -236,6 +255,7 @@ class Context:
                 return
             # All layers every time: a shorter buffer would leave old upper layers in place.
             data = np.ascontiguousarray(vectors[1:], np.float32)
+            self._injected = _UNKNOWN
             status = cpp.llama_set_adapter_cvec(
                 self.handle,
                 data.ctypes.data_as(ctypes.POINTER(ctypes.c_float)),
@@ -272,6 +292,9 @@ class Context:
         wanted = tuple((a, s) for a, s in sorted(scales.items(), key=lambda x: x[0].serial) if s)
         if wanted == self._adapters:
             return
+        # Adapters must outlive llama.cpp's reference to them: until it is sure that those that were
+        # set until now are set no longer, both are kept.
+        self._adapters, self._referred = None, (*self._referred, *wanted)
         n = len(wanted)
         handles: Any = (cpp.llama_adapter_lora_p_ctypes * n)(*(a.handle for a, _ in wanted))
         status = cpp.llama_set_adapters_lora(
@@ -282,8 +305,7 @@ class Context:
         )
         if status:
             raise RuntimeFailure(f"llama.cpp refused an adapter ({status}): {last_error()}")
-        # Those that were set until now are let go only here: llama.cpp no longer refers to them.
-        self._adapters = wanted
+        self._adapters = self._referred = wanted
 
     def steer(self, injection: Injection | None, phase: Phase = "deciding") -> None:
         """`inject` and `adapt` what `injection` says for one phase, and from now on have its
@@ -300,18 +322,18 @@ class Context:
 
         False where the model keeps a running state that cannot be cut: clear it and start anew.
         """
-        return bool(cpp.llama_memory_seq_rm(self._memory, sequence, p0, p1))
+        return bool(cpp.llama_memory_seq_rm(cpp.llama_get_memory(self.handle), sequence, p0, p1))
 
     def share(self, source: int, target: int, p0: int, p1: int) -> None:
         """Let `target` have the cells of `source` at `[p0, p1)` too, without copying them.
 
         Not for recurrent models, whose one state cannot be shared in part.
         """
-        cpp.llama_memory_seq_cp(self._memory, source, target, p0, p1)
+        cpp.llama_memory_seq_cp(cpp.llama_get_memory(self.handle), source, target, p0, p1)
 
     def clear(self) -> None:
         """Forget all sequences."""
-        cpp.llama_memory_clear(self._memory, False)
+        cpp.llama_memory_clear(cpp.llama_get_memory(self.handle), False)
 
     def close(self) -> None:
         """Free the context; a second call does nothing."""

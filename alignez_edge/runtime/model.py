@@ -1,7 +1,7 @@
 """A language model: weights, vocabulary, facts and prompt forms.
 
-A `Model` is immutable once loaded and holds no context; contexts (KV cache, steering) are made
-from it in `context.py`. Whoever made contexts frees them before the model is closed.
+A `Model` is immutable once loaded; contexts (KV cache, steering) are made from it in `context.py`
+and belong to whoever made them, but end with the model at the latest.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import numpy as np
 
@@ -36,6 +37,7 @@ from alignez_edge.runtime.types import Completion, Message, Sampling, Steers
 
 if TYPE_CHECKING:
     from alignez_edge.fingerprint import Fingerprint
+    from alignez_edge.runtime.context import Context
 
 DEMO_MODEL = "demo-model.gguf"
 
@@ -74,7 +76,8 @@ class Model:
 
     `handle` is the `llama_model *`, `vocab` the `llama_vocab *`; `threads` is what contexts use.
     `lora` are the adapters that it carries, with their scales; `adapters` the same in llama.cpp.
-    `kept` is what was made for it, by key: adapters that belong to it, matrices, products.
+    `kept` is what was made for it, by key: adapters that belong to it, matrices, products;
+    `contexts` those that were made from it.
     """
 
     def __init__(self, gguf: GGUFFile, handle: int, threads: int, lora: Carried = ()) -> None:
@@ -82,6 +85,8 @@ class Model:
         self.path = gguf.path
         self.handle = handle
         self.threads = threads
+        self.kept: dict[str, Any] = {}
+        self.contexts: WeakSet[Context] = WeakSet()
         check_loaded(handle, gguf)
         self.vocab: int = cpp.llama_model_get_vocab(handle)
         self.n_layer: int = cpp.llama_model_n_layer(handle)
@@ -96,7 +101,6 @@ class Model:
             self.template = ChatTemplate(source, words.bos_text, words.eos_text, words.controls)
         self.lora = tuple(lora)
         self.adapters = tuple((Adapter(self, a.content(), carried=True), s) for a, s in lora)
-        self.kept: dict[str, Any] = {}
 
     @classmethod
     def load(
@@ -146,7 +150,9 @@ class Model:
         return cls.load(Path(str(path)), threads=threads, gpu_layers=gpu_layers, lora=lora)
 
     def close(self) -> None:
-        """Free the weights. A second call does nothing."""
+        """Free the contexts that are still open, then the weights. A second call does nothing."""
+        for context in list(self.contexts):
+            context.close()
         # Forgotten before it is freed: an interrupt between the two must not free it twice.
         handle, self.handle = self.handle, 0
         if handle:

@@ -142,7 +142,7 @@ class Session:
                 if text := answer.step(context, 0):
                     yield text
         finally:
-            if injection is not None:
+            if injection is not None and not context.closed:
                 context.steer(None)
                 plain.cut(min(n_body, len(plain.tokens)))
             if not answer.finished:
@@ -172,11 +172,9 @@ class Session:
             return
         tap = _LastToken(self._model.gguf, self._model.n_layer, self._model.n_embd)
         # Made first: where there is no memory for it, the session goes on with the old one.
-        old = self._context
-        self._context = self._make_context(self.n_ctx, tap)
-        self._tap = tap
+        old, context = self._context, self._make_context(self.n_ctx, tap)
+        self._tap, self._context, self._plain = tap, context, PlainPrefix(context)
         old.close()
-        self._plain = PlainPrefix(self._context)
 
     def _injection(self, steering: Conditional, prompt: list[int]) -> Injection | None:
         """What steers the answer to `prompt`, whose body is held; afterwards it is held again."""

@@ -167,11 +167,13 @@ class _Renderer:
         """What the template makes of a conversation; raises `BadInputError` where it refuses it
         and `ModelFileError` where it does not work."""
         with self._lock:
-            if self._process is None or self._process.poll() is not None:
-                self._process = _begun()
-                weakref.finalize(self, _end, self._process)
-                self._ask(self._process, self._template)
-            return self._ask(self._process, given)
+            process = self._process
+            if process is None or process.poll() is not None:
+                process = _begun()
+                weakref.finalize(self, _end, process)
+                self._ask(process, self._template)
+                self._process = process
+            return self._ask(process, given)
 
     def _ask(self, process: subprocess.Popen[str], given: Mapping[str, object]) -> str:
         assert process.stdin is not None and process.stdout is not None
@@ -184,6 +186,9 @@ class _Renderer:
             line = process.stdout.readline()
         except OSError:  # it has ended
             line = ""
+        except BaseException:  # Ctrl-C: its answer would be taken for that to the next question
+            _end(process)
+            raise
         finally:
             alarm.cancel()
         answer: dict[str, str] = json.loads(line) if line.endswith("\n") else {}
