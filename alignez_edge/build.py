@@ -16,7 +16,7 @@ from alignez_edge.bank import Bank
 from alignez_edge.builder import Builder, Progress, queries_of
 from alignez_edge.conditioned import Neighbourhood, Recipe
 from alignez_edge.errors import BadInputError
-from alignez_edge.files import printable
+from alignez_edge.files import alone_in, printable
 from alignez_edge.fit import fit, tensor_of
 from alignez_edge.geometry import Geometry
 from alignez_edge.heads import attention_heads
@@ -68,57 +68,59 @@ def build_profile(
     user's data folder that these very arguments lead to again. `on_progress(step, done, total)` is
     called as the work goes on.
 
-    Raises `BadInputError` where there is too little to work with; `KeyboardInterrupt` passes
-    through, and the same call goes on where it was.
+    Raises `BadInputError` where there is too little to work with, and `AlignezError` where another
+    process builds in the same folder; `KeyboardInterrupt` passes through, and the same call goes on
+    where it was.
     """
     check_method(method, neighbors, layers)
     _check_steerable(model, method, layers)
     file = ModelFile.of(model)
     builder = Builder(model, axis, seed, width, ctx, work, on_progress or (lambda *_: None))
-    if pairs is not None:
-        labelled = read_labelled_pairs(pairs, axis)
-        source = Source.of_pairs(labelled.pairs)
-        found = builder.that_fit(labelled)
-    else:
-        asked = queries_of(axis, queries, limit)
-        source = Source.of_queries(asked, include=texts == "all")
-        found = builder.generated(asked)
-    usable = found.pairs
-    if len(usable) < MIN_PAIRS:
-        dropped = ", ".join(f"{n} {reason}" for reason, n in found.dropped.items())
-        raise BadInputError(
-            f"{len(usable)} of at least {MIN_PAIRS} usable pairs"
-            + (f" (dropped: {dropped})" if dropped else ""),
-            "use more queries, or another wording of the axis",
+    with alone_in(builder.folder):
+        if pairs is not None:
+            labelled = read_labelled_pairs(pairs, axis)
+            source = Source.of_pairs(labelled.pairs)
+            found = builder.that_fit(labelled)
+        else:
+            asked = queries_of(axis, queries, limit)
+            source = Source.of_queries(asked, include=texts == "all")
+            found = builder.generated(asked)
+        usable = found.pairs
+        if len(usable) < MIN_PAIRS:
+            dropped = ", ".join(f"{n} {reason}" for reason, n in found.dropped.items())
+            raise BadInputError(
+                f"{len(usable)} of at least {MIN_PAIRS} usable pairs"
+                + (f" (dropped: {dropped})" if dropped else ""),
+                "use more queries, or another wording of the axis",
+            )
+        train, held_back = split(len(usable))
+        profile = Profile(
+            axis=axis,
+            fingerprint=model.fingerprint,
+            method=method,
+            seed=seed,
+            pairs=len(usable),
+            dropped=found.dropped,
+            versions=versions(),
+            author=author,
+            licence=licence,
+            model=printable(model.facts.name),
+            **_found(builder, usable, train, method, layers, neighbors),
         )
-    train, held_back = split(len(usable))
-    profile = Profile(
-        axis=axis,
-        fingerprint=model.fingerprint,
-        method=method,
-        seed=seed,
-        pairs=len(usable),
-        dropped=found.dropped,
-        versions=versions(),
-        author=author,
-        licence=licence,
-        model=printable(model.facts.name),
-        **_found(builder, usable, train, method, layers, neighbors),
-    )
-    judges = [usable[i] for i in held_back]
-    profile = _calibrated(builder, profile, judges)
-    if texts != "none":
-        profile = with_kept_pairs(profile, model, judges, ctx)
-    told = Provenance(
-        file,
-        source,
-        layers=None if layers is None else tuple(layers),
-        neighbors=neighbors,
-        width=width,
-        threads=model.threads,
-        ctx=ctx,
-    )
-    return with_provenance(profile, told)
+        judges = [usable[i] for i in held_back]
+        profile = _calibrated(builder, profile, judges)
+        if texts != "none":
+            profile = with_kept_pairs(profile, model, judges, ctx)
+        told = Provenance(
+            file,
+            source,
+            layers=None if layers is None else tuple(layers),
+            neighbors=neighbors,
+            width=width,
+            threads=model.threads,
+            ctx=ctx,
+        )
+        return with_provenance(profile, told)
 
 
 def _found(

@@ -21,7 +21,7 @@ from alignez_edge.axes import Axis
 from alignez_edge.calibration import GRID, Calibration, Reading, calibrate, read_profile
 from alignez_edge.embeddings import HiddenStates
 from alignez_edge.errors import BadInputError
-from alignez_edge.files import alone_in, cache_dir, make_folder, user_dir
+from alignez_edge.files import cache_dir, make_folder, user_dir
 from alignez_edge.fit import TensorName
 from alignez_edge.methods import Way
 from alignez_edge.pairs import (
@@ -86,33 +86,30 @@ class Builder:
             for query in asked
             if len(self.model.ask_tokens(prompts.describe(query, self.axis, "negative"))) <= room
         ]
-        with alone_in(self.folder):
-            found = generate_pairs(
-                self._complete,
-                self.axis,
-                short,
-                PairStore(self.folder / "pairs.jsonl", self.settings),
-                seed=self.seed,
-                on_progress=lambda done, total: self.progress("pairs", done, total),
-            )
+        found = generate_pairs(
+            self._complete,
+            self.axis,
+            short,
+            PairStore(self.folder / "pairs.jsonl", self.settings),
+            seed=self.seed,
+            on_progress=lambda done, total: self.progress("pairs", done, total),
+        )
         return _with_dropped(found, "too long", len(asked) - len(short))
 
     def that_fit(self, found: PairSet) -> PairSet:
         """Labelled pairs without those that are longer than the context window."""
-        kept = [
-            pair
-            for pair in found.pairs
-            if all(
-                len(self.model.ask_tokens(request)) + len(self.model.tokenize(text, begin=False))
-                < self.window
-                for request, text in (
-                    (pair.chosen_request, pair.chosen),
-                    (pair.rejected_request, pair.rejected),
-                    (pair.query, pair.chosen),
-                    (pair.query, pair.rejected),
-                )
-            )
-        ]
+        wishes = [prompts.trait(self.axis, side) for side in prompts.SIDES]
+
+        def length(pair: PreferencePair) -> int:
+            """Calibration scores both answers under the query and under both wishes."""
+            asked = [pair.query, *(prompts.ask(pair.query, wish) for wish in wishes)]
+            asked += [pair.chosen_request, pair.rejected_request]
+            answers = [
+                self.model.tokenize(text, begin=False) for text in (pair.chosen, pair.rejected)
+            ]
+            return max(len(self.model.ask_tokens(text)) for text in asked) + max(map(len, answers))
+
+        kept = [pair for pair in found.pairs if length(pair) < self.window]
         dropped = len(found.pairs) - len(kept)
         return _with_dropped(PairSet(tuple(kept), found.dropped), "too long", dropped)
 
@@ -193,7 +190,8 @@ class Builder:
         from alignez_edge.recontrol import from_pairs, train
 
         self.progress("value function", 0, 1)
-        trained = train(self.model, from_pairs(self.model, pairs), seed=self.seed)
+        scored = from_pairs(self.model, pairs)
+        trained = train(self.model, scored, seed=self.seed, n_ctx=self.ctx)
         self.progress("value function", 1, 1)
         return trained.steering
 

@@ -159,7 +159,7 @@ def read_profile(
     asked = [model.ask_tokens(prompts.ask(pair.query, wish)) for wish in wishes]
     answers = [model.tokenize(text, begin=False) for text in (pair.chosen, pair.rejected)]
     steerings = [(profile * strength).by(way).injection(model) for strength in strengths]
-    injections = [injected_after(model, steering, plain) for steering in steerings]
+    injections = injected_after(model, steerings, plain, n_ctx)
     return read_pair(model, plain, asked, answers, injections, n_ctx)
 
 

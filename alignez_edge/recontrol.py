@@ -179,23 +179,28 @@ def sample_answers(
 
 
 def train(
-    model: Model, answers: Sequence[ScoredAnswer], *, seed: int, drift: float = DRIFT
+    model: Model,
+    answers: Sequence[ScoredAnswer],
+    *,
+    seed: int,
+    drift: float = DRIFT,
+    n_ctx: int | None = None,
 ) -> Training:
     """Train a value function on scored answers of `model`.
 
     Strength 1 of the result drifts by `drift` nats a token: KL(plain || steered) of next-token
-    distributions, mean of the strengths 1 and -1, on some of the same answers. The same arguments
-    give the same steering. Raises `BadInputError` for fewer than ten answers or equal scores, and
-    as `ReControl.injection` does.
+    distributions, mean of the strengths 1 and -1, on some of the same answers. `n_ctx` is the
+    window, by default as for a `Session`. The same arguments give the same steering. Raises
+    `BadInputError` for fewer than ten answers or equal scores, and as `ReControl.injection` does.
     """
     from alignez_edge.runtime.logits import last_states, output_matrix
 
     matrix = output_matrix(model)
     texts = ((answer.prompt, answer.answer) for answer in answers)
-    states = [thinned(rows) for rows in last_states(model, texts)]
+    states = [thinned(rows) for rows in last_states(model, texts, n_ctx)]
     fitted = fit_value(states, [answer.score for answer in answers], seed=seed)
     steering = ReControl(fitted.value, size=1.0)
-    size = _size(steering, list(_probes(model, matrix, answers)), drift)
+    size = _size(steering, list(_probes(model, matrix, answers, n_ctx)), drift)
     return Training(replace(steering, size=size), fitted.explained)
 
 
@@ -226,16 +231,16 @@ class _Probe:
 
 
 def _probes(
-    model: Model, matrix: OutputMatrix, answers: Sequence[ScoredAnswer]
+    model: Model, matrix: OutputMatrix, answers: Sequence[ScoredAnswer], n_ctx: int | None
 ) -> Iterator[_Probe]:
     """Next-token distributions from some of the answers."""
     from alignez_edge.runtime.logits import last_states
     from alignez_edge.runtime.score import Scorer
 
     some = answers[:: -(-len(answers) // _PROBED_ANSWERS)]
-    with Scorer(model) as scorer:
+    with Scorer(model, n_ctx=n_ctx) as scorer:
         texts = ((answer.prompt, answer.answer) for answer in some)
-        for answer, states in zip(some, last_states(model, texts), strict=True):
+        for answer, states in zip(some, last_states(model, texts, n_ctx), strict=True):
             (rows,) = scorer.log_probs(answer.prompt, answer.answer)
             picked = np.linspace(0, len(rows) - 1, min(len(rows), _PROBED_TOKENS)).astype(int)
             for i in picked:

@@ -221,7 +221,7 @@ class Drift:
         found = []
         steerings = [form(sign * strength) for sign in SIGNS]
         for prompt, answer, plain in self._texts:
-            injections = [injected_after(self._model, steering, prompt) for steering in steerings]
+            injections = injected_after(self._model, steerings, prompt)
             rows = self._scorer.log_probs(prompt, answer, injections)
             found += [kl_divergence(plain, row) for row in rows]
         return float(np.mean(found))

@@ -159,11 +159,51 @@ def test_the_same_call_goes_on_with_the_same_pairs(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no locks on folders")
-def test_two_builds_do_not_write_the_same_pairs(llama_model: Model, tmp_path: Path) -> None:
-    with alone_in(tmp_path), pytest.raises(AlignezError, match="another process is at work"):
-        build_profile(llama_model, AXIS, queries=QUERIES[:8], work=tmp_path)
-    assert not list(tmp_path.glob("pairs.jsonl*"))
-    build_profile(llama_model, AXIS, queries=QUERIES[:8], work=tmp_path)
+def test_two_builds_do_not_write_the_same_files(
+    llama_model: Model, tmp_path: Path, labelled: Path
+) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    for source in ({"queries": QUERIES[:8]}, {"pairs": labelled}):
+        with alone_in(work), pytest.raises(AlignezError, match="another process is at work"):
+            build_profile(llama_model, AXIS, work=work, **source)  # type: ignore[arg-type]
+    assert not list(work.iterdir())
+    build_profile(llama_model, AXIS, queries=QUERIES[:8], work=work)
+
+
+def test_pairs_that_calibration_cannot_ask_are_left_out(llama_model: Model, tmp_path: Path) -> None:
+    """It scores both answers with each side asked for, whatever requests the file brings."""
+    own, longest = tmp_path / "own.jsonl", 0
+    window = llama_model.n_ctx_train
+    lines = []
+    for i in range(24):
+        answer = "ja " * (20 * i)
+        lines.append({"query": f"{i}?", "chosen": answer + "so", "rejected": "no",
+                      "chosen_request": "a?", "rejected_request": "b?"})  # fmt: skip
+        longest = max(longest, len(llama_model.tokenize(answer, begin=False)))
+    assert longest > window
+    write(own, lines)
+    profile = build_profile(llama_model, AXIS, pairs=own, work=tmp_path)
+    assert 4 <= profile.pairs < 24
+    assert profile.dropped == {"too long": 24 - profile.pairs}
+
+
+@pytest.mark.parametrize("options", [{}, {"neighbors": 3}, {"method": "recontrol"}])
+def test_a_window_beyond_the_default_one(
+    llama_model: Model, tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every step has the room that `ctx` gives."""
+    monkeypatch.setattr("alignez_edge.runtime.context.DEFAULT_CONTEXT", 128)
+    own = tmp_path / "own.jsonl"
+    lines = [
+        {"query": "why and " * 30 + q, "chosen": f"Yes, {q}", "rejected": f"No {q}"}
+        for q in QUERIES
+    ]
+    write(own, lines)
+    profile = build_profile(llama_model, AXIS, pairs=own, work=tmp_path, ctx=512, **options)
+    assert profile.pairs == len(QUERIES)
+    with pytest.raises(BadInputError, match="12 too long"):
+        build_profile(llama_model, AXIS, pairs=own, work=tmp_path / "less", **options)
 
 
 def test_another_seed_writes_other_pairs(llama_model: Model, home: Path) -> None:

@@ -234,7 +234,7 @@ class _Work:
                 yield dict(_UNKNOWN)
             return
         known = [
-            injected_after(self.model, injection, prompt)
+            injected_after(self.model, [injection], prompt, self.plan.n_ctx)[0]
             for injection, prompt in zip(injections, prompts, strict=True)
         ]
         needs_reference = any(i is not None and i.needs_reference() for i in known)

@@ -37,16 +37,27 @@ _FALLBACK = {"ffn_out": "ffn_moe_out"}
 
 
 def injected_after(
-    model: Model, steering: Injection | Conditional | None, prompt: Sequence[int]
-) -> Injection | None:
-    """What `steering` injects into the answer to `prompt` (tokens), whether or not it looks at it.
+    model: Model,
+    steerings: Sequence[Injection | Conditional | None],
+    prompt: Sequence[int],
+    n_ctx: int | None = None,
+) -> list[Injection | None]:
+    """What each of `steerings` injects into the answer to `prompt` (tokens), whether or not it
+    looks at it: the prompt is read once for all that do.
 
-    Raises as `capture` does.
+    `n_ctx` is the window. Raises as `capture` does.
     """
-    if steering is None or isinstance(steering, Injection):
-        return steering
-    (read,) = capture(model, [(prompt, ())], tensor=steering.tensor)
-    return steering.at(read.deciding)
+    seen: dict[TensorName, States] = {}
+    found: list[Injection | None] = []
+    for steering in steerings:
+        if steering is None or isinstance(steering, Injection):
+            found.append(steering)
+            continue
+        tensor = steering.tensor
+        if tensor not in seen:
+            (seen[tensor],) = capture(model, [(prompt, ())], tensor=tensor, n_ctx=n_ctx)
+        found.append(steering.at(seen[tensor].deciding))
+    return found
 
 
 def capture(
