@@ -168,7 +168,13 @@ def _total(model: Model, parts: Sequence[Share]) -> Injection | None:
         rows += part.deciding, part.answer
     with np.errstate(over="ignore"):
         deciding, answer = rows.astype(np.float32)
-    if not (np.isfinite(deciding).all() and np.isfinite(answer).all()):
+    scales = [
+        abs(strength)
+        for part in parts
+        for _, strength in (*part.deciding_edits, *part.answer_edits, *part.logit_edits)
+    ]
+    bounded = all(scale <= np.finfo(np.float32).max for scale in scales)  # as llama.cpp takes them
+    if not (np.isfinite(deciding).all() and np.isfinite(answer).all() and bounded):
         raise BadInputError("the strength is so large that the steering overflows")
     injection = Injection(
         deciding,
@@ -242,7 +248,7 @@ def _read(path: Path, shape: tuple[int, int]) -> ExactEdit | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             adapter, rows = file["adapter"], file["constants"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         return None
     if adapter.dtype != np.uint8 or rows.shape != shape or rows.dtype != np.float32:
         return None

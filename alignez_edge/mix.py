@@ -24,6 +24,7 @@ from alignez_edge.files import printable
 from alignez_edge.fingerprint import Fit, compare
 from alignez_edge.forms import ExactForm
 from alignez_edge.profile import Profile
+from alignez_edge.profile_parts import MAX_RANK
 from alignez_edge.steering import Steering
 from alignez_edge.vectors import ControlVector
 
@@ -295,6 +296,12 @@ def _sum_of_edits(terms: Sequence[tuple[Profile, float]]) -> ExactForm | None:
         for profile, strength in terms:
             assert profile.exact is not None
             total = total + profile.exact.edits[position] * (strength * profile.exact.unit)
+        rank = max((edit.rank for edit in total.layers.values()), default=0)
+        if rank > MAX_RANK:
+            raise BadInputError(
+                f"the exact edits of the mix have rank {rank}, of at most {MAX_RANK} in a profile",
+                "mix fewer profiles, or leave out mixes among them",
+            )
         sums.append(total)
     return ExactForm(sums[0], sums[1])
 

@@ -63,6 +63,8 @@ def exact_of(file: GGUFFile, keys: Keys, n_layer: int, n_embd: int) -> ExactForm
 def add_neighbours(writer: Any, neighbours: Neighbourhood) -> None:
     """Keys `profile.neighbors.*`, tensors `bank.*`."""
     recipe, arrays = neighbours.recipe, neighbours.bank.to_arrays()
+    if recipe.layers is not None or recipe.n_layers is not None:
+        raise ValueError("a profile file keeps no recipe that leaves out layers of its bank")
     writer.add_string("profile.neighbors.method", recipe.method)
     writer.add_uint32("profile.neighbors.k", recipe.k)
     writer.add_uint32("profile.neighbors.rank", recipe.rank)

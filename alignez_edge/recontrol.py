@@ -38,8 +38,9 @@ N_STEPS = 1
 """Steps of gradient ascent a token. Measured on the demo model, 60 queries, two answers to each: at
 a drift of 0.1 nats the score's span between strengths -1 and 1, mean of the four axes, was 1.43
 with one step, 1.41 with two and 1.21 with four, at the same price."""
-TOP = 64
-"""The likeliest tokens, whose logits are moved."""
+TOP, MOST_TOP = 64, 256
+"""The likeliest tokens, whose logits are moved; and so many at most, whose rows of the output
+matrix are always in memory."""
 N_STATES = 32
 """States of one answer that the value function learns from, at most: evenly spread, the first and
 the last always among them. Keeps the memory of 500 answers under 300 MB at n_embd 4096."""
@@ -81,8 +82,8 @@ class ReControl:
             number = getattr(self, name)
             if not math.isfinite(number):
                 raise BadInputError(f"{name} must be a finite number, not {number}")
-        if self.n_steps < 1 or self.top < 1:
-            raise BadInputError("at least one step and one token are needed")
+        if self.n_steps < 1 or not 1 <= self.top <= MOST_TOP:
+            raise BadInputError(f"at least one step, and 1 to {MOST_TOP} tokens, are needed")
 
     @property
     def digest(self) -> str:

@@ -1,9 +1,8 @@
 """Figures of this machine: scripts, run as `python -m benchmarks.<name>` from the repository.
 
-NumPy's BLAS has one thread in them, as in `alignez`, unless `OMP_NUM_THREADS` says otherwise.
+Threads wait in them as in `alignez` (`alignez_edge/waiting.py`).
 """
 
-import os
+from alignez_edge.waiting import calm
 
-if "OMP_NUM_THREADS" not in os.environ:
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+calm()

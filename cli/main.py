@@ -14,6 +14,7 @@ import typer
 
 from alignez_edge import __version__
 from alignez_edge.errors import AlignezError
+from alignez_edge.waiting import calm
 
 from . import bench, build, chat, demo, eval, judge, model, plot, profile, run
 from .output import complain
@@ -65,10 +66,7 @@ app.add_typer(plot.app, name="plot")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code: 0 done, 1 failed, 2 wrong use, 130 Ctrl-C."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    # NumPy's BLAS keeps its threads spinning after each small product, on the cores that llama.cpp
-    # computes on: with them an evaluation takes half as long again.
-    if "OMP_NUM_THREADS" not in os.environ:
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    calm()
     for stream in (sys.stdout, sys.stderr):
         # A terminal that is not UTF-8 shows escapes where it lacks a character.
         if hasattr(stream, "reconfigure"):

@@ -20,6 +20,7 @@ from alignez_edge.profile import Profile
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.types import Sampling
 from alignez_edge.vectors import ControlVector
+from alignez_edge.waiting import calm
 from cli.build import parse_layers
 from cli.layout import cells, side_by_side, signed_bar, stacked, wrap
 from cli.options import SamplingOptions
@@ -494,3 +495,24 @@ def test_progress_off_a_terminal_is_sparse(capsys: pytest.CaptureFixture[str]) -
     with Progress(quiet=True) as progress:
         progress("pairs", 1, 1)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "spins", "blas"),
+    [
+        ({}, "4000", "1"),
+        ({"GOMP_SPINCOUNT": "7"}, "7", "1"),
+        ({"OMP_WAIT_POLICY": "active"}, None, "1"),
+        ({"OMP_NUM_THREADS": "2"}, "4000", None),
+        ({"OPENBLAS_NUM_THREADS": "3"}, "4000", "3"),
+    ],
+)
+def test_waiting_threads_are_calm_unless_the_user_says_otherwise(
+    given: dict[str, str], spins: str | None, blas: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", dict(given))
+    calm()
+    assert (os.environ.get("GOMP_SPINCOUNT"), os.environ.get("OPENBLAS_NUM_THREADS")) == (
+        spins,
+        blas,
+    )

@@ -98,10 +98,19 @@ def test_an_adapter_is_made_once_and_kept(
     with monkeypatch.context() as patched, Model.load(path, threads=1) as model:
         patched.setattr("alignez_edge.inject.exact_edit", refuse)
         assert np.array_equal(logits(model, profile, "exact"), first)
-    for file in (cache_dir() / "adapters").iterdir():
-        file.write_bytes(file.read_bytes()[:-40])
-    with Model.load(path, threads=1) as model:
-        assert np.array_equal(logits(model, profile, "exact"), first)
+    for cut in (slice(-40), slice(0)):
+        for file in (cache_dir() / "adapters").iterdir():
+            file.write_bytes(file.read_bytes()[cut])
+        with Model.load(path, threads=1) as model:
+            assert np.array_equal(logits(model, profile, "exact"), first)
+
+
+def test_strengths_that_llama_cpp_cannot_take(home: Path, tiny_model: Callable[..., Path]) -> None:
+    with Model.load(tiny_model("llama", n_layer=5), threads=1) as model:
+        profile = profile_for(model)
+        for way in ("control-vector", "exact", "reference"):
+            with pytest.raises(BadInputError, match="overflows"):
+                (profile * 1e45).by(way).injection(model)  # type: ignore[arg-type]
 
 
 def test_a_control_vector_has_no_exact_form(home: Path, tiny_model: Callable[..., Path]) -> None:

@@ -250,6 +250,20 @@ def test_exact_edits_add_up_where_every_part_has_one(overlapping: list[Profile])
         assert line.startswith("the mix has control vectors only")
 
 
+def test_mixes_of_mixes_that_no_file_could_hold(llama_model: Model) -> None:
+    rng = np.random.default_rng(0)
+    halves = []
+    for half in range(2):
+        parts = []
+        for draw in range(17):
+            edit = Edit({2: LayerEdit.swap(*rng.standard_normal((2, llama_model.n_embd)))})
+            profile = random_profile(llama_model, 100 * half + draw, layers=(2,))
+            parts.append((replace(profile, exact=ExactForm(edit, edit)), 1.0))
+        halves.append((mix(parts, f"half{half}"), 1.0))
+    with pytest.raises(BadInputError, match="rank 68, of at most 64"):
+        mix(halves, "both")
+
+
 @pytest.mark.parametrize("strength", [math.nan, math.inf, "x", None])
 def test_bad_strengths(overlapping: list[Profile], strength: Any) -> None:
     a, b, _ = overlapping

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -290,6 +291,8 @@ def test_strengths_multiply_and_zero_is_the_base_model(
     )
     with pytest.raises(BadInputError, match="finite"):
         trained * float("inf")
+    with pytest.raises(BadInputError, match="1 to 256 tokens"):
+        replace(trained, top=257)
 
 
 def test_training_is_a_function_of_its_arguments(

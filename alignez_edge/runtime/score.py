@@ -122,5 +122,8 @@ def kl_divergence(p: FloatArray, q: FloatArray) -> float:
     """
     if p.shape != q.shape:
         raise ValueError(f"shapes differ: {p.shape} and {q.shape}")
-    rows = [np.dot(np.exp(a), a - b) for a, b in zip(p.astype(np.float64), q, strict=True)]
+    rows = []
+    for a, b in zip(p, q, strict=True):  # a row at a time: they are as many as an answer's tokens
+        exact = a.astype(np.float64)
+        rows.append(np.dot(np.exp(exact), exact - b))
     return max(0.0, float(np.mean(rows)))
