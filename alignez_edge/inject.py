@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from alignez_edge.runtime.types import Conditional, Edits, FloatArray, Injection, LogitEdits
 
 Rows = npt.NDArray[np.float64]
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +174,7 @@ def _total(model: Model, parts: Sequence[Share]) -> Injection | None:
         for part in parts
         for _, strength in (*part.deciding_edits, *part.answer_edits, *part.logit_edits)
     ]
-    bounded = all(scale <= np.finfo(np.float32).max for scale in scales)  # as llama.cpp takes them
+    bounded = all(scale <= _LARGEST for scale in scales)  # as llama.cpp takes them
     if not (np.isfinite(deciding).all() and np.isfinite(answer).all() and bounded):
         raise BadInputError("the strength is so large that the steering overflows")
     injection = Injection(

@@ -25,7 +25,7 @@ from alignez_edge.fingerprint import Fit, compare
 from alignez_edge.forms import ExactForm
 from alignez_edge.profile import Profile
 from alignez_edge.profile_parts import MAX_RANK
-from alignez_edge.steering import Steering
+from alignez_edge.steering import Steering, sum_of
 from alignez_edge.vectors import ControlVector
 
 MAX_PARTS = 32
@@ -204,7 +204,7 @@ def mix(terms: Iterable[tuple[Profile, float]], name: str, *, orthogonal: bool =
                 f"{printable(profile.name)} moves the logits, no layer: it cannot be mixed",
                 "use both at once: -p NAME -p NAME",
             )
-    sums = [math.fsum(strengths[profile.order]) for profile in profiles]
+    sums = [sum_of(strengths[profile.order]) for profile in profiles]
     if not 2 <= len(profiles) <= MAX_PARTS:
         raise BadInputError(
             f"a mix needs 2 to {MAX_PARTS} different profiles, not {len(profiles)}",

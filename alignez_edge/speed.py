@@ -140,9 +140,7 @@ def measure(
         for (name, jobs), trial, share in zip(blocks.items(), trials, _SHARES, strict=True):
             cost = sum(column[0] for column in trial)
             n_tokens, n_rounds = plan(cost, left * share, min(tokens, most), rounds)
-            times = trial
-            if n_rounds:
-                times = timed(jobs(n_tokens), n_rounds, partial(tell, name))
+            times = timed(jobs(n_tokens), n_rounds, partial(tell, name))
             lengths.append(n_tokens)
             found.append(times)
         return bench.speed(lengths, found)
@@ -152,11 +150,12 @@ def plan(cost: float, seconds: float, tokens: int, rounds: int) -> tuple[int, in
     """Tokens and rounds that fit into `seconds`, at most `tokens` and `rounds`.
 
     `cost` is that of a round of `LEAST` tokens; more tokens cost at most in proportion. Three
-    rounds come before more tokens, more tokens before more rounds; 0 rounds where none fits.
+    rounds come before more tokens, more tokens before more rounds; one round is always made, since
+    what warms up is no measurement.
     """
     affordable = max(seconds, 0.0) / cost  # rounds of the least
     n_tokens = max(LEAST, min(tokens, int(LEAST * affordable / min(rounds, 3))))
-    return n_tokens, min(rounds, int(affordable * LEAST / n_tokens))
+    return n_tokens, max(1, min(rounds, int(affordable * LEAST / n_tokens)))
 
 
 def injections(

@@ -7,6 +7,7 @@ are joined, and the sum is taken in a canonical order. How it gets into a model 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict
 
@@ -73,11 +74,14 @@ class Steering:
         return Steering(self.terms, way)
 
     def joined(self) -> tuple[tuple[Profile, float], ...]:
-        """The terms in canonical order, one per profile, without those of strength 0."""
+        """The terms in canonical order, one per profile, without those of strength 0.
+
+        Raises `BadInputError` where a sum overflows.
+        """
         parts: dict[tuple[str, str], tuple[Profile, list[float]]] = {}
         for profile, strength in self.terms:
             parts.setdefault(profile.order, (profile, []))[1].append(strength)
-        sums = [(parts[key][0], math.fsum(parts[key][1])) for key in sorted(parts)]
+        sums = [(parts[key][0], sum_of(parts[key][1])) for key in sorted(parts)]
         return tuple((profile, strength) for profile, strength in sums if strength)
 
     def injection(self, model: Model) -> Injection | Conditional | None:
@@ -161,3 +165,11 @@ def check_fit(profile: Profile, model: Model) -> str | None:
 
 def _called(profile: Profile) -> str:
     return f" ({printable(profile.model, 60)})" if profile.model else ""
+
+
+def sum_of(strengths: Iterable[float]) -> float:
+    """The exact sum of finite strengths. Raises `BadInputError` where it overflows."""
+    try:
+        return math.fsum(strengths)
+    except OverflowError:
+        raise BadInputError("the strengths are so large that their sum overflows") from None

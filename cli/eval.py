@@ -188,6 +188,7 @@ def eval_(
                 reference=other_model,
                 neutral=_texts(neutral),
             )
+            plan.check(who)
             folder = Path(output) if output is not None else _folder(plan, model, who)
             axes = {aim.axis.name for arm in arms for aim in arm.aims}
             with tested(who, axes, folder, out, identity), out.progress() as progress:
@@ -221,8 +222,12 @@ def _check(
 
 
 def _model_file(name: str | None) -> Path | None:
-    from alignez_edge.config import ModelNames
+    from alignez_edge.config import DEMO, ModelNames
 
+    if name == DEMO:
+        from alignez_edge.runtime.model import demo_file
+
+        return demo_file()
     return None if name is None else ModelNames().find(name)
 
 

@@ -250,3 +250,38 @@ def test_ctrl_c_is_one_line_and_the_evaluation_goes_on(
     said, complaint = again.communicate()
     assert (again.returncode, complaint, said.count(b"\n")) == (0, b"", 1)
     assert kept.read_bytes().startswith(before)
+
+
+def test_a_judge_that_cannot_judge_is_found_out_before_the_work(
+    alignez: Alignez,  # noqa: F811
+    use: list[object],
+    tmp_path: Path,
+) -> None:
+    rules = tmp_path / "other.toml"
+    length = 'length = { unit = "characters", best = 100, worst = 0 }\n'
+    rules.write_text(f"[aspects.one]\n{length}[aspects.two]\n{length}", "utf-8")
+    for judge, complaint in ((rules, "no aspect"), ("demo", "no topic")):
+        said = alignez("eval", *use, "--judge", judge, "-o", tmp_path / "run")
+        assert (said.code, said.out) == (2, "")
+        assert complaint in said.err
+        assert not (tmp_path / "run").exists()
+
+
+def test_more_answers_than_a_run_can_hold(
+    alignez: Alignez,  # noqa: F811
+    use: list[object],
+    tmp_path: Path,
+) -> None:
+    said = alignez("eval", *use, "--seeds", 10**11, "-o", tmp_path / "run")
+    assert (said.code, said.out) == (2, "")
+    assert "at most 16,777,216" in said.err and not (tmp_path / "run").exists()
+
+
+def test_the_demo_model_may_be_the_reference(
+    alignez: Alignez,  # noqa: F811
+    use: list[object],
+    tmp_path: Path,
+) -> None:
+    said = alignez("eval", *use, "--reference", "demo", "-o", tmp_path / "run", "--json", "--quiet")
+    assert said.code == 0, said.err
+    assert "relative_improvement" in records(said.out)[-1]

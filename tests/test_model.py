@@ -302,3 +302,9 @@ def test_files_that_are_no_text_models(
 def test_a_vocabulary_only_file() -> None:
     with pytest.raises(ModelFileError, match="vocabulary only"):
         Model.load(real_vocab("llama-spm"))
+
+
+@pytest.mark.parametrize("threads", [-1, 0, 513, 2**31])
+def test_numbers_of_threads_that_llama_cpp_cannot_take(tiny_llama: Path, threads: int) -> None:
+    with pytest.raises(BadInputError, match="must be from 1 to 512"):
+        Model.load(tiny_llama, threads=threads)

@@ -138,9 +138,9 @@ def test_random_work_is_the_same_every_time(llama_model: Model) -> None:
 )
 def test_a_plan_keeps_its_time(cost: float, seconds: float, tokens: int, rounds: int) -> None:
     n_tokens, n_rounds = plan(cost, seconds, tokens, rounds)
-    assert LEAST <= n_tokens <= tokens and 0 <= n_rounds <= rounds
-    assert n_rounds * cost * n_tokens / LEAST <= max(seconds, 0) * (1 + 1e-9)
-    assert (n_rounds == 0) == (seconds < cost)
+    assert LEAST <= n_tokens <= tokens and 1 <= n_rounds <= rounds
+    least = n_rounds == 1 and n_tokens == LEAST  # which is made in any case
+    assert least or n_rounds * cost * n_tokens / LEAST <= max(seconds, 0) * (1 + 1e-9)
     if n_rounds < min(rounds, 3):
         assert n_tokens == LEAST, "rounds come before tokens"
 

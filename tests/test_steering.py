@@ -158,3 +158,9 @@ def test_a_vector_of_other_sizes_than_its_fingerprint_is_refused(llama_model: Mo
     wrong = random_profile(llama_model, vector=ControlVector.zeros(9, 3), layers=(1,))
     with pytest.raises(ProfileFileError, match="9 layers of 3"):
         wrong.injection(llama_model)
+
+
+def test_strengths_whose_sum_overflows(llama_model: Model) -> None:
+    p = random_profile(llama_model)
+    with pytest.raises(BadInputError, match="sum overflows"):
+        (p * 1e308 + p * 1e308).injection(llama_model)

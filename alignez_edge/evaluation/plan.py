@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from alignez_edge.errors import BadInputError
 from alignez_edge.evaluation.arms import Arm, plain
-from alignez_edge.evaluation.runfolder import digest
+from alignez_edge.evaluation.runfolder import MAX_ANSWERS, digest
 from alignez_edge.files import printable
-from alignez_edge.judges.judging import Judge
+from alignez_edge.judges.judging import Comparison, Judge
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model
@@ -53,10 +53,28 @@ class Plan:
             raise BadInputError(f"two arms are called {printable(twice[0])}", "leave one out")
         if not self.queries or self.seeds < 1:
             raise BadInputError("an evaluation needs a query, and an answer to it")
+        n_answers = len(self.arms) * len(self.queries) * self.seeds
+        if n_answers > MAX_ANSWERS:
+            raise BadInputError(
+                f"an evaluation of {n_answers:,} answers; at most {MAX_ANSWERS:,} are possible",
+                "use fewer seeds, queries or strengths",
+            )
 
     def seed(self, query: int, seed: int) -> int:
         """What an answer is drawn with, in every arm."""
         return 1000 * seed + query + self.sampling.seed
+
+    def check(self, judge: Judge) -> None:
+        """Raise what a judge whose verdicts are `instant` would raise of these axes and queries
+        after all the work."""
+        if getattr(judge, "instant", False):
+            axes = {aim.axis.name: aim.axis for arm in self.arms for aim in arm.aims}
+            for _ in judge.compare(
+                Comparison(query.text, "", "", axis, facts=query.facts)
+                for axis in axes.values()
+                for query in self.queries
+            ):
+                pass
 
     def settings(self, model: Model, judge: Judge) -> dict[str, Any]:
         """Everything that shapes the results, as the run folder keeps it."""

@@ -55,6 +55,7 @@ def evaluate(
     at work on it, and what steering, generating and judging raise; `KeyboardInterrupt` passes
     through. The same call goes on where it was.
     """
+    plan.check(judge)
     run = RunFolder.begin(folder, plan.settings(model, judge))
     with run.at_work():
         work = _Work(model, plan, run, width, on_progress)

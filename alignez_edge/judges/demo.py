@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from alignez_edge.demo.judge import AXES, judge, topic_of
 from alignez_edge.demo.world import world
@@ -21,6 +22,7 @@ class DemoJudge:
     """
 
     name: str = "demo"
+    instant: ClassVar[bool] = True
 
     def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
         """See `Judge`. Raises `BadInputError` for an axis or a query that is not of its world."""

@@ -50,7 +50,11 @@ class Verdict:
 
 
 class Judge(Protocol):
-    """Anything that can tell two answers apart."""
+    """Anything that can tell two answers apart.
+
+    One whose verdicts take no time says so by an attribute `instant`, and is asked about every
+    query before an evaluation begins: whether it can judge is known then.
+    """
 
     @property
     def name(self) -> str:

@@ -23,7 +23,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from alignez_edge.axes import NAME
 from alignez_edge.errors import BadInputError
@@ -86,6 +86,7 @@ class RuleJudge:
 
     name: str
     aspects: Mapping[str, Aspect]
+    instant: ClassVar[bool] = True
 
     @classmethod
     def load(cls, path: str | Path) -> RuleJudge:

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from alignez_edge.runtime.context import Context
 
 DEMO_MODEL = "demo-model.gguf"
+MOST_THREADS = 512
+"""Of a context, in llama.cpp (GGML_MAX_N_THREADS): beyond it the process may abort."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,8 @@ class Model:
         that is not a usable model or not an adapter for it, and `RuntimeFailure` where there is no
         memory for it.
         """
-        if threads is not None and threads < 1:
-            raise BadInputError(f"threads is {threads}; at least 1 is needed")
+        if threads is not None and not 1 <= threads <= MOST_THREADS:
+            raise BadInputError(f"threads is {threads}; it must be from 1 to {MOST_THREADS}")
         gguf = read_gguf(path)
         check_model(gguf)
         carried = [(read_lora(file, gguf), check_scale(scale)) for file, scale in lora]
@@ -146,8 +148,7 @@ class Model:
         lora: Sequence[tuple[str | Path, float]] = (),
     ) -> Model:
         """Load the small model that ships with the package; see `load`."""
-        path = resources.files("alignez_edge.demo") / DEMO_MODEL
-        return cls.load(Path(str(path)), threads=threads, gpu_layers=gpu_layers, lora=lora)
+        return cls.load(demo_file(), threads=threads, gpu_layers=gpu_layers, lora=lora)
 
     def close(self) -> None:
         """Free the contexts that are still open, then the weights. A second call does nothing."""
@@ -305,3 +306,8 @@ def _quantization(gguf: GGUFFile) -> str:
     for tensor in gguf.tensors.values():
         sizes[tensor.type] += tensor.nbytes
     return sizes.most_common(1)[0][0]
+
+
+def demo_file() -> Path:
+    """The file of the small model that ships with the package."""
+    return Path(str(resources.files("alignez_edge.demo") / DEMO_MODEL))
