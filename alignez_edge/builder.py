@@ -65,6 +65,7 @@ class Builder:
         self.settings: dict[str, str | int] = {
             "axis": json.dumps(self.axis.wording(), sort_keys=True, ensure_ascii=False),
             "model": self.model.fingerprint.digest(),
+            "contents": self.model.gguf.contents(),
             "quantization": self.model.facts.quantization,
             "seed": self.seed,
             "width": self.width,

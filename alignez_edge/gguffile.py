@@ -10,6 +10,7 @@ The layout is documented at https://github.com/ggml-org/ggml/blob/master/docs/gg
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -145,6 +146,27 @@ class GGUFFile:
         info = self.tensors[name]
         return np.array(self._raw(info)).view(np.float16).reshape(info.shape[::-1])
 
+    def contents(self) -> str:
+        """SHA-256, in hexadecimal, over the table of tensors and some bytes of each.
+
+        Files of models that differ in a whole tensor differ in it, however alike they are
+        otherwise: what is computed from a model is kept under it. Reads some 100 KB. Raises
+        `BadInputError` where the file has gone.
+        """
+        digest = hashlib.sha256()
+        try:
+            with self.path.open("rb") as file:
+                for name, info in sorted(self.tensors.items()):
+                    digest.update(f"{name}\0{info.shape}\0{info.type}\0".encode())
+                    for piece in range(_PIECES):
+                        last = max(0, info.nbytes - _PIECE)
+                        file.seek(info.offset + last * piece // (_PIECES - 1))
+                        digest.update(file.read(min(_PIECE, info.nbytes)))
+        except OSError as error:
+            shown = printable(str(self.path), 200)
+            raise BadInputError(f"cannot read {shown} again: {error.strerror}") from None
+        return digest.hexdigest()
+
     def is_zero(self, name: str) -> bool:
         """Whether all bytes of a tensor are zero; nothing is decoded."""
         return not self._raw(self.tensors[name]).any()
@@ -184,6 +206,8 @@ class GGUFFile:
 
 _PART = 1 << 12
 """Blocks (of at most 256 numbers) that are looked at together."""
+_PIECES, _PIECE = 4, 64
+"""Evenly spread pieces of a tensor, and their bytes, that `contents` reads."""
 
 
 @cache

@@ -233,7 +233,7 @@ def _prepared(model: Model, edit: Edit) -> tuple[Adapter, FloatArray]:
 
     key = edit.digest
     if key not in model.kept:
-        facts = (key, model.fingerprint.digest(), model.facts.quantization, model.gguf.size)
+        facts = (key, model.fingerprint.digest(), model.gguf.contents())
         name = hashlib.sha256(repr(facts).encode()).hexdigest()[:40]
         path = cache_dir() / "adapters" / f"{name}.npz"
         found = _read(path, (model.n_layer, model.n_embd))

@@ -7,6 +7,7 @@ and `H W` is made once for a bank and a model and kept in the user's cache folde
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,9 @@ class BankProduct:
         `AlignezError` where the file cannot be written.
         """
         folder = cache_dir() / "products"
-        path = folder / f"{bank.digest[:32]}-{fingerprint(gguf, lora).digest()[:32]}.npy"
+        facts = f"{fingerprint(gguf, lora).digest()}-{gguf.contents()}"
+        model = hashlib.sha256(facts.encode()).hexdigest()
+        path = folder / f"{bank.digest[:32]}-{model[:32]}.npy"
         kind = _cell(bank, _n_in(bank, gguf))
         cells = _open(path, kind, len(bank.layers))
         if cells is None:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.terminal import ROOT
 
-CELLAR = ("errors", "files", "gguffile", "ggufwriter", "lora", "fingerprint")
+CELLAR = ("errors", "waiting", "files", "gguffile", "ggufwriter", "lora", "fingerprint")
 """What anybody may import: it knows no model, no axis and no command."""
 FLOORS = ("cellar", "ground", "core", "face")
 MATHEMATICS = (

@@ -304,3 +304,20 @@ def test_another_model_in_the_same_work_folder_gets_its_own_states(
         build_profile(llama_model, AXIS, pairs=labelled, work=tmp_path / "shared")
         after = build_profile(other, AXIS, pairs=labelled, work=tmp_path / "shared")
     assert saved(after, tmp_path) == saved(alone, tmp_path)
+
+
+def test_models_that_differ_in_one_matrix_share_no_work(
+    home: Path, tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Not even where no sample of the fingerprint lies in it."""
+
+    def other(name: str, values: np.ndarray) -> np.ndarray:
+        return values * np.float32(1.5) if name == "blk.1.ffn_down.weight" else values
+
+    digests = []
+    for weights in ({}, {"weights": other}):
+        with Model.load(tiny_model("llama", n_layer=5, **weights), threads=1) as model:
+            build_profile(model, AXIS, queries=QUERIES[:8])
+            digests.append(model.fingerprint.digest())
+    assert digests[0] == digests[1]
+    assert len(list((home / "builds").iterdir())) == 2

@@ -84,10 +84,12 @@ class Plan:
 
         other = None
         if self.reference is not None:
-            other = fingerprint(read_gguf(self.reference)).digest()
+            file = read_gguf(self.reference)
+            other = f"{fingerprint(file).digest()}, {file.contents()}"
         return {
             "model": model.facts.name,
             "fingerprint": model.fingerprint.digest(),
+            "contents": model.gguf.contents(),
             "quantization": model.facts.quantization,
             "queries": {
                 "digest": digest([[query.text, dict(query.facts)] for query in self.queries]),
