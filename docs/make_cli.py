@@ -6,45 +6,32 @@ import contextlib
 import io
 import os
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = (
-    "",
-    "demo",
-    "build",
-    "run",
-    "chat",
-    "eval",
-    "judge",
-    "report",
-    "profile",
-    "profile list",
-    "profile show",
-    "profile verify",
-    "profile remove",
-    "profile path",
-    "profile mix",
-    "bench",
-    "model",
-    "model show",
-    "model list",
-    "model add",
-    "plot",
-    "plot strength",
-    "plot sweep",
-    "plot grid",
-    "plot layers",
-    "plot directions",
-    "plot interference",
-)
 TYPER = ".".join(version("typer").split(".")[:2])
 HEAD = f"""\
 # The command line
 
 Written by `docs/make_cli.py` from what the commands say with `--help` (typer {TYPER}).
 """
+
+
+def commands(group: Any = None, path: str = "") -> Iterator[str]:
+    """What is typed after `alignez` for each command: a group before those in it."""
+    if group is None:
+        import typer
+
+        from cli.main import app
+
+        group = typer.main.get_command(app)
+    yield path
+    for name, command in getattr(group, "commands", {}).items():
+        if not command.hidden:
+            yield from commands(command, f"{path} {name}".strip())
 
 
 def page() -> str:
@@ -54,7 +41,7 @@ def page() -> str:
 
     os.environ["COLUMNS"] = "80"
     parts = [HEAD]
-    for command in COMMANDS:
+    for command in commands():
         said = io.StringIO()
         with contextlib.redirect_stdout(said):
             main([*command.split(), "--help"])
@@ -65,4 +52,6 @@ def page() -> str:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        sys.exit("usage: python docs/make_cli.py")
     (ROOT / "docs" / "cli.md").write_text(page(), encoding="utf-8")
