@@ -50,9 +50,8 @@ class Axis:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not NAME.fullmatch(self.name):
-            shown = printable(str(self.name), 80)
             raise AxisError(
-                f"an axis cannot be named {shown!r}",
+                f"an axis cannot be named '{printable(str(self.name), 80)}'",
                 hint="use up to 64 letters, digits, hyphens and underscores",
             )
         if isinstance(self.queries, str):
@@ -84,7 +83,7 @@ class Axis:
             raise AxisError(f"axis {self.name}: {key} is longer than {limit:,} characters")
         if any(is_unprintable(c) for c in text):
             raise AxisError(
-                f"axis {self.name}: {key} must be one printable line: {printable(text, 60)!r}"
+                f"axis {self.name}: {key} must be one printable line: '{printable(text, 60)}'"
             )
 
     @classmethod
@@ -117,7 +116,7 @@ class Axis:
         """The built-in axis `name`; raises `AxisError` with near matches where there is none."""
         if name not in (known := builtin_names()):
             raise AxisError(
-                f"no built-in axis is called {printable(str(name), 80)!r}",
+                f"no built-in axis is called '{printable(str(name), 80)}'",
                 hint=near_hint(str(name), known, "axes"),
             )
         return cls.load(builtin_folder() / f"{name}.toml")
@@ -151,7 +150,7 @@ def _known(table: dict[str, object], known: tuple[str, ...], where: str) -> None
     for key in table:
         if key not in known:
             raise AxisError(
-                f"{where}: unknown key {printable(key, 60)!r}", hint=near_hint(key, known, "keys")
+                f"{where}: unknown key '{printable(key, 60)}'", hint=near_hint(key, known, "keys")
             )
 
 

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from alignez_edge.errors import BadInputError, ModelFileError
-from alignez_edge.files import make_folder, printable, read_text, user_dir, write_atomic
+from alignez_edge.files import is_there, make_folder, printable, read_text, user_dir, write_atomic
 
 DEMO = "demo"
 """The short name that always means the bundled demo model."""
@@ -24,7 +24,7 @@ class ModelNames:
 
     def all(self) -> dict[str, Path]:
         """Every short name in order; raises `BadInputError` where the file is malformed."""
-        if not self.path.exists():
+        if not is_there(self.path):
             return {}
         text = read_text(self.path, limit=MAX_FILE, what="file of model names")
         try:
@@ -42,7 +42,7 @@ class ModelNames:
         """Let `name` mean the file at `path`; True where it meant another one before."""
         if not _NAME.fullmatch(name) or name == DEMO:
             raise BadInputError(
-                f"{printable(name, 80)!r} cannot be the name of a model",
+                f"'{printable(name, 80)}' cannot be the name of a model",
                 hint="use up to 64 letters, digits, hyphens, underscores and dots"
                 f" ({DEMO!r} is the bundled model)",
             )
@@ -59,12 +59,11 @@ class ModelNames:
         names = self.all()
         if name_or_path in names:
             return names[name_or_path]
-        path = Path(name_or_path)
-        if name_or_path and "\0" not in name_or_path and path.exists():
-            return path
+        if is_there(name_or_path):
+            return Path(name_or_path)
         near = get_close_matches(name_or_path, [*names, DEMO], n=3)
         raise ModelFileError(
-            f"no model called {printable(name_or_path, 120)!r}, and no such file",
+            f"no model called '{printable(name_or_path, 120)}', and no such file",
             hint=f"did you mean {' or '.join(near)}?"
             if near
             else "name a GGUF file, or give one a short name: alignez model add NAME FILE",

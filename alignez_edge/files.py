@@ -11,6 +11,7 @@ import difflib
 import os
 import re
 import secrets
+import stat
 import sys
 import time
 import unicodedata
@@ -142,11 +143,57 @@ def parse_toml(
 
 
 def is_there(path: str | Path) -> bool:
-    """Whether there is such a file or folder; False for what can be no path at all."""
+    """Whether there is such a file or folder; False for what can be no path at all.
+
+    Raises `BadInputError` where it lies in a folder that may not be looked into.
+    """
     try:
-        return bool(str(path)) and Path(path).exists()
-    except (OSError, ValueError):  # too long a name; a NUL character
+        return bool(str(path)) and bool(Path(path).stat())
+    except PermissionError as failure:
+        raise BadInputError(f"cannot look at {printable(str(path))}: {_reason(failure)}") from None
+    except (OSError, ValueError):  # nothing there; too long a name; a NUL character
         return False
+
+
+def check_apart(target: str | Path, sources: Iterable[str | Path]) -> None:
+    """Raise `BadInputError` where `target`, which is to be written, is one of what is read."""
+    for source in sources:
+        if is_there(target) and is_there(source) and Path(target).samefile(source):
+            raise BadInputError(
+                f"cannot write {printable(str(target))}: it is the file that is read",
+                "name another one",
+            )
+
+
+def status_of(path: str | Path) -> os.stat_result | None:
+    """What lies where something is to be written, links followed; None for nothing.
+
+    Raises `BadInputError` where nothing can lie there: too long a name, a folder that may not be
+    looked into.
+    """
+    try:
+        return Path(path).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as failure:
+        raise BadInputError(f"cannot write {printable(str(path))}: {_reason(failure)}") from None
+
+
+def place_of(path: str | Path) -> Path:
+    """Where a file that is written to `path` will lie, links followed; nothing is written.
+
+    Raises `BadInputError` where no plain file can lie there, and `AlignezError` where its folder
+    may not be written. A disk that is full, and the like, shows only in the writing.
+    """
+    shown, found = printable(str(path)), status_of(path)
+    if found is not None and not stat.S_ISREG(found.st_mode):
+        raise BadInputError(f"cannot write {shown}: it is not a plain file")
+    target = Path(os.path.realpath(path))
+    if not target.parent.is_dir():
+        raise BadInputError(f"cannot write {shown}: no such folder")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise AlignezError(f"cannot write {shown}: its folder may not be written")
+    return target
 
 
 def write_atomic(path: str | Path, content: bytes | Callable[[Path], None]) -> None:
@@ -154,15 +201,11 @@ def write_atomic(path: str | Path, content: bytes | Callable[[Path], None]) -> N
 
     `content` is the bytes, or a function that writes them to the path it is given. The temporary
     file stands in the same folder and is removed on failure; what a kill has left is removed
-    by a later save into that folder, an hour or more after. Raises `AlignezError` (disk full,
-    read-only folder) and `BadInputError` (no such folder; the target is not a plain file).
+    by a later save into that folder, an hour or more after. Raises as `place_of` does, and
+    `AlignezError` where the system fails (disk full).
     """
-    target = Path(os.path.realpath(path))
+    target = place_of(path)
     shown = printable(str(path))
-    if target.exists() and not target.is_file():
-        raise BadInputError(f"cannot write {shown}: it is not a plain file")
-    if not target.parent.is_dir():
-        raise BadInputError(f"cannot write {shown}: no such folder")
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.alignez")
     try:
         # Made exclusively, so that nothing planted under this name is written through.

@@ -239,7 +239,8 @@ def read_gguf(path: str | Path, error: type[AlignezError] = ModelFileError) -> G
     except IsADirectoryError:
         raise error(f"{shown} is a folder, not a GGUF file") from None
     except (OSError, ValueError) as problem:
-        raise error(f"cannot read {shown}: {printable(str(problem), 120)}") from None
+        reason = getattr(problem, "strerror", None) or str(problem)
+        raise error(f"cannot read {shown}: {printable(reason, 120)}") from None
 
 
 class _Reader:

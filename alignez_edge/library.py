@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from dataclasses import dataclass
@@ -48,17 +49,27 @@ class ProfileLibrary:
             (self.folder, "user"),
         )
         for folder, origin in places:
-            if folder.is_dir():
-                for path in folder.glob(f"*{SUFFIX}"):
-                    if _NAME.fullmatch(path.stem) and path.is_file():
+            with contextlib.suppress(OSError):  # `trouble` tells
+                for path in folder.iterdir():
+                    if path.suffix == SUFFIX and _NAME.fullmatch(path.stem) and _is_file(path):
                         found[path.stem] = LibraryEntry(path.stem, path, origin)
         return [found[name] for name in sorted(found)]
+
+    def trouble(self) -> str | None:
+        """Why `list` lacks the user's own profiles; None where nothing is wrong."""
+        try:
+            any(self.folder.iterdir())
+        except FileNotFoundError:
+            return None
+        except OSError as failure:
+            return f"cannot read {printable(str(self.folder))}: {failure.strerror}"
+        return None
 
     def path(self, name: str) -> Path:
         """Where the user's profile `name` lies or would lie; raises on a name that is none."""
         if not _NAME.fullmatch(name):
             raise BadInputError(
-                f"{printable(name, 80)!r} cannot be the name of a profile",
+                f"'{printable(name, 80)}' cannot be the name of a profile",
                 hint="use up to 64 letters, digits, hyphens, underscores and dots",
             )
         return self.folder / f"{name}{SUFFIX}"
@@ -71,15 +82,25 @@ class ProfileLibrary:
         if _NAME.fullmatch(name_or_file):
             for folder in (self.folder, builtin_folder()):
                 path = folder / f"{name_or_file}{SUFFIX}"
-                if path.is_file():
+                if is_there(path) and path.is_file():
                     return path
         path = Path(name_or_file)
-        if name_or_file and is_there(path):
+        if is_there(name_or_file):
             return path
         raise ProfileFileError(
-            f"no profile called {printable(name_or_file, 120)!r}, and no such file",
+            f"no profile called '{printable(name_or_file, 120)}', and no such file",
             self._hint(path),
         )
+
+    def free_place(self, name: str) -> Path:
+        """Where a new profile `name` would lie; raises `BadInputError` where there is one."""
+        path = self.path(name)
+        if is_there(path):
+            raise BadInputError(
+                f"there is a profile called {name} already",
+                "give another name (--name NAME), or remove the old one",
+            )
+        return path
 
     def save(self, name: str, profile: Profile) -> Path:
         """Write the profile under `name` and return where; an older one of that name goes."""
@@ -92,7 +113,7 @@ class ProfileLibrary:
         """Where the user's profile `name` lies. Raises `BadInputError` for a built-in one, and
         `ProfileFileError` where there is none of that name."""
         path = self.path(name)
-        if path.is_file():
+        if is_there(path) and path.is_file():
             return path
         if (builtin_folder() / path.name).is_file():
             raise BadInputError(
@@ -140,12 +161,20 @@ def parse_profile_option(text: str) -> tuple[str, float]:
     if drive or (tail.endswith(SUFFIX) and head):
         return text, 1.0
     raise BadInputError(
-        f"the strength in {printable(text, 120)!r} is not a finite number",
+        f"the strength in '{printable(text, 120)}' is not a finite number",
         hint="write it like polite:0.8",
     )
 
 
+def _is_file(path: Path) -> bool:
+    """Whether it is a plain file, or may be one: what may not be looked at says so when read."""
+    try:
+        return path.is_file()
+    except OSError:
+        return True
+
+
 def _named(name: str, text: str) -> str:
     if not name.strip():
-        raise BadInputError(f"no profile is named in {printable(text, 120)!r}")
+        raise BadInputError(f"no profile is named in '{printable(text, 120)}'")
     return name

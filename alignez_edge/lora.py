@@ -32,6 +32,8 @@ and it calls them all the same."""
 _EMBEDDING = "token_embd.weight"
 _ALIGNMENT = 32
 _MERGE = "merge it into the model instead"
+FROM_VECTOR = "make a profile of it: alignez profile import FILE -m MODEL"
+"""What to do with a control vector that was given as something else."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +85,7 @@ class Lora:
                 file.seek(tensor.offset)
                 raw = file.read(tensor.nbytes)
         except OSError as error:
-            raise ModelFileError(f"cannot read {self.name} again: {error}") from error
+            raise ModelFileError(f"cannot read {self.name} again: {error.strerror}") from error
         if len(raw) != tensor.nbytes:
             raise ModelFileError(f"{self.name} has changed while it was read")
         return tensor.name, tensor.shape, tensor.type, raw
@@ -193,6 +195,8 @@ class _Check:
         kind = str(keys.get("general.type", "model"))
         if str(keys.get("general.architecture")) == "steering-profile":
             raise self._fail("a steering profile, not an adapter", "give profiles with -p")
+        if str(keys.get("general.architecture")) == "controlvector":
+            raise self._fail("a control vector, not an adapter", FROM_VECTOR)
         if kind != "adapter":
             raise self._fail(
                 f"not an adapter but '{printable(kind)}'",

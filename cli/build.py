@@ -139,8 +139,7 @@ def build(
     check_width(parallel)
     if limit is not None and limit < 1:
         raise BadInputError(f"--limit is {limit}; it must be at least 1")
-    if seed < 0:
-        raise BadInputError(f"--seed is {seed}; it must be at least 0")
+    check_seed(seed)
     wanted = parse_layers(layers) if layers is not None else None
     check_method(method, neighbors, wanted)
     make: Make
@@ -191,6 +190,12 @@ def build(
     out.result(_summary(profile, target, output, sum(seconds.values())))
 
 
+def check_seed(seed: int) -> None:
+    """Raise `BadInputError` unless a profile can be built with this seed."""
+    if not 0 <= seed < 1 << 63:
+        raise BadInputError(f"--seed is {seed}; it must be at least 0 and below 2**63")
+
+
 def _check_line(option: str, text: str) -> None:
     from alignez_edge.files import is_unprintable
 
@@ -223,13 +228,14 @@ def _like(
 def find_axis(name: str, positive: str | None, negative: str | None) -> Axis:
     """The axis that is meant: a new one, a TOML file, or a built-in one."""
     from alignez_edge.axes import Axis
+    from alignez_edge.files import is_there
 
     if (positive is None) != (negative is None):
         missing = "--negative" if negative is None else "--positive"
         raise BadInputError(f"{missing} is missing", "an axis needs both of its sides")
     if positive is not None and negative is not None:
         return Axis(name, positive=positive, negative=negative)
-    if name.endswith(".toml") or Path(name).is_file():
+    if name.endswith(".toml") or (is_there(name) and Path(name).is_file()):
         return Axis.load(name)
     return Axis.builtin(name)
 
@@ -268,17 +274,15 @@ def _queries(
 
 def _target(axis: Axis, output: str | None) -> Path:
     """Where the profile goes, checked before the work begins."""
-    from alignez_edge.files import make_folder
+    from alignez_edge.files import make_folder, place_of
     from alignez_edge.library import ProfileLibrary
 
     if output is None:
         target = ProfileLibrary().path(axis.name)
         make_folder(target.parent)
-        return target
-    target = Path(output)
-    if target.is_dir() or not target.absolute().parent.is_dir():
-        reason = "it is a folder" if target.is_dir() else "its folder does not exist"
-        raise BadInputError(f"cannot write {output}: {reason}")
+    else:
+        target = Path(output)
+    place_of(target)
     return target
 
 

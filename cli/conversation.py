@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from alignez_edge.errors import BadInputError
 
-from .layout import side_by_side, stacked, terminal_width
+from .layout import compared, terminal_width
 from .options import check_fit, load_steering
 from .output import Output, shown
 from .run import answer_record, unindented
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from alignez_edge.runtime.session import Session
     from alignez_edge.runtime.types import Message, Sampling
     from alignez_edge.steering import Steering
-
-WIDE = 72  # columns from which two answers stand side by side
 
 HELP = """\
 /profile NAME[:S] ...  steer with these profiles; without a name: which are on
@@ -216,9 +214,7 @@ class Conversation:
         for _, steering in sides:
             pieces = self._session.answer(messages, steering=steering, sampling=sampling)
             texts.append("".join(pieces).strip())
-        width = terminal_width()
-        arrange = side_by_side if width >= WIDE else stacked
-        self._out.result(arrange([title for title, _ in sides], texts, width))
+        self._out.result(compared([title for title, _ in sides], texts, terminal_width()))
         for (_, steering), text in zip(sides, texts, strict=True):
             self._out.record({"compare": steering.describe(), "text": text})
 
@@ -228,12 +224,12 @@ class Conversation:
         self._out.notice("(the conversation is forgotten)")
 
     def _save(self, rest: str) -> None:
-        from alignez_edge.files import write_atomic
+        from alignez_edge.files import is_there, write_atomic
 
         if not rest:
             raise BadInputError("/save needs the name of a file")
         path = Path(rest).absolute()
-        if path.exists() and path not in self._written:
+        if is_there(path) and path not in self._written:
             raise BadInputError(f"{rest} exists already", "choose another name")
         blocks = [f"> {t.question}\n\n[{t.steered_by}]\n{t.answer}\n" for t in self._turns]
         write_atomic(path, "\n".join(blocks).encode())

@@ -10,7 +10,8 @@ import typer
 
 from alignez_edge.errors import AlignezError
 
-from .layout import pad, side_by_side, signed_bar, terminal_width, wrap
+from .build import check_seed
+from .layout import compared, pad, signed_bar, terminal_width, wrap
 from .options import grouped
 from .output import Output, duration
 
@@ -49,6 +50,7 @@ def demo(
     from alignez_edge.demo.world import demo_queries
     from alignez_edge.runtime.model import Model
 
+    check_seed(seed)
     width = terminal_width()
     axis = Axis.builtin(AXIS)
     with Model.demo(threads=threads) as model:
@@ -81,12 +83,13 @@ def _profile(model: Model, axis: Axis, fresh: bool, seed: int, out: Output) -> P
     """The demo's profile: the one that is there if it fits, else a new one."""
     from alignez_edge.build import build_profile
     from alignez_edge.demo.world import demo_queries
+    from alignez_edge.files import is_there
     from alignez_edge.library import ProfileLibrary
     from alignez_edge.profile import Profile
 
     library = ProfileLibrary()
     path = library.path(NAME)
-    if path.exists() and not fresh:
+    if is_there(path) and not fresh:
         try:
             profile = Profile.load(path)
             (profile * 1.0).notices(model)
@@ -142,7 +145,7 @@ def _show_answers(
     columns = [_answers(model, queries, steering, seed) for steering in sides.values()]
     for query, texts in zip(queries, zip(*columns, strict=True), strict=True):
         out.result(f"> {query}\n")
-        out.result(side_by_side(list(sides), texts, terminal_width()))
+        out.result(compared(list(sides), texts, terminal_width()))
         out.result()
         negative, plain, positive = texts
         out.record({"query": query, "negative": negative, "plain": plain, "positive": positive})

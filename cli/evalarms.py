@@ -32,7 +32,7 @@ def parse_strengths(text: str) -> tuple[float, ...]:
         found = ()
     if not found or not all(map(math.isfinite, found)):
         raise BadInputError(
-            f"--strengths cannot be {printable(text, 60)!r}", "write them like -1,-0.5,0.5,1"
+            f"--strengths cannot be '{printable(text, 60)}'", "write them like -1,-0.5,0.5,1"
         )
     return found
 

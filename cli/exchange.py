@@ -69,15 +69,18 @@ def export(
     prompt, chosen, rejected.
     """
     from alignez_edge.exchange.export import (
+        ADAPTER,
         PARTS,
+        VECTOR,
         export_control_vector,
         export_lora,
         export_pairs,
         no_lora,
     )
     from alignez_edge.exchange.peft import export_peft
-    from alignez_edge.files import near_hint
+    from alignez_edge.files import check_apart, near_hint
     from alignez_edge.library import ProfileLibrary, parse_profile_option
+    from alignez_edge.lora import parse_lora_option
     from alignez_edge.profile import Profile
 
     if to not in FORMS:
@@ -87,7 +90,11 @@ def export(
     if pairs is not None and to != "pairs":
         raise BadInputError("--pairs is for --to pairs only", "leave it out")
     name, strength = parse_profile_option(profile)
-    value = Profile.load(ProfileLibrary().find(name))
+    source = ProfileLibrary().find(name)
+    value = Profile.load(source)
+    carried = [parse_lora_option(text)[0] for text in loading.lora]
+    for target in (output, Path(output) / ADAPTER, Path(output) / VECTOR):
+        check_apart(target, [source, *carried])
     if to == "pairs":
         found = export_pairs(value, output, pairs)
     elif to == "control-vector":

@@ -229,7 +229,7 @@ def _pairs(
     groups = {name: shipped_pairs(name)[:limit] for name in names}
     if missing := [name for name, pairs in groups.items() if not pairs]:
         raise BadInputError(
-            f"there are no test pairs for the axis {printable(missing[0], 80)!r}",
+            f"there are no test pairs for the axis '{printable(missing[0], 80)}'",
             f"bring your own: --pairs FILE --axis {printable(missing[0], 80)}",
         )
     return [pair for pairs in groups.values() for pair in pairs]

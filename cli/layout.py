@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from .output import shown
 
 GAP = 3
+WIDE = 72  # columns from which answers stand side by side
 
 
 def terminal_width() -> int:
@@ -37,6 +38,13 @@ def wrap(text: str, width: int) -> list[str]:
         room = width // 2 if cells(line) > len(line) else width
         lines += textwrap.wrap(line, room) or [""]
     return lines
+
+
+def compared(titles: Sequence[str], texts: Sequence[str], width: int) -> str:
+    """Texts side by side where there is room for them and for their titles, else stacked."""
+    each = (width - GAP * (len(texts) - 1)) // len(texts)
+    fits = width >= WIDE and all(cells(title) <= each for title in titles)
+    return (side_by_side if fits else stacked)(titles, texts, width)
 
 
 def side_by_side(titles: Sequence[str], texts: Sequence[str], width: int) -> str:

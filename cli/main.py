@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from typing import Annotated
-
-import typer
-
-from alignez_edge import __version__
-from alignez_edge.errors import AlignezError
-from alignez_edge.waiting import calm
-
-from . import bench, build, chat, demo, eval, judge, model, plot, profile, run
-from .output import complain
 
 INTERRUPTED = 130
+
+try:  # Ctrl-C may come while all this is read
+    from collections.abc import Sequence
+    from typing import Annotated
+
+    import typer
+
+    from alignez_edge import __version__
+    from alignez_edge.errors import AlignezError
+    from alignez_edge.waiting import calm
+
+    from . import bench, build, chat, demo, eval, judge, model, plot, profile, run
+    from .output import abandon, complain, tell
+except KeyboardInterrupt:
+    sys.exit(INTERRUPTED)
+
 # Typer brings its own copy of click from some version on; its parameter error leads to either's.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
@@ -65,20 +70,36 @@ app.add_typer(plot.app, name="plot")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code: 0 done, 1 failed, 2 wrong use, 130 Ctrl-C."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _main(list(sys.argv[1:] if arguments is None else arguments))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _main(arguments: list[str]) -> int:
     calm()
+    _open_streams()
     for stream in (sys.stdout, sys.stderr):
         # A terminal that is not UTF-8 shows escapes where it lacks a character.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    code = _run(given)
+    code = _run(arguments)
     try:
         sys.stdout.flush()
     except OSError as failure:
         code = code or _failed(failure)
-        # What is still in the buffer cannot be written: let the interpreter not try once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        abandon(sys.stdout)
     return code
+
+
+def _open_streams() -> None:
+    """Let the streams that were closed by whoever started us (`>&-`) lead nowhere.
+
+    Files that are opened later would get their numbers, and with them what is printed.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
 
 
 def _run(arguments: list[str]) -> int:
@@ -95,7 +116,7 @@ def _run(arguments: list[str]) -> int:
         if "--debug" in arguments:
             import traceback
 
-            traceback.print_exc()
+            tell(traceback.format_exc(), end="")
         return _failed(failure)
 
 

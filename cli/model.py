@@ -46,10 +46,10 @@ def list_(*, out: Output) -> None:
     rows = [(DEMO, "the bundled demo model")]
     out.record({"name": DEMO, "path": None, "exists": True})
     for name, path in known.items():
-        found = path.is_file()
-        size = _size(path.stat().st_size) if found else "missing"
-        rows.append((name, f"{printable(str(path))}  ({size})"))
-        out.record({"name": name, "path": str(path), "exists": found})
+        size = _size_of(path)
+        shown = _size(size) if size is not None else "missing"
+        rows.append((name, f"{printable(str(path))}  ({shown})"))
+        out.record({"name": name, "path": str(path), "exists": size is not None})
     if chosen := os.environ.get(MODEL_VARIABLE):
         rows.append((f"${MODEL_VARIABLE}", printable(chosen)))
     out.result(table(rows))
@@ -99,6 +99,14 @@ def _card(facts: ModelFacts, path: Path, lora: list[dict[str, str | float]]) -> 
     ]
     kept = [row for row in rows if row != ("experts", "0")]
     return f"{facts.name}\n{table(kept, indent='  ')}"
+
+
+def _size_of(path: Path) -> int | None:
+    """The bytes of a file; None where there is none that this user may look at."""
+    try:
+        return path.stat().st_size if path.is_file() else None
+    except OSError:
+        return None
 
 
 def _size(n_bytes: int) -> str:

@@ -7,11 +7,12 @@ carries one object a line and nothing else.
 from __future__ import annotations
 
 import json as _json
+import os
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -41,7 +42,7 @@ class Output:
     def notice(self, text: str) -> None:
         """One line that is good to know."""
         if not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+            tell(text)
 
     def progress(self) -> Progress:
         """What shows how far a long job is."""
@@ -52,9 +53,24 @@ def complain(message: str, hint: str | None = None) -> None:
     """An error on standard error, as every command says it: one line, and one for the hint."""
     from alignez_edge.files import printable
 
-    print(f"error: {printable(message, 1000)}", file=sys.stderr)
+    tell(f"error: {printable(message, 1000)}")
     if hint:
-        print(f"hint: {printable(hint, 1000)}", file=sys.stderr)
+        tell(f"hint: {printable(hint, 1000)}")
+
+
+def tell(text: str, end: str = "\n") -> None:
+    """Text on standard error. What cannot be written there is lost: it costs no answer."""
+    try:
+        print(text, end=end, file=sys.stderr, flush=True)
+    except OSError:
+        abandon(sys.stderr)
+
+
+def abandon(stream: TextIO) -> None:
+    """Let what could not be written to a stream go nowhere: the interpreter would try once more."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def shown(text: str) -> str:
@@ -131,10 +147,10 @@ class Progress:
         self._last = now
         line = f"  {step:<12} {_bar(done, total)} {done}/{total}  {self._time(done, total, now)}"
         if self._terminal:
-            print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+            tell(f"\r\033[K{line}", end="")
             self._open = True
         else:
-            print(line.rstrip(), file=sys.stderr, flush=True)
+            tell(line.rstrip())
 
     def __enter__(self) -> Progress:
         return self
@@ -152,7 +168,7 @@ class Progress:
 
     def _finish_line(self) -> None:
         if self._open:
-            print(file=sys.stderr, flush=True)
+            tell("")
             self._open = False
 
 

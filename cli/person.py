@@ -5,13 +5,11 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from .layout import side_by_side, stacked, terminal_width
+from .layout import compared, terminal_width
 
 if TYPE_CHECKING:
     from alignez_edge.judges.judging import Comparison
 
-NARROW = 72
-"""Columns below which the answers stand one below the other."""
 _KEYS = {"1": 1.0, "2": -1.0, "0": 0.0}
 
 
@@ -28,11 +26,9 @@ def ask(asked: Comparison) -> float:
     """
     from alignez_edge.prompts import trait, with_article
 
-    width = terminal_width()
-    lay_out = stacked if width < NARROW else side_by_side
     role = with_article(trait(asked.axis, asked.side))
     _say(f"\n{_safe(asked.query)}\n")
-    _say(lay_out(("1", "2"), (_safe(asked.first), _safe(asked.second)), width))
+    _say(compared(("1", "2"), (_safe(asked.first), _safe(asked.second)), terminal_width()))
     _say(f"\nWhich is more like an answer of {_safe(role)} assistant?")
     while True:
         print("1, 2, 0 for a tie, q to stop: ", end="", file=sys.stderr, flush=True)

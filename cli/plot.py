@@ -205,7 +205,7 @@ def _run(name: str) -> Path:
     found = _find_run(name)
     if found is None:
         raise BadInputError(
-            f"no run called {printable(name, 120)!r}, and no such folder",
+            f"no run called '{printable(name, 120)}', and no such folder",
             "`alignez eval` says where it keeps one",
         )
     return found

@@ -34,12 +34,15 @@ def list_(*, out: Output) -> None:
     from .layout import table
 
     rows = [("name", "axis", "model", "strength", "effect", "size", "origin")]
-    for entry in ProfileLibrary().list():
+    library = ProfileLibrary()
+    if trouble := library.trouble():
+        out.notice(f"profiles of your own are not listed: {trouble}")
+    for entry in library.list():
         try:
             profile = Profile.load(entry.path)
         except AlignezError as failure:
-            reason = f"cannot be used: {failure.message}"
-            rows.append((entry.name, reason, "", "", "", "", entry.origin))
+            rows.append((entry.name, "cannot be used", "", "", "", "", entry.origin))
+            out.notice(f"{entry.name}: {printable(failure.message)}")
             out.record({"name": entry.name, "path": str(entry.path), "error": failure.message})
             continue
         rows.append(
@@ -113,7 +116,8 @@ def remove(
                 "nobody is there to confirm that", f"alignez profile remove {name} --yes"
             )
         if not typer.confirm(f"delete {place}?", err=True):
-            raise typer.Abort
+            out.notice("not removed")
+            raise typer.Exit(1)
     library.remove(name)
     out.record({"removed": str(place)})
     out.result(f"deleted {place}")
@@ -154,20 +158,23 @@ def mix_(
     Strength 1 of the mix does what its parts do together at their strengths. A part of strength 0
     adds nothing, but with --orthogonal the others lose what they have along its axis.
     """
-    from alignez_edge.library import ProfileLibrary
+    from alignez_edge.files import check_apart
+    from alignez_edge.library import ProfileLibrary, parse_profile_option
     from alignez_edge.mix import Mixture, left_out, mix
 
     from .layout import table
 
+    library = ProfileLibrary()
     terms = load_steering(parts).terms
     called = name if name is not None else "-".join(p.name for p, _ in terms)[:64].rstrip("-")
     profile = mix(terms, called, orthogonal=orthogonal)
+    target = library.free_place(called) if output is None else Path(output)
+    check_apart(target, [library.find(parse_profile_option(text)[0]) for text in parts])
     for loss in left_out(terms, orthogonal=orthogonal):
         out.notice(loss)
     if output is None:
-        target = ProfileLibrary().save(called, profile)
+        library.save(called, profile)
     else:
-        target = Path(output)
         profile.save(target)
     found = Mixture.of(profile)
     assert found is not None  # it has just been written there

@@ -43,6 +43,7 @@ def verify(
     with care, or --calibrate), or it does not fit (exit code 2). Then the few pairs that it carries
     are replayed; an effect that is not the one it tells of is exit code 1.
     """
+    from alignez_edge.files import place_of
     from alignez_edge.fingerprint import Fit
     from alignez_edge.library import ProfileLibrary
     from alignez_edge.profile import Profile
@@ -52,6 +53,8 @@ def verify(
     profile = Profile.load(path)
     if output is not None and not calibrate:
         raise BadInputError("-o says where --calibrate saves", "add --calibrate")
+    if output is not None:
+        place_of(output)  # before the work
     with loading.load(out) as model:
         try:
             with out.progress() as progress:

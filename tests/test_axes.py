@@ -53,6 +53,15 @@ def test_a_name_cannot_be_a_path(name: str) -> None:
         Axis(name, "good", "bad")
 
 
+def test_what_is_wrong_is_escaped_once() -> None:
+    with pytest.raises(AxisError, match=r"cannot be named 'a\\nb'"):
+        Axis("a\nb", "good", "bad")
+    with pytest.raises(AxisError, match=r"printable line: 'a\\nb'"):
+        Axis("mine", "a\nb", "bad")
+    with pytest.raises(AxisError, match=r"is called 'a\\nb'"):
+        Axis.builtin("a\nb")
+
+
 @pytest.mark.parametrize("text", ["", "  ", "two\nlines", "\x1b[31mred", "a\u202eb", "x" * 201])
 def test_wording_is_one_printable_line(text: str) -> None:
     with pytest.raises(AxisError) as caught:

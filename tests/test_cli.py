@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from alignez_edge.runtime.types import Sampling
 from alignez_edge.vectors import ControlVector
 from alignez_edge.waiting import calm
 from cli.build import parse_layers
-from cli.layout import cells, side_by_side, signed_bar, stacked, wrap
+from cli.layout import cells, compared, side_by_side, signed_bar, stacked, wrap
 from cli.options import SamplingOptions
 from cli.output import Progress, duration
 from tests.terminal import ROOT, Alignez, in_terminal, process
@@ -52,6 +53,17 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def alignez(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Alignez:
     return Alignez(monkeypatch, capsys)
+
+
+@pytest.fixture
+def locked(tmp_path: Path) -> Iterator[Path]:
+    """A folder that nobody may look into."""
+    folder = tmp_path / "locked"
+    folder.mkdir(mode=0)
+    if os.access(folder, os.X_OK):
+        pytest.skip("this user may look into any folder")
+    yield folder
+    folder.chmod(0o700)
 
 
 @pytest.fixture
@@ -290,6 +302,39 @@ def test_the_environment_names_the_model(
     assert records(said.out)[0]["model"] == tiny_chat.name
 
 
+@pytest.mark.parametrize(
+    ("arguments", "closed", "out", "code"),
+    [
+        (["--version"], [1], b"", 0),
+        (["profile", "list"], [1], b"", 0),
+        (["run", "MODEL"], [0], b"", 2),
+        (["chat", "MODEL"], [0], b"", 0),
+        (["run", "hello", "--json", "MODEL"], [2], b'{"prompt": "hello"', 0),
+        (["run", "hello", "MODEL"], [0, 1, 2], b"", 0),
+        (["nothing"], [2], b"", 2),
+        (["nothing"], [1, 2], b"", 2),
+    ],
+)
+def test_streams_may_be_closed(
+    use: list[object], arguments: list[str], closed: list[int], out: bytes, code: int
+) -> None:
+    given = [part for word in arguments for part in (use if word == "MODEL" else [word])]
+    running = process(*given, preexec_fn=lambda: [os.close(number) for number in closed])
+    said, err = running.communicate()
+    assert running.returncode == code
+    assert said.startswith(out) and bool(said) == bool(out)
+    assert b"Traceback" not in err and b"unexpected" not in err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_what_cannot_be_said_on_the_side_costs_no_answer(use: list[object]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        running = process("run", "--json", *use, stderr=full)
+        said, _ = running.communicate(b"one\n\xff\ntwo\n")
+    assert running.returncode == 2
+    assert [record["prompt"] for record in records(said.decode())] == ["one", "two"]
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_full_disk_is_one_line(use: list[object]) -> None:
     with Path("/dev/full").open("wb") as full:
@@ -322,6 +367,75 @@ def test_ctrl_c_is_130(tiny_chat: Path) -> None:
     assert b"Traceback" not in err
 
 
+def test_ctrl_c_while_the_commands_are_read_is_130() -> None:
+    code = (
+        "import sys\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, *more):\n"
+        "        if name == 'typer': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        "from cli.main import main\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+LONG = "x" * 300
+NAMES_OF_FILES = [
+    ["run", "hi", "-m", "NAME"],
+    ["model", "show", "-m", "NAME"],
+    ["build", "NAME"],
+    ["build", "polite", "MODEL", "--pairs", "none", "-o", "NAME"],
+    ["profile", "export", "PROFILE", "--to", "control-vector", "-o", "NAME"],
+    ["profile", "mix", "PROFILE", "PROFILE", "-o", "NAME"],
+    ["plot", "strength", "PROFILE", "-o", "NAME.png"],
+    ["plot", "strength", "NAME"],
+    ["run", "hi", "-p", "NAME", "MODEL"],
+]
+
+
+@pytest.fixture
+def with_name(
+    alignez: Alignez, use: list[object], chat_model: Model, tmp_path: Path
+) -> Callable[[list[str], str], None]:
+    """Give a command a name of a file; it is to be refused in one line."""
+    profiles = iter("ab")
+
+    def profile() -> Path:
+        name = next(profiles)
+        random_profile(chat_model, name).save(tmp_path / f"{name}.gguf")
+        return tmp_path / f"{name}.gguf"
+
+    def refused(command: list[str], name: str) -> None:
+        words: list[object] = []
+        for word in command:
+            if word == "MODEL":
+                words += use[:4]
+            else:
+                words.append(profile() if word == "PROFILE" else word.replace("NAME", name))
+        said = alignez(*words, *([] if "profile" in command else ["--quiet"]))
+        assert (said.code, said.out) == (2, "")
+        errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1
+        assert errors[0].startswith(("error: cannot", "error: no "))
+
+    return refused
+
+
+@pytest.mark.parametrize("command", NAMES_OF_FILES, ids=" ".join)
+def test_names_that_are_too_long(
+    with_name: Callable[[list[str], str], None], command: list[str]
+) -> None:
+    with_name(command, LONG)
+
+
+@pytest.mark.parametrize("command", NAMES_OF_FILES, ids=" ".join)
+def test_places_that_nobody_may_look_at(
+    with_name: Callable[[list[str], str], None], locked: Path, command: list[str]
+) -> None:
+    with_name(command, str(locked / "x"))
+
+
 # model and profile
 
 
@@ -345,6 +459,12 @@ def test_short_names(alignez: Alignez, tiny_chat: Path, tiny_llama: Path, home: 
     assert alignez("run", "x", "-m", "mine", "--max-tokens", 2, "--threads", 2).code == 0
     assert "did you mean mine?" in alignez("run", "x", "-m", "mime").err
     assert alignez("model", "add", "demo", tiny_chat).code == 2
+    assert "'a\\nb' cannot be the name" in alignez("model", "add", "a\nb", tiny_chat).err
+    assert "no model called 'a\\nb', and" in alignez("run", "x", "-m", "a\nb").err
+    alignez("model", "add", "mine", tiny_chat)
+    (home / "models.json").write_text((home / "models.json").read_text().replace(".gguf", LONG))
+    said = alignez("model", "list")
+    assert said.code == 0 and "(missing)" in said.out
     (home / "models.json").write_text("[")
     assert "is damaged" in alignez("run", "x", "-m", "mine").err
 
@@ -361,7 +481,9 @@ def test_the_library_of_profiles(
     listed = {r["name"]: r for r in records(alignez("profile", "list", "--json").out)}
     assert listed["bright"]["axis"] == "bright" and listed["bright"]["origin"] == "user"
     assert "error" in listed["broken"]
-    assert "cannot be used" in alignez("profile", "list").out
+    said = alignez("profile", "list")
+    assert "cannot be used" in said.out and said.err.startswith("broken: ")
+    assert all(len(line) < 120 for line in said.out.splitlines())
     card = alignez("profile", "show", "bright").out
     assert "bright / dark" in card and "2 equal answers" in card and "strength -1  -0.500" in card
     (facts,) = records(alignez("profile", "show", steer_file, "--json").out)
@@ -429,6 +551,24 @@ def test_chat_saves_a_transcript(alignez: Alignez, use: list[object], tmp_path: 
     assert "error" in alignez("chat", *use, stdin=f"/save {tmp_path}/no/where\n").err
 
 
+def test_chat_goes_on_where_it_cannot_save(
+    alignez: Alignez, use: list[object], tmp_path: Path
+) -> None:
+    places = [LONG, "a\0b", tmp_path, tmp_path / "no" / "x"]
+    lines = ["hello", *(f"/save {place}" for place in places), "hello"]
+    said = alignez("chat", *use, "--json", "--quiet", stdin="\n".join(lines) + "\n")
+    assert said.code == 0 and len(records(said.out)) == 2
+    assert [line.partition(":")[0] for line in said.err.splitlines()].count("error") == len(places)
+
+
+def test_chat_goes_on_where_it_may_not_save(
+    alignez: Alignez, use: list[object], locked: Path
+) -> None:
+    said = alignez("chat", *use, "--json", "--quiet", stdin=f"hello\n/save {locked}/x\nhello\n")
+    assert said.code == 0 and len(records(said.out)) == 2
+    assert said.err == f"error: cannot look at {locked}/x: Permission denied\n"
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 def test_chat_in_a_terminal(tiny_chat: Path, steer_file: Path, chat_model: Model) -> None:
     arguments = ["chat", "-m", tiny_chat, "--threads", 2, "--max-tokens", 480]
@@ -471,6 +611,17 @@ def test_columns_fit_their_width() -> None:
         assert all(cells(line) <= width for line in shown.splitlines())
         assert all(cells(line) <= width for text in texts for line in wrap(text, width))
     assert "one" in stacked(["one"], ["text"], 80)
+
+
+def test_texts_are_stacked_where_columns_are_too_narrow() -> None:
+    titles, texts = ["-p demo-cheerful:-1", "plain", "-p demo-cheerful:1"], ["word " * 30] * 3
+    assert compared(titles, texts, 80) == side_by_side(titles, texts, 80)
+    for width in (40, 60, 71):
+        assert compared(titles, texts, width) == stacked(titles, texts, width)
+        assert all(cells(line) <= width for line in compared(titles, texts, width).splitlines())
+    assert compared(["plain", "x" * 40], texts[:2], 80) == stacked(
+        ["plain", "x" * 40], texts[:2], 80
+    )
 
 
 def test_bars_are_symmetric() -> None:

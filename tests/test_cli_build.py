@@ -101,22 +101,51 @@ def test_build_into_a_file_says_what_to_try(
         (["--method", "recontrol", "--layers", "2"], "error: the method recontrol edits no"),
         (["--limit", "0"], "error: --limit is 0"),
         (["--seed", "-1"], "error: --seed is -1"),
+        (["--seed", 2**63], "error: --seed is 9223372036854775808; it must be at least 0 and"),
         (["--parallel", "0"], "error: --parallel is 0"),
         (["--queries", "q.txt"], "error: --pairs and --queries exclude each other"),
         (["-o", "no/such/folder/x.gguf"], "error: cannot write no/such/folder/x.gguf"),
-        (["-o", "."], "error: cannot write .: it is a folder"),
+        (["-o", "."], "error: cannot write .: it is not a plain file"),
+        (["-o", "/dev/null"], "error: cannot write /dev/null: it is not a plain file"),
     ],
 )
 def test_wrong_use_of_build(
     alignez: Alignez,  # noqa: F811
     use: list[object],
     pairs_file: Path,
-    options: list[str],
+    home: Path,  # noqa: F811
+    options: list[object],
     error: str,
 ) -> None:
     said = alignez("build", *NEW_AXIS, *use, "--quiet", "--pairs", pairs_file, *options)
     assert (said.code, said.out) == (2, "")
     assert said.err.startswith(error) and "Traceback" not in said.err
+    if options[0] == "-o":
+        assert not home.exists(), "it was to be known before the work"
+
+
+def test_a_folder_that_may_not_be_written_is_known_before_the_work(
+    alignez: Alignez,  # noqa: F811
+    use: list[object],
+    pairs_file: Path,
+    home: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Root may write anywhere, so that a folder's mode would not do here.
+    monkeypatch.setattr("alignez_edge.files.os.access", lambda *_: False)
+    target = tmp_path / "x.gguf"
+    said = alignez("build", *NEW_AXIS, *use, "--quiet", "--pairs", pairs_file, "-o", target)
+    assert (said.code, said.out) == (1, "")
+    assert said.err == f"error: cannot write {target}: its folder may not be written\n"
+    assert not home.exists()
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_wrong_use_of_demo(alignez: Alignez, seed: int) -> None:  # noqa: F811
+    said = alignez("demo", "--seed", seed)
+    assert (said.code, said.out) == (2, "")
+    assert said.err.startswith(f"error: --seed is {seed}; it must be at least 0")
 
 
 def test_queries_that_cannot_be_read(

@@ -154,6 +154,63 @@ def test_wrong_use_of_export(
     assert not (tmp_path / "out").exists()
 
 
+def test_export_overwrites_nothing_that_it_reads(
+    alignez: Alignez,  # noqa: F811
+    use: list[object],
+    exact: Path,
+    tmp_path: Path,
+) -> None:
+    adapter = tmp_path / "lora" / "adapter.gguf"
+    adapter.parent.mkdir()
+    exact.rename(adapter)
+    link = tmp_path / "link.gguf"
+    link.symlink_to(adapter)
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"query": "a", "chosen": "b", "rejected": "c"}\n')
+    kept = adapter.read_bytes(), pairs.read_bytes()
+    for options, target in (
+        (["--to", "control-vector"], adapter),
+        (["--to", "control-vector"], link),
+        (["--to", "pairs"], adapter),
+        (["--to", "pairs", "--pairs", pairs], pairs),
+        (["--to", "lora", *use], adapter.parent),
+        (["--to", "peft", *use], adapter),
+    ):
+        said = alignez("profile", "export", f"{adapter}:1", *options, "-o", target)
+        assert (said.code, said.out) == (2, "")
+        assert said.err.splitlines()[-2].endswith(": it is the file that is read")
+        assert (adapter.read_bytes(), pairs.read_bytes()) == kept
+
+
+def test_a_name_too_long_for_a_folder(
+    alignez: Alignez,  # noqa: F811
+    use: list[object],
+    exact: Path,
+) -> None:
+    said = alignez("profile", "export", exact, "--to", "lora", "-o", "x" * 300, *use)
+    assert (said.code, said.out) == (2, "")
+    assert said.err.startswith("error: cannot write xxx")
+
+
+def test_a_control_vector_given_as_something_else(
+    alignez: Alignez,  # noqa: F811
+    use: list[object],
+    tmp_path: Path,
+) -> None:
+    path = written(tmp_path / "v.gguf", {"direction.2": DRAWN[2]}, unsigned(1))
+    hint = "hint: make a profile of it: alignez profile import FILE -m MODEL"
+    for command, instead in (
+        (["run", "hi", *use, "--lora", path], "an adapter"),
+        (["model", "show", "-m", path], "a model"),
+    ):
+        said = alignez(*command)
+        assert (said.code, said.out) == (2, "")
+        assert said.err.splitlines() == [
+            f"error: {path}: a control vector, not {instead}",
+            hint,
+        ]
+
+
 def test_export_into_a_folder_that_is_not_there(
     alignez: Alignez,  # noqa: F811
     polite: Path,

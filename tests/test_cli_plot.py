@@ -120,6 +120,23 @@ def test_wrong_use_is_one_line(
 
 
 @pytest.mark.parametrize(
+    ("content", "reason"),
+    [("", "it is damaged"), ("{}", "it is damaged"), ('{"rows": [], "plain": []}', "a list where")],
+)
+def test_results_that_cannot_be_read_are_said_to_be_damaged(
+    alignez: Alignez, tmp_path: Path, content: str, reason: str
+) -> None:
+    run = make_run(tmp_path / "run", [arm(POLITE, 1.0)], n_query=2, seeds=1)
+    (run.path / "results.json").write_text(content)
+    said = alignez("report", run.path)
+    assert (said.code, said.out) == (2, "")
+    error, hint = said.err.splitlines()
+    assert error.startswith("error: ")
+    assert f"does not say what a run found: {reason}" in error
+    assert hint.startswith("hint: start the same evaluation again")
+
+
+@pytest.mark.parametrize(
     ("named", "stem"),
     [
         (("polite", "formal"), "polite-formal"),

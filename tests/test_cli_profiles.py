@@ -146,6 +146,7 @@ def test_verify_says_what_it_cannot_check(
     [
         (["nowhere"], "error: no profile called 'nowhere'"),
         (["bright", "-o", "x.gguf"], "error: -o says where --calibrate saves"),
+        (["bright", "--calibrate", "-o", "."], "error: cannot write .: it is not a plain file"),
         (["bright", "--calibrate"], "error: the profile was made for this very model"),
     ],
 )
@@ -201,7 +202,7 @@ def test_remove_needs_a_yes(alignez: Alignez, bright: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
-@pytest.mark.parametrize(("key", "code"), [("y\n", 0), ("n\n", 130), ("\n", 130)])
+@pytest.mark.parametrize(("key", "code"), [("y\n", 0), ("n\n", 1), ("\n", 1), ("\x03", 130)])
 def test_remove_asks_in_a_terminal(
     home: Path,
     chat_model: Model,
@@ -212,6 +213,38 @@ def test_remove_asks_in_a_terminal(
     text, said = in_terminal(["profile", "remove", "mine"], [("[y/N]", key)])
     assert said == code and path.exists() == (code != 0)
     assert "delete" in text and "Traceback" not in text
+    assert ("not removed" in text) == (code == 1)
+
+
+def test_a_folder_of_profiles_that_cannot_be_read_is_told(
+    alignez: Alignez,
+    home: Path,
+) -> None:
+    home.mkdir()
+    (home / "profiles").touch()
+    said = alignez("profile", "list")
+    assert (said.code, "built-in" in said.out) == (0, True)
+    assert said.err == (
+        f"profiles of your own are not listed: cannot read {home}/profiles: Not a directory\n"
+    )
+
+
+def test_a_mix_replaces_no_profile(alignez: Alignez, chat_model: Model, tmp_path: Path) -> None:
+    paths = [ProfileLibrary().save(n, random_profile(chat_model, i, n)) for i, n in enumerate("ab")]
+    kept = [path.read_bytes() for path in paths]
+    command = ["profile", "mix", "a", "b:0.5"]
+    said = alignez(*command, "--name", "a")
+    assert (said.code, said.out) == (2, "")
+    assert said.err.splitlines() == [
+        "error: there is a profile called a already",
+        "hint: give another name (--name NAME), or remove the old one",
+    ]
+    said = alignez(*command, "-o", paths[1])
+    assert (said.code, said.out) == (2, "")
+    assert said.err.startswith(f"error: cannot write {paths[1]}: it is the file that is read\n")
+    assert [path.read_bytes() for path in paths] == kept
+    assert alignez(*command).code == 0
+    assert alignez(*command).code == 2
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/b", "..", "\x1b[2J"])

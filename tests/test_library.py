@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,52 @@ def test_near_matches(llama_model: Model) -> None:
         with pytest.raises(ProfileFileError) as caught:
             library.find(odd)
         assert caught.value.message.isprintable()
+
+
+def test_what_may_not_be_looked_at_is_said(
+    llama_model: Model, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = ProfileLibrary()
+    path = library.save("mine", random_profile(llama_model))
+    looked = Path.stat
+
+    def refused(self: Path, **more: bool) -> os.stat_result:
+        if self == path:  # as in a folder without search permission, which root may enter
+            raise PermissionError(13, "Permission denied", str(self))
+        return looked(self, **more)
+
+    monkeypatch.setattr(Path, "stat", refused)
+    for ask in (library.find, library.check_removable, library.free_place):
+        with pytest.raises(BadInputError, match=r"cannot look at .*: Permission denied"):
+            ask("mine")
+    assert names(library) == ["mine"]  # which says when it is read what is wrong with it
+
+
+def test_why_profiles_are_not_listed(home: Path) -> None:
+    library = ProfileLibrary()
+    assert library.trouble() is None
+    home.mkdir()
+    library.folder.mkdir()
+    assert library.trouble() is None
+    library.folder.rmdir()
+    library.folder.touch()
+    assert library.trouble() == f"cannot read {library.folder}: Not a directory"
+    assert names(library) == []
+
+
+def test_a_place_that_is_free(llama_model: Model) -> None:
+    library = ProfileLibrary()
+    assert library.free_place("mine") == library.path("mine")
+    library.save("mine", random_profile(llama_model))
+    with pytest.raises(BadInputError, match="there is a profile called mine already"):
+        library.free_place("mine")
+
+
+def test_names_are_escaped_once() -> None:
+    for refused in (ProfileLibrary().path, ProfileLibrary().find):
+        with pytest.raises(BadInputError) as caught:
+            refused("a\nb")
+        assert "'a\\nb'" in caught.value.message
 
 
 def test_remove(llama_model: Model, home: Path) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from alignez_edge.errors import BadInputError
+from alignez_edge.files import check_apart, is_there, write_atomic
 from alignez_edge.profile import Profile
 from alignez_edge.runtime.model import Model
 from tests.seeds import all_profiles
@@ -174,6 +176,26 @@ print(sorted(os.listdir(disk)))
     said, names = done.stdout.splitlines()
     assert "cannot write" in said and "No space left on device" in said
     assert names == "['ballast', 'polite.gguf']"
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+def test_names_that_no_file_can_have(tmp_path: Path, name: str) -> None:
+    assert not is_there(tmp_path / name)
+    with pytest.raises(BadInputError, match="cannot write"):
+        write_atomic(tmp_path / name, b"")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_read_is_not_to_be_written(tmp_path: Path) -> None:
+    source, link = tmp_path / "source", tmp_path / "link"
+    check_apart(source, [source])  # neither is there
+    source.touch()
+    link.symlink_to(source)
+    check_apart(tmp_path / "other", [source])
+    for target in (source, link, tmp_path / "x" / ".." / "source"):
+        (tmp_path / "x").mkdir(exist_ok=True)
+        with pytest.raises(BadInputError, match="it is the file that is read"):
+            check_apart(target, [tmp_path / "none", source])
 
 
 def test_what_a_kill_leaves_goes_with_a_later_save(pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -120,8 +120,12 @@ class Outcome:
                 finding,
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as failure:
-            reason = f"{type(failure).__name__}: {failure}"
-            raise BadInputError(f"{shown} does not say what a run found: {reason}") from None
+            # Only what was raised here has words for a user.
+            reason = str(failure) if type(failure) is ValueError else "it is damaged"
+            raise BadInputError(
+                f"{shown} does not say what a run found: {reason}",
+                "start the same evaluation again: it writes it anew from the answers",
+            ) from None
 
     @property
     def steered(self) -> tuple[Row, ...]:

@@ -9,6 +9,7 @@ one `Part` of a profile, and every export says in `notices` what is lost.
 from __future__ import annotations
 
 import json
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -19,10 +20,11 @@ from alignez_edge.errors import BadInputError
 from alignez_edge.exact import adapter_bytes, adapter_tensors, constants
 from alignez_edge.exchange.vectorfile import write_control_vector
 from alignez_edge.files import (
-    is_there,
+    check_apart,
     is_unprintable,
     make_folder,
     printable,
+    status_of,
     user_dir,
     write_atomic,
 )
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from alignez_edge.profile import Profile
     from alignez_edge.runtime.model import Model
 
+ADAPTER, VECTOR, MODELFILE = "adapter.gguf", "control-vector.gguf", "Modelfile"
 Part = Literal["answer", "deciding"]
 PARTS: tuple[Part, ...] = get_args(Part)
 _HEADER = 1 << 20  # bytes of the first line of a pair file
@@ -98,24 +101,24 @@ def export_lora(
     """
     name = model.path.name
     if any(is_unprintable(char) for char in name):
-        raise BadInputError(f"a Modelfile cannot name {printable(name)!r}", "rename the model")
+        raise BadInputError(f"a Modelfile cannot name '{printable(name)}'", "rename the model")
     found = factors(profile, model, strength, part)
     pairs = [(matrix, a, b) for matrix, (a, b) in found.matrices.items()]
     target = folder_at(folder)
-    files = [target / "adapter.gguf"]
+    files = [target / ADAPTER]
     write_atomic(files[0], adapter_bytes(model.gguf, pairs, alpha=float(found.rank)))
     notices = notices_of(profile, part, model)
     if found.constants.any():
-        files.append(target / "control-vector.gguf")
+        files.append(target / VECTOR)
         write_control_vector(files[-1], found.constants, profile.fingerprint.architecture)
         notices.append(
             "the edit has constants: give llama.cpp the control vector too; Ollama cannot add them"
         )
-    files.append(target / "Modelfile")
+    files.append(target / MODELFILE)
     lines = [
         f"# {printable(profile.name)} at strength {strength:g}. The model file belongs beside it.",
         f"FROM ./{name}",
-        "ADAPTER ./adapter.gguf",
+        f"ADAPTER ./{ADAPTER}",
     ]
     write_atomic(files[-1], ("\n".join(lines) + "\n").encode())
     return Exported(tuple(files), tuple(notices))
@@ -130,6 +133,7 @@ def export_pairs(profile: Profile, path: str | Path, source: str | Path | None =
     malformed.
     """
     file = Path(source) if source is not None else built_from(profile)
+    check_apart(path, [file])
     found = read_labelled_pairs(file, profile.axis)
     records = [
         {"prompt": pair.query, "chosen": pair.chosen, "rejected": pair.rejected}
@@ -165,10 +169,10 @@ def factors(profile: Profile, model: Model, strength: float, part: Part) -> Fact
 
 def folder_at(path: str | Path) -> Path:
     """The folder, made if missing; raises `BadInputError` where a file is in its place."""
-    folder = Path(path)
-    if is_there(folder) and not folder.is_dir():
+    found = status_of(path)
+    if found is not None and not stat.S_ISDIR(found.st_mode):
         raise BadInputError(f"cannot write {printable(str(path))}: it is a file, not a folder")
-    return make_folder(folder)
+    return make_folder(Path(path))
 
 
 def notices_of(profile: Profile, part: Part, model: Model | None = None) -> list[str]:

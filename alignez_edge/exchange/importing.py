@@ -88,12 +88,7 @@ def free_place(library: ProfileLibrary, name: str, path: str | Path) -> Path:
     The very same bytes may be imported again.
     """
     target = library.path(name)
-    if target.exists() and not _same(target, Path(path)):
-        raise BadInputError(
-            f"there is a profile called {name} already",
-            "give another name (--name NAME), or remove the old one",
-        )
-    return target
+    return target if _same(target, Path(path)) else library.free_place(name)
 
 
 def imported_profile(

@@ -16,6 +16,7 @@ import numpy as np
 
 from alignez_edge.errors import ModelFileError
 from alignez_edge.gguffile import GGUFFile, StringArray, printable
+from alignez_edge.lora import FROM_VECTOR
 from alignez_edge.runtime.llama import cpp
 
 
@@ -115,6 +116,8 @@ class _Check:
         self._architecture = architecture
         if architecture == "steering-profile":
             raise self._fail("a steering profile, not a model", "give profiles with -p")
+        if architecture == "controlvector":
+            raise self._fail("a control vector, not a model", FROM_VECTOR)
         kind = str(self._keys.get("general.type", "model"))
         if kind == "adapter":
             raise self._fail("an adapter, not a model", "give adapters with --lora")
