@@ -155,6 +155,11 @@ def is_there(path: str | Path) -> bool:
         return False
 
 
+def is_file(path: str | Path) -> bool:
+    """Whether there is such a file, which is no folder; as `is_there` otherwise."""
+    return is_there(path) and Path(path).is_file()
+
+
 def check_apart(target: str | Path, sources: Iterable[str | Path]) -> None:
     """Raise `BadInputError` where `target`, which is to be written, is one of what is read."""
     for source in sources:

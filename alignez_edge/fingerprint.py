@@ -157,6 +157,14 @@ def fingerprint(gguf: GGUFFile, lora: Carried = ()) -> Fingerprint:
     )
 
 
+def identity(gguf: GGUFFile, lora: Carried = ()) -> str:
+    """SHA-256, in hexadecimal, of a model's fingerprint and contents: the key under which what is
+    computed from it is kept. The fingerprint alone is the same for some that are not alike."""
+    return hashlib.sha256(
+        f"{fingerprint(gguf, lora).digest()} {gguf.contents()}".encode()
+    ).hexdigest()
+
+
 def compare(a: Fingerprint, b: Fingerprint) -> Comparison:
     """How the models of two fingerprints agree, and in which facts they do not.
 

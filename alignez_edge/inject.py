@@ -12,7 +12,6 @@ cache folder by the edit's digest and the model's.
 
 from __future__ import annotations
 
-import hashlib
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from alignez_edge.embeddings import POSITIONS
 from alignez_edge.errors import AlignezError, BadInputError
 from alignez_edge.exact import ExactEdit, can_inject_exactly, constants, exact_edit
 from alignez_edge.files import cache_dir, make_folder, printable, write_atomic
+from alignez_edge.fingerprint import identity
 from alignez_edge.methods import Way
 from alignez_edge.products import BankProduct, not_by_query
 
@@ -233,9 +233,8 @@ def _prepared(model: Model, edit: Edit) -> tuple[Adapter, FloatArray]:
 
     key = edit.digest
     if key not in model.kept:
-        facts = (key, model.fingerprint.digest(), model.gguf.contents())
-        name = hashlib.sha256(repr(facts).encode()).hexdigest()[:40]
-        path = cache_dir() / "adapters" / f"{name}.npz"
+        name = f"{key[:32]}-{identity(model.gguf, model.lora)[:32]}.npz"
+        path = cache_dir() / "adapters" / name
         found = _read(path, (model.n_layer, model.n_embd))
         if found is None:
             found = exact_edit(model.gguf, edit, lora=model.lora)

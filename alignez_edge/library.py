@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from alignez_edge.errors import AlignezError, BadInputError, ProfileFileError
-from alignez_edge.files import builtin_folder, is_there, make_folder, near_hint, printable, user_dir
+from alignez_edge.files import (
+    builtin_folder,
+    is_file,
+    is_there,
+    make_folder,
+    near_hint,
+    printable,
+    user_dir,
+)
 
 if TYPE_CHECKING:
     from alignez_edge.profile import Profile
@@ -82,7 +90,7 @@ class ProfileLibrary:
         if _NAME.fullmatch(name_or_file):
             for folder in (self.folder, builtin_folder()):
                 path = folder / f"{name_or_file}{SUFFIX}"
-                if is_there(path) and path.is_file():
+                if is_file(path):
                     return path
         path = Path(name_or_file)
         if is_there(name_or_file):
@@ -113,7 +121,7 @@ class ProfileLibrary:
         """Where the user's profile `name` lies. Raises `BadInputError` for a built-in one, and
         `ProfileFileError` where there is none of that name."""
         path = self.path(name)
-        if is_there(path) and path.is_file():
+        if is_file(path):
             return path
         if (builtin_folder() / path.name).is_file():
             raise BadInputError(

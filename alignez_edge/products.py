@@ -7,7 +7,6 @@ and `H W` is made once for a bank and a model and kept in the user's cache folde
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from alignez_edge.embeddings import POSITIONS
 from alignez_edge.errors import AlignezError, BadInputError
 from alignez_edge.exact import ExactEdit, adapter_bytes, adapter_tensors, constants
 from alignez_edge.files import cache_dir, make_folder, printable, write_atomic
-from alignez_edge.fingerprint import fingerprint
+from alignez_edge.fingerprint import identity
 from alignez_edge.gguffile import GGUFFile
 from alignez_edge.lora import Carried
 
@@ -54,9 +53,7 @@ class BankProduct:
         `AlignezError` where the file cannot be written.
         """
         folder = cache_dir() / "products"
-        facts = f"{fingerprint(gguf, lora).digest()}-{gguf.contents()}"
-        model = hashlib.sha256(facts.encode()).hexdigest()
-        path = folder / f"{bank.digest[:32]}-{model[:32]}.npy"
+        path = folder / f"{bank.digest[:32]}-{identity(gguf, lora)[:32]}.npy"
         kind = _cell(bank, _n_in(bank, gguf))
         cells = _open(path, kind, len(bank.layers))
         if cells is None:

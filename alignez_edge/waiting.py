@@ -7,7 +7,7 @@ import os
 _SPINS = "4000"
 """Turns of libgomp's loop before a waiting thread sleeps. Its own are 300,000: two llama.cpp
 processes on the same cores then wait for each other's spinning threads and come to a near stop.
-With 1,000 one process alone is slower too (docs/speed.md)."""
+With 1,000 one process alone is slower too: its threads sleep while others still compute."""
 
 
 def calm() -> None:

@@ -228,14 +228,14 @@ def _like(
 def find_axis(name: str, positive: str | None, negative: str | None) -> Axis:
     """The axis that is meant: a new one, a TOML file, or a built-in one."""
     from alignez_edge.axes import Axis
-    from alignez_edge.files import is_there
+    from alignez_edge.files import is_file
 
     if (positive is None) != (negative is None):
         missing = "--negative" if negative is None else "--positive"
         raise BadInputError(f"{missing} is missing", "an axis needs both of its sides")
     if positive is not None and negative is not None:
         return Axis(name, positive=positive, negative=negative)
-    if name.endswith(".toml") or (is_there(name) and Path(name).is_file()):
+    if name.endswith(".toml") or is_file(name):
         return Axis.load(name)
     return Axis.builtin(name)
 

@@ -78,14 +78,13 @@ class Plan:
 
     def settings(self, model: Model, judge: Judge) -> dict[str, Any]:
         """Everything that shapes the results, as the run folder keeps it."""
-        from alignez_edge.fingerprint import fingerprint
+        from alignez_edge.fingerprint import identity
         from alignez_edge.gguffile import read_gguf
         from alignez_edge.runtime.context import window
 
         other = None
         if self.reference is not None:
-            file = read_gguf(self.reference)
-            other = f"{fingerprint(file).digest()}, {file.contents()}"
+            other = identity(read_gguf(self.reference))
         return {
             "model": model.facts.name,
             "fingerprint": model.fingerprint.digest(),
