@@ -164,7 +164,7 @@ class Builder:
                     (pair.rejected_request, pair.rejected),
                 )
             ]
-            read = list(capture(self.model, items, tensor=tensor, n_dims=n_dims, n_ctx=self.ctx))
+            read = list(capture(self.model, items, tensor=tensor, n_ctx=self.ctx))
             for chosen, rejected in zip(read[::2], read[1::2], strict=True):
                 states.append(
                     deciding=(chosen.deciding, rejected.deciding),

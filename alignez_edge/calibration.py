@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from alignez_edge.methods import Way
     from alignez_edge.profile import Profile
     from alignez_edge.runtime.model import Model
-    from alignez_edge.runtime.types import Injection
+    from alignez_edge.runtime.types import Conditional, Injection
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -112,24 +112,24 @@ def read_pair(
     plain: Sequence[int],
     asked: Sequence[Sequence[int]],
     answers: Sequence[Sequence[int]],
-    injections: Sequence[Injection | None],
+    steerings: Sequence[Injection | Conditional | None],
     n_ctx: int | None = None,
 ) -> Reading:
     """Measure one pair.
 
     `plain` is the prompt; `asked` the prompts that ask for the wanted and for the unwanted side;
-    `answers` the wanted and the unwanted answer; `injections` those of the grid, + and then -.
+    `answers` the wanted and the unwanted answer; `steerings` those of the grid, + and then -.
     All are tokens. `n_ctx` is the window, by default as for a `Session`.
     """
     from alignez_edge.runtime.score import Scorer, answer_log_prob, kl_divergence
 
-    n_steered, n_asked = len(injections), len(asked)
+    n_steered, n_asked = len(steerings), len(asked)
     gain = np.zeros((2, n_steered + n_asked))
     drift = np.zeros((2, n_steered + n_asked))
     # One context a pair: what a pair's numbers are must not depend on the pairs before it.
     with Scorer(model, n_ctx=n_ctx) as scorer:
         for side, answer in enumerate(answers):
-            rows = scorer.log_probs(plain, answer, [None, *injections])
+            rows = scorer.log_probs(plain, answer, [None, *steerings])
             base = next(rows)
             before = answer_log_prob(base, answer)
             changed = chain(rows, *(scorer.log_probs(prompt, answer) for prompt in asked))
@@ -152,15 +152,12 @@ def read_profile(
 ) -> Reading:
     """What `profile` at each of `strengths`, injected by `way`, does to a pair, and what asking
     does; see `read_pair`. Raises `BadInputError` where this model does not allow `way`."""
-    from alignez_edge.runtime.capture import injected_after
-
     plain = model.ask_tokens(pair.query)
     wishes = [prompts.trait(profile.axis, side) for side in prompts.SIDES]
     asked = [model.ask_tokens(prompts.ask(pair.query, wish)) for wish in wishes]
     answers = [model.tokenize(text, begin=False) for text in (pair.chosen, pair.rejected)]
     steerings = [(profile * strength).by(way).injection(model) for strength in strengths]
-    injections = injected_after(model, steerings, plain, n_ctx)
-    return read_pair(model, plain, asked, answers, injections, n_ctx)
+    return read_pair(model, plain, asked, answers, steerings, n_ctx)
 
 
 def calibrate(reading: Reading, budget: float = DRIFT_BUDGET) -> Calibration:

@@ -43,5 +43,9 @@ class PromptTooLongError(BadInputError):
     """A prompt that does not fit into the context window."""
 
 
+class BusyError(AlignezError):
+    """So much is waiting already that nothing more is taken."""
+
+
 class RuntimeFailure(AlignezError):
     """llama.cpp refused or failed at something that was valid input."""

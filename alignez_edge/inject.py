@@ -94,10 +94,6 @@ class Turns:
         ]
         return _total(self._model, [*self._fixed, *turns])
 
-    def needs_reference(self) -> bool:
-        """Whether a profile is injected by the reference."""
-        return any(way == "reference" for *_, way in self._turning)
-
 
 def way_into(model: Model, profile: Profile, way: Way) -> tuple[Way, str | None]:
     """The way that is really taken, and why not the exact one, where that was wanted.

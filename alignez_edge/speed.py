@@ -216,17 +216,8 @@ class _Bench:
         self._window = min(WINDOW, model.n_ctx_train)
         self.prompts = random_prompts(model, max(width, _FEW), _PROMPT)
 
-        def session(reference: bool = False) -> Session:
-            made = Session(model, n_ctx=self._window, reference=reference)
-            return stack.enter_context(made)
-
-        plain = session()
-        self.turns: list[Turn] = [(plain, None)]
-        for steering in steerings.values():
-            # What is compared shares a session, unless a steering makes all its answers slower.
-            reference = steering.needs_reference()
-            alone = reference or not isinstance(steering, Injection)
-            self.turns.append((session(reference) if alone else plain, steering))
+        session = stack.enter_context(Session(model, n_ctx=self._window))
+        self.turns: list[Turn] = [(session, None), *((session, s) for s in steerings.values())]
 
     def answers(self, n_tokens: int) -> list[Job]:
         """The turns, short and long."""

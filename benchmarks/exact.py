@@ -161,10 +161,9 @@ def cost(model: Model, n_tokens: int, repeat: int) -> dict[str, float]:
     }
     (prompt,) = random_prompts(model, 1, 16)
     sampling = Sampling(temperature=0.8, max_tokens=n_tokens, min_tokens=n_tokens)
-    with Session(model, n_ctx=512) as fast, Session(model, n_ctx=512, reference=True) as slow:
+    with Session(model, n_ctx=512) as session:
 
         def answer(case: Injection | None) -> None:
-            session = slow if case is not None and case.needs_reference() else fast
             for _ in session.stream(prompt, sampling, case):
                 pass
 

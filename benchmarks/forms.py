@@ -42,7 +42,6 @@ from alignez_edge.heads import attention_heads
 from alignez_edge.pairs import PreferencePair
 from alignez_edge.profile import Profile
 from alignez_edge.runtime.adapter import Adapter
-from alignez_edge.runtime.capture import injected_after
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.score import Scorer, kl_divergence
 from alignez_edge.runtime.types import Conditional, Injection
@@ -221,8 +220,7 @@ class Drift:
         found = []
         steerings = [form(sign * strength) for sign in SIGNS]
         for prompt, answer, plain in self._texts:
-            injections = injected_after(self._model, steerings, prompt)
-            rows = self._scorer.log_probs(prompt, answer, injections)
+            rows = self._scorer.log_probs(prompt, answer, steerings)
             found += [kl_divergence(plain, row) for row in rows]
         return float(np.mean(found))
 

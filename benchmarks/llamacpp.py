@@ -20,13 +20,15 @@ from pathlib import Path
 
 PACKAGE = "llama-cpp-python"
 CACHE = Path(__file__).parent.parent / ".cache"
-PROGRAMS = ("llama-completion", "llama-cvector-generator")
+PROGRAMS = ("llama-completion", "llama-cvector-generator", "llama-server")
 _OPTIONS = (
     "-DCMAKE_BUILD_TYPE=Release",
     "-DLLAMA_CURL=OFF",
     "-DLLAMA_BUILD_TESTS=OFF",
     "-DLLAMA_BUILD_EXAMPLES=OFF",
-    "-DLLAMA_BUILD_SERVER=OFF",
+    "-DLLAMA_BUILD_SERVER=ON",
+    "-DLLAMA_USE_PREBUILT_UI=OFF",
+    "-DLLAMA_OPENSSL=OFF",
 )
 _SESSION = struct.Struct("<4sII")
 """What a prompt cache begins with: magic, version, number of tokens; the tokens follow."""

@@ -43,8 +43,7 @@ def chat(
     from alignez_edge.runtime.session import Session
 
     steering, preamble = steered.load(), prompted.load()
-    reference = steering.way == "reference"
-    with loading.load(out) as model, Session(model, n_ctx=ctx, reference=reference) as session:
+    with loading.load(out) as model, Session(model, n_ctx=ctx) as session:
         check_fit(steering, model, out)
         check_preamble(preamble, model, ctx, out)
         sampling = drawing.sampling(model)

@@ -127,7 +127,7 @@ def _answer_one(
     from alignez_edge.runtime.session import Session
 
     messages = preamble.before([{"role": "user", "content": asked}])
-    with Session(model, n_ctx=n_ctx, reference=steering.way == "reference") as session:
+    with Session(model, n_ctx=n_ctx) as session:
         pieces = session.answer(messages, steering=steering, sampling=sampling)
         try:
             for piece in unindented(pieces):

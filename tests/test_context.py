@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import random
 import signal
 import sys
@@ -16,9 +17,9 @@ import pytest
 
 from alignez_edge.errors import BadInputError, PromptTooLongError, RuntimeFailure
 from alignez_edge.runtime.context import Context, check_fits
-from alignez_edge.runtime.llama import ggml
+from alignez_edge.runtime.llama import ggml, tensor_shape
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.prefix import PlainPrefix, common_prefix
+from alignez_edge.runtime.prefix import common_prefix
 from alignez_edge.runtime.types import FloatArray
 
 TEXT = "The quick brown fox jumps over the lazy dog."
@@ -35,7 +36,7 @@ class Rows:
         return name.startswith(b"l_out-")
 
     def read(self, name: bytes, tensor: int) -> bool:
-        data = np.empty((ggml.nelements(tensor) // self.n_embd, self.n_embd), np.float32)
+        data = np.empty((math.prod(tensor_shape(tensor)) // self.n_embd, self.n_embd), np.float32)
         ggml.tensor_get(tensor, data.ctypes.data, 0, data.nbytes)
         assert name.decode() not in self.found
         self.found[name.decode()] = data
@@ -178,21 +179,6 @@ def test_prefill_in_steps_agrees_within_rounding(llama_model: Model) -> None:
     np.testing.assert_allclose(rows[0], rows[1], atol=1e-2)
 
 
-def test_plain_prefix_computes_only_what_is_new(llama_model: Model) -> None:
-    tokens = llama_model.tokenize(TEXT, begin=True)
-    other = [*tokens[:10], *reversed(tokens[10:])]
-    with Context(llama_model) as context, Context(llama_model) as fresh:
-        plain = PlainPrefix(context)
-        plain.hold(tokens)
-        plain.hold(other)
-        assert plain.tokens == other
-        PlainPrefix(fresh).hold(other)
-        n = len(other)
-        np.testing.assert_allclose(
-            decode_all(context, tokens[:1], n), decode_all(fresh, tokens[:1], n), atol=1e-2
-        )
-
-
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers")
 def test_an_interrupt_is_not_lost_in_llama_cpp(
     tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
@@ -288,4 +274,4 @@ def test_a_context_is_freed_without_a_collection_and_keeps_its_model(tiny_llama:
 def test_common_prefix() -> None:
     assert common_prefix([], [1]) == 0
     assert common_prefix([1, 2, 3], [1, 2, 4, 5]) == 2
-    assert common_prefix((1, 2), [1, 2, 3]) == 2
+    assert common_prefix([1, 2], [1, 2, 3]) == 2

@@ -24,6 +24,7 @@ from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.score import Scorer
 from alignez_edge.runtime.session import Session
 from alignez_edge.runtime.types import Edits, FloatArray, Injection, Request, Sampling
+from tests.test_session import plain_tokens
 
 TEXT = "The quick brown fox jumps over the lazy dog."
 KINDS: list[tuple[str, dict[str, Any]]] = [
@@ -47,13 +48,12 @@ def logits(
     edits: Edits = (),
     vectors: FloatArray | None = None,
     *,
-    reference: bool = False,
     behind: int = 0,
 ) -> FloatArray:
     """The logits of all of TEXT's tokens, behind that many of another text in the same batch."""
     tokens = model.tokenize(TEXT, begin=True)
     n = len(tokens)
-    with Context(model, n_ctx=256, n_seq=2, reference=reference) as context:
+    with Context(model, n_ctx=256, n_seq=2) as context:
         context.inject(vectors)
         context.adapt(edits)
         batch = [*tokens[:behind], *tokens]
@@ -85,7 +85,7 @@ def compare(model: Model, edit: Edit) -> Agreement:
     adapter = Adapter(model, made.adapter)
     base = logits(model)
     native = logits(model, ((adapter, STRENGTH),), made.constants * np.float32(STRENGTH))
-    slow = logits(model, ((edit, STRENGTH),), reference=True)
+    slow = logits(model, ((edit, STRENGTH),))
     effect = distance(slow, base)
     nudges = np.zeros((3, model.n_layer, model.n_embd), np.float32)
     nudges[:, 1] = 1e-4 * np.random.default_rng(2).standard_normal((3, model.n_embd))
@@ -136,21 +136,21 @@ def test_the_reference_takes_the_mlp_output_under_a_control_vector(
             vectors = np.zeros((model.n_layer, model.n_embd), np.float32)
             vectors[2] = np.random.default_rng(1).standard_normal(model.n_embd)
             native = logits(model, ((adapter, 2.0),), vectors)
-            slow = logits(model, ((edit, 2.0),), vectors, reference=True)
+            slow = logits(model, ((edit, 2.0),), vectors)
             assert distance(native, slow) < 0.01 * distance(slow, logits(model, (), vectors))
 
 
 def test_the_reference_edits_what_it_says(llama_model: Model) -> None:
     base = logits(llama_model)
     edit = Edit({2: LayerEdit.amplify(np.arange(1, llama_model.n_embd + 1), "relu")})
-    assert np.array_equal(base, logits(llama_model, ((edit, 0.0),), reference=True))
-    assert np.array_equal(base, logits(llama_model, ((Edit({}), 1.0),), reference=True))
-    one = logits(llama_model, ((edit, 1.0),), reference=True)
-    two = logits(llama_model, ((edit, 0.4), (edit * 2, 0.3)), reference=True)
+    assert np.array_equal(base, logits(llama_model, ((edit, 0.0),)))
+    assert np.array_equal(base, logits(llama_model, ((Edit({}), 1.0),)))
+    one = logits(llama_model, ((edit, 1.0),))
+    two = logits(llama_model, ((edit, 0.4), (edit * 2, 0.3)))
     assert distance(one, base) > 1 and distance(one, two) < 0.01 * distance(one, base)
     missing = Edit({99: edit.layers[2]})
     with pytest.raises(BaseException, match="no MLP output of layer 99"):
-        logits(llama_model, ((missing, 1.0),), reference=True)
+        logits(llama_model, ((missing, 1.0),))
 
 
 # --- making it --------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ def test_the_file_is_an_adapter(tiny_llama: Path, tmp_path: Path, adapter_type: 
 def test_half_precision_is_enough(llama_model: Model) -> None:
     edit = edit_for(llama_model, (0, 2, 4))
     adapter = Adapter(llama_model, exact_edit(llama_model.gguf, edit, adapter_type="F16").adapter)
-    slow = logits(llama_model, ((edit, STRENGTH),), reference=True)
+    slow = logits(llama_model, ((edit, STRENGTH),))
     native = logits(llama_model, ((adapter, STRENGTH),))
     assert distance(native, slow) < 0.01 * distance(slow, logits(llama_model))
 
@@ -332,7 +332,7 @@ def test_several_adapters_are_the_edit_of_their_sum(llama_model: Model) -> None:
     separate = logits(llama_model, ((adapters[0], 0.8), (adapters[1], -1.5)))
     total = one * 0.8 + two * -1.5
     joined = Adapter(llama_model, exact_edit(llama_model.gguf, total).adapter)
-    slow = logits(llama_model, ((total, 1.0),), reference=True)
+    slow = logits(llama_model, ((total, 1.0),))
     effect = distance(slow, logits(llama_model))
     assert distance(separate, slow) < 0.01 * effect
     assert distance(logits(llama_model, ((joined, 1.0),)), slow) < 0.01 * effect
@@ -355,8 +355,6 @@ def test_what_is_no_adapter_is_refused(
     with Model.load(llama_model.path, threads=1) as other, Context(other, n_ctx=64) as context:
         with pytest.raises(ValueError, match="another model"):
             context.adapt(((adapter, 1.0),))
-        with pytest.raises(ValueError, match="without the reference"):
-            context.adapt(((made[0], 1.0),))
     with pytest.raises(ValueError, match="finite"):
         zeros = np.zeros((2, 2), np.float32)
         Injection(zeros, zeros, ((adapter, float("nan")),))
@@ -414,7 +412,7 @@ def test_each_phase_has_its_edits(llama_model: Model, made: tuple[Edit, ExactEdi
         phases(llama_model, native, native), phases(llama_model, slow, slow),
         phases(llama_model, ((adapter, 0.0),), ((edit, 0.0),)), None,
     ]  # fmt: skip
-    with Scorer(llama_model, reference=True) as scorer:
+    with Scorer(llama_model) as scorer:
         base, first, rest, both, reference, zero, again = scorer.log_probs(
             prompt, answer, injections
         )
@@ -433,17 +431,17 @@ def test_sessions_and_batches_leave_nothing_behind(
     prompt = llama_model.tokenize("Why is the sky blue?", begin=True)
     loud = phases(llama_model, ((adapter, 6.0),), ((adapter, 6.0),))
     slow = phases(llama_model, ((edit, 6.0),), ((edit, 6.0),))
-    assert not loud.is_zero() and slow.needs_reference() and not loud.needs_reference()
+    assert not loud.is_zero()
 
     def answer(session: Session, injection: Injection | None) -> tuple[int, ...]:
         list(session.stream(prompt, sampling, injection))
         assert session.completion is not None
         return session.completion.tokens
 
-    with Session(llama_model, reference=True) as session:
+    with Session(llama_model) as session:
         plain = answer(session, None)
         edited = answer(session, loud)
-        assert edited != plain and session.plain_tokens == tuple(prompt[:-1])
+        assert edited != plain and plain_tokens(session) == tuple(prompt[:-1])
         assert answer(session, None) == plain
         assert answer(session, loud) == edited
         assert answer(session, slow) == edited

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from alignez_edge.heads import (
 )
 from alignez_edge.lora import read_lora
 from alignez_edge.runtime.context import Context
-from alignez_edge.runtime.llama import ggml
+from alignez_edge.runtime.llama import ggml, tensor_shape
 from alignez_edge.runtime.model import Model
 from tests.test_lora import factors, write
 
@@ -175,7 +176,7 @@ class Shift:
         return name == self.name
 
     def read(self, name: bytes, tensor: int) -> bool:
-        x = np.empty((ggml.nelements(tensor) // len(self.constant), len(self.constant)), np.float32)
+        x = np.empty((math.prod(tensor_shape(tensor)) // len(self.constant), len(self.constant)), np.float32)
         ggml.tensor_get(tensor, x.ctypes.data, 0, x.nbytes)
         x += self.constant
         ggml.tensor_set(tensor, x.ctypes.data, 0, x.nbytes)

@@ -58,7 +58,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def logits(model: Model, profile: Profile, way: str, strength: float = 1.0) -> np.ndarray:
     tokens = model.tokenize("How do I bake bread? With flour.", begin=True)
-    with Scorer(model, reference=way == "reference") as scorer:
+    with Scorer(model) as scorer:
         injection = (profile * strength).by(way).injection(model)  # type: ignore[arg-type]
         (rows,) = scorer.log_probs(tokens[:6], tokens[6:], [injection])
     return rows
@@ -177,7 +177,7 @@ def conditioned_profile(
 def greedy(model: Model, steering: Steering, text: str = "How do I bake bread?") -> tuple[int, ...]:
     tokens = model.tokenize(text, begin=True)
     sampling = Sampling(temperature=0, max_tokens=12, min_tokens=12)
-    with Session(model, reference=steering.way == "reference") as session:
+    with Session(model) as session:
         for _ in session.stream(tokens, sampling, steering.injection(model)):
             pass
         assert session.completion is not None
@@ -196,8 +196,7 @@ def test_a_turns_exact_edit_is_its_reference(
         for way in ("exact", "reference"):
             steering = (profile * 3.0).by(way).injection(model)  # type: ignore[arg-type]
             assert isinstance(steering, Turns)
-            assert steering.needs_reference() == (way == "reference")
-            with Scorer(model, reference=way == "reference") as scorer:
+            with Scorer(model) as scorer:
                 rows += scorer.log_probs(tokens[:6], tokens[6:], [None, steering.at(states)])
         effect = np.abs(rows[3] - rows[2]).max()
         assert effect > 0.01

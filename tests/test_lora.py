@@ -161,7 +161,7 @@ def test_strength_zero_is_the_tuned_model_to_the_bit(tuned: Model, llama_model: 
     assert not np.array_equal(plain, logits(llama_model))
     assert np.array_equal(plain, logits(tuned, ((adapter, 0.0),)))
     assert np.array_equal(plain, logits(tuned, ((adapter, 2.0), (adapter, -2.0))))
-    assert np.array_equal(plain, logits(tuned, ((edit, 0.0),), reference=True))
+    assert np.array_equal(plain, logits(tuned, ((edit, 0.0),)))
     with Context(tuned, n_ctx=64) as context:
         tokens = tuned.tokenize("hello", begin=True)
         n = len(tokens)
@@ -195,7 +195,7 @@ def test_everything_runs_on_the_tuned_model(tuned: Model, llama_model: Model) ->
     assert len(set(plain)) == len(set(steered)) == 1
     assert len({plain[0], steered[0], spoken(llama_model, None)[0]}) == 3
     for reference in (False, True):
-        with Scorer(tuned, reference=reference) as scorer:
+        with Scorer(tuned) as scorer:
             first, between, again = scorer.log_probs(prompt, answer, [None, loud, None])
         with Scorer(llama_model) as scorer:
             (base,) = scorer.log_probs(prompt, answer, [None])
@@ -223,7 +223,7 @@ def test_exact_is_the_reference_on_an_adapted_model(
     ]
     with Model.load(path, threads=1, lora=[(files[0], 0.3), (files[1], -0.4)]) as model:
         edit = edit_for(model, (1, 2, 4))
-        slow = logits(model, ((edit, STRENGTH),), reference=True)
+        slow = logits(model, ((edit, STRENGTH),))
         effect = np.linalg.norm(slow - logits(model), axis=1)
 
         def off(**carried: Any) -> float:

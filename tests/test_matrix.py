@@ -19,7 +19,6 @@ from alignez_edge.build import build_profile
 from alignez_edge.profile import Profile
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.prefix import PlainPrefix
 from alignez_edge.runtime.session import Session
 from alignez_edge.runtime.types import FloatArray, Message, Sampling
 from tests.test_context import Rows
@@ -168,17 +167,17 @@ def _last_token(
     found = []
     tap = Rows(model.n_embd)
     with Context(model, capture=tap) as context:
-        plain = PlainPrefix(context)
         for vectors in injected:
             tap.found = {}
-            plain.hold(prompt[:-1])
+            context.clear()
+            context.inject(None)
+            context.prefill(prompt[:-1])
             tap.found = {}
             context.inject(vectors)
             context.decode(prompt[-1:], [len(prompt) - 1], [0], [True])
             found.append(
                 np.stack([tap.found[f"l_out-{layer}"][0] for layer in range(model.n_layer)])
             )
-            plain.cut(len(prompt) - 1)
     return found
 
 

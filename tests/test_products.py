@@ -172,9 +172,6 @@ class Neighbours:
                 edits.append(((Adapter(self.model, found.adapter), 2.0),))
         return Injection(rows[0], rows[1], edits[0], edits[1])
 
-    def needs_reference(self) -> bool:
-        return self.product is None
-
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_a_turn_of_a_session_is_the_reference(
@@ -187,10 +184,9 @@ def test_a_turn_of_a_session_is_the_reference(
         prompt = model.tokenize("Why is the sky blue?", begin=True)
         logits = []
         for steering in (None, Neighbours(bank, model, None), Neighbours(bank, model, product)):
-            reference = steering is not None and steering.needs_reference()
-            with Session(model, reference=reference) as session:
+            with Session(model) as session:
                 list(session.stream(prompt, Sampling(temperature=0, max_tokens=1), steering))
-                logits.append(session._context.logits(0).copy())
+                logits.append(session._scheduler._context.logits(0).copy())
         plain, expected, found = logits
         effect = np.linalg.norm(expected - plain)
         assert effect > 0.1

@@ -1,14 +1,15 @@
 """The run of an evaluation: every arm's answers, what they cost, and a judge's verdicts on them.
 
-Answers are made in chunks of a fixed company and reach the disk together, because what else is in
-a batch changes the rounding: an evaluation that was killed and started again ends with the files of
-an undisturbed one. A query's draws are the same in every arm.
+The answers of all arms to a few queries are made in one batch, plain and steered ones side by side,
+and reach the disk together, because what else is in a batch changes the rounding: an evaluation
+that was killed and started again ends with the files of an undisturbed one. A query's draws are the
+same in every arm.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -81,40 +82,46 @@ class _Work:
         self.index = run.index()
 
     def answer(self) -> None:
-        """Make the answers that are missing, arm by arm."""
+        """Make the answers that are missing, a few queries at a time in all arms."""
         from alignez_edge.runtime.model import Model
 
-        for number, arm in enumerate(self.plan.arms):
-            missing = self.index[number] < 0
-            if not missing.any():
-                continue
-            if arm.kind == "reference" and arm.steering is None:
-                assert self.plan.reference is not None
-                with Model.load(self.plan.reference, threads=self.model.threads) as other:
-                    self._answer_arm(number, other)
-            else:
-                self._answer_arm(number, self.model)
+        arms = range(len(self.plan.arms))
+        of_another = [n for n in arms if self._is_of_another_model(self.plan.arms[n])]
+        self._answer_arms([n for n in arms if n not in of_another], self.model)
+        if of_another and (self.index[of_another] < 0).any():
+            assert self.plan.reference is not None
+            with Model.load(self.plan.reference, threads=self.model.threads) as other:
+                self._answer_arms(of_another, other)
         self.progress("answers", self.index.size, self.index.size)
 
-    def _answer_arm(self, number: int, model: Model) -> None:
+    def _is_of_another_model(self, arm: Arm) -> bool:
+        return arm.kind == "reference" and arm.steering is None
+
+    def _answer_arms(self, arms: Sequence[int], model: Model) -> None:
+        if not arms:
+            return
         # By query and then by seed, so that answers to one query share their prompt.
         cells = list(product(range(len(self.plan.queries)), range(self.plan.seeds)))
-        arm = self.plan.arms[number]
-        steering = arm.steering
-        injection = steering.injection(model) if steering is not None else None
-        for start in range(0, len(cells), CHUNK):
-            chunk = cells[start : start + CHUNK]
-            missing = [cell for cell in chunk if self.index[number][cell] < 0]
+        steerings = {n: self.plan.arms[n].steering for n in arms}
+        injections = {
+            n: steering.injection(model) if steering is not None else None
+            for n, steering in steerings.items()
+        }
+        n_cells = max(1, CHUNK // len(arms))
+        for start in range(0, len(cells), n_cells):
+            chunk = [(n, cell) for cell in cells[start : start + n_cells] for n in arms]
+            missing = [(n, cell) for n, cell in chunk if self.index[n][cell] < 0]
             if missing:
                 self.progress("answers", int((self.index >= 0).sum()), self.index.size)
-                made = self._answers(arm, model, injection, chunk)
-                offsets = self.run.answers.append([made[cell] for cell in missing])
-                for cell, offset in zip(missing, offsets, strict=True):
-                    self.index[number][cell] = offset
+                made = self._answers(model, injections, chunk)
+                offsets = self.run.answers.append([made[place] for place in missing])
+                for (n, cell), offset in zip(missing, offsets, strict=True):
+                    self.index[n][cell] = offset
 
     def _answers(
-        self, arm: Arm, model: Model, injection: Any, cells: Sequence[Cell]
-    ) -> dict[Cell, dict[str, Any]]:
+        self, model: Model, injections: Mapping[int, Any], places: Sequence[tuple[int, Cell]]
+    ) -> dict[tuple[int, Cell], dict[str, Any]]:
+        """The records of answers, by the number of their arm and their cell."""
         from alignez_edge.runtime.batch import generate_batch
         from alignez_edge.runtime.score import Scorer
         from alignez_edge.runtime.types import Request
@@ -124,16 +131,16 @@ class _Work:
         sampling = replace(sampling, stop=(*sampling.stop, *model.stops))
         requests = [
             Request(
-                prompt_of(model, arm, self.plan.queries[query].text),
+                prompt_of(model, self.plan.arms[number], self.plan.queries[query].text),
                 sampling.with_seed(self.plan.seed(query, seed)),
                 at,
+                injections[number],
             )
-            for at, (query, seed) in enumerate(cells)
+            for at, (number, (query, seed)) in enumerate(places)
         ]
         answers = generate_batch(
             model,
             requests,
-            injection=injection,
             width=self.width,
             n_ctx_per_sequence=self.plan.n_ctx if model is self.model else None,
             # All but the last: they are finished only when they are scored and kept.
@@ -142,16 +149,17 @@ class _Work:
             ),
         )
         completions = sorted(answers, key=lambda answer: answer.index)
-        records: dict[Cell, dict[str, Any]] = {}
+        records: dict[tuple[int, Cell], dict[str, Any]] = {}
         # A context a chunk: what an answer's numbers are must not depend on earlier chunks.
         with Scorer(self.model, n_ctx=self.plan.n_ctx) as scorer:
-            for (query, seed), completion in zip(cells, completions, strict=True):
+            for place, completion in zip(places, completions, strict=True):
+                number, (query, seed) = place
                 asked = self.plan.queries[query]
                 tokens = completion.tokens
                 if model is not self.model:
                     tokens = tuple(self.model.tokenize(completion.text, begin=False))
-                records[query, seed] = {
-                    "arm": arm.name,
+                records[place] = {
+                    "arm": self.plan.arms[number].name,
                     "query_index": query,
                     "query": asked.text,
                     "facts": dict(asked.facts),
@@ -220,7 +228,6 @@ class _Work:
         injections: Sequence[Any],
     ) -> Iterator[dict[str, float | None]]:
         """`drift` (KL from plain, nats per token), `nats` and `tokens` of one text in every arm."""
-        from alignez_edge.runtime.capture import injected_after
         from alignez_edge.runtime.context import window
         from alignez_edge.runtime.score import Scorer, answer_log_prob, kl_divergence
 
@@ -234,14 +241,9 @@ class _Work:
             for _ in arms:
                 yield dict(_UNKNOWN)
             return
-        known = [
-            injected_after(self.model, [injection], prompt, self.plan.n_ctx)[0]
-            for injection, prompt in zip(injections, prompts, strict=True)
-        ]
-        needs_reference = any(i is not None and i.needs_reference() for i in known)
-        with Scorer(self.model, n_ctx=self.plan.n_ctx, reference=needs_reference) as scorer:
+        with Scorer(self.model, n_ctx=self.plan.n_ctx) as scorer:
             (base,) = scorer.log_probs(prompts[0], answer)
-            for arm, injection, prompt in zip(arms, known, prompts, strict=True):
+            for arm, injection, prompt in zip(arms, injections, prompts, strict=True):
                 if query is None and (arm.kind == "asked" or arm.preamble.messages):
                     yield dict(_UNKNOWN)
                     continue

@@ -1,58 +1,38 @@
-"""How many cells of a shared cache are spoken for, when sequences share their beginnings.
-
-Sequences stand in the order in which they came in. Each reserves what it needs less what it shares
-with the one before it, because those cells are there already. When a sequence leaves, the next one
-shares with the one before both what all three shared; the rest of the cells becomes its own. A
-cell is counted at least once as long as somebody has it, so what is free is truly free.
-"""
+"""Which cells of a shared cache are held, when sequences share their beginnings."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 
-
-@dataclass(frozen=True)
-class _Held:
-    sequence: int
-    need: int
-    shared: int
-
-    @property
-    def own(self) -> int:
-        return self.need - self.shared
+import numpy as np
 
 
 class Cells:
-    """`free` cells, and the sequences that hold the others."""
+    """A mirror of the cells of one cache: each is held by any number of sequences, or free.
 
-    def __init__(self, free: int) -> None:
-        self.free = free
-        self._held: list[_Held] = []
+    The numbers are this class' own; only how many are held is what llama.cpp sees, too.
+    """
 
-    def copy(self) -> Cells:
-        """The same reservations, to try something on."""
-        other = Cells(self.free)
-        other._held = list(self._held)
-        return other
+    def __init__(self, n_cells: int) -> None:
+        self._holders = np.zeros(n_cells, np.int32)
 
-    def enter(self, sequence: int, need: int, shared: int, after: int | None = None) -> None:
-        """Reserve `need` cells, the first `shared` of which are those of the sequence before.
+    @property
+    def n_free(self) -> int:
+        """Cells that nobody holds."""
+        return int(np.count_nonzero(self._holders == 0))
 
-        That is the last one, or `after`. `free` may become negative: who enters looks before.
-        """
-        at = len(self._held) if after is None else self._index(after) + 1
-        self._held.insert(at, _Held(sequence, need, shared if at else 0))
-        self.free -= self._held[at].own
+    def take(self, n: int) -> list[int]:
+        """`n` free cells, held once from now on. Raises `ValueError` where there are fewer."""
+        found = np.flatnonzero(self._holders == 0)[:n]
+        if len(found) < n:
+            raise ValueError(f"{n} cells are wanted, {len(found)} are free")
+        self._holders[found] = 1
+        return found.tolist()
 
-    def leave(self, sequence: int) -> None:
-        """Give back what nobody else holds; `free` never shrinks."""
-        at = self._index(sequence)
-        gone = self._held.pop(at)
-        self.free += gone.own
-        if at < len(self._held):
-            heir = self._held[at]
-            self._held[at] = replace(heir, shared=min(heir.shared, gone.shared))
-            self.free += heir.own - self._held[at].own
+    def hold(self, cells: Sequence[int]) -> None:
+        """One sequence more has these cells, each named once."""
+        self._holders[list(cells)] += 1
 
-    def _index(self, sequence: int) -> int:
-        return next(i for i, held in enumerate(self._held) if held.sequence == sequence)
+    def drop(self, cells: Sequence[int]) -> None:
+        """One sequence fewer has these cells, each named once."""
+        self._holders[list(cells)] -= 1

@@ -1,11 +1,18 @@
 """One llama.cpp context: its KV cache, its injection and its reading of hidden states.
 
+Two ways lead to a control vector. `inject` puts one for all rows into llama.cpp's graph; the rows
+of a pass get vectors of their own through the evaluation callback (`rows.py`). Both are the same
+addition. The first costs a token nothing, so it is taken where all rows want the same.
+
 Invariants:
 
 - Cells of the cache are computed under whatever injection is set at that moment. `Context` does
-  not remember which; whoever injects also removes (see `prefix.py`, `batch.py`).
+  not remember which; whoever injects also removes (see `scheduler.py`).
 - `inject` and `adapt` talk to llama.cpp only when something changes, and never for a context that
   has only ever seen nothing: such a context is the base model to the bit.
+- llama.cpp makes its graph anew when it is told of a control vector, which takes milliseconds. So
+  it is told once; the pass after that shows where its graph keeps the vectors, and from then on
+  they are written there. Nothing is zeros.
 - The adapters that the model carries are always set, under whatever edits are added: a plain pass
   is one of the tuned model.
 - What llama.cpp has set is unknown (`_UNKNOWN`, None) while it is being told: an interrupt that
@@ -18,22 +25,29 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from alignez_edge.errors import BadInputError, PromptTooLongError, RuntimeFailure
 from alignez_edge.runtime.adapter import Adapter
-from alignez_edge.runtime.llama import HeedingInterrupts, clear_log, cpp, ggml, last_error
+from alignez_edge.runtime.llama import (
+    HeedingInterrupts,
+    clear_log,
+    cpp,
+    ggml,
+    last_error,
+)
+from alignez_edge.runtime.places import VectorPlaces
 from alignez_edge.runtime.reference import Reference
+from alignez_edge.runtime.rows import RowPlan, RowTap
 from alignez_edge.runtime.types import (
     Editor,
     Edits,
     FloatArray,
-    Injection,
     LogitEdits,
-    Phase,
+    TensorName,
 )
 
 if TYPE_CHECKING:
@@ -63,9 +77,9 @@ class Context:
 
     `n_ctx` counts tokens: of the one sequence, or of all `n_seq` sequences together, which then
     share the cells of one cache. At most `n_outputs` of the at most `n_batch` tokens of one
-    `decode` may ask for logits (default: all; fewer take less memory). `capture` reads the graph,
-    before `reference` lets `Editor`s edit the MLP's outputs. Raises `BadInputError` for
-    a window beyond what the model was trained on, `RuntimeFailure` where llama.cpp refuses.
+    `decode` may ask for logits (default: all; fewer take less memory). `capture` reads the graph of
+    every pass. Raises `BadInputError` for a window beyond what the model was trained on,
+    `RuntimeFailure` where llama.cpp refuses.
     """
 
     def __init__(
@@ -77,7 +91,6 @@ class Context:
         n_batch: int = 512,
         n_outputs: int | None = None,
         capture: Tap | None = None,
-        reference: bool = False,
     ) -> None:
         self.model = model
         self.n_ctx = window(model, n_ctx) if n_seq == 1 or n_ctx is None else n_ctx
@@ -88,10 +101,11 @@ class Context:
         self._injected: FloatArray | None = None
         self._adapters: tuple[tuple[Adapter, float], ...] | None = ()
         self._referred: tuple[tuple[Adapter, float], ...] = ()
-        self._logit_edits: LogitEdits = ()
         self._gives_hidden: bool | None = False
-        self._reference: Reference | None = None
-        self._capture = capture
+        self._places = VectorPlaces(model.n_layer, model.n_embd)
+        self._reference = Reference(model.gguf, model.n_layer, model.n_embd)
+        self._rows = RowTap(model.gguf, model.n_layer, model.n_embd)
+        self._taps: list[Tap] = [capture] if capture is not None else []
         self._tap_error: BaseException | None = None
 
         params = cpp.llama_context_default_params()
@@ -108,12 +122,7 @@ class Context:
         params.swa_full = True
         params.n_threads = params.n_threads_batch = model.threads
         params.no_perf = True
-        if reference:
-            self._reference = Reference(model.gguf, model.n_layer, model.n_embd)
-        self._taps: list[Tap] = []
-        self.listen(True)
-        if self._taps:
-            params.cb_eval = self._callback = self._make_callback(self._taps)
+        params.cb_eval = self._callback = self._make_callback()
         clear_log()
         with HeedingInterrupts():
             handle = cpp.llama_init_from_model(model.handle, params)
@@ -161,10 +170,13 @@ class Context:
         positions: Sequence[int],
         sequences: Sequence[int],
         want_logits: Sequence[bool],
+        plan: RowPlan = RowPlan(),
     ) -> None:
         """Compute up to `n_batch` tokens under the present injection, adding them to the cache.
 
-        Raises `RuntimeFailure` where llama.cpp fails; the cache may then hold a part of them.
+        `plan` says which of these rows get vectors of their own and which are read; all of them
+        must ask for logits. Raises `RuntimeFailure` where llama.cpp fails, and `BadInputError`
+        where a tensor of the plan does not come by; the cache may then hold a part of them.
         """
         n = len(tokens)
         if n > self.n_batch:
@@ -175,8 +187,8 @@ class Context:
         self._outputs[:n] = want_logits
         self._batch.n_tokens = n
         clear_log()
-        if self._reference is not None:
-            self._reference.start()
+        self._reference.start()
+        self._rows.start(plan, [True] * n if self._gives_hidden else want_logits)
         with HeedingInterrupts():
             status = cpp.llama_decode(self.handle, self._batch)
         if self._tap_error is not None:
@@ -185,13 +197,20 @@ class Context:
         if status:
             reason = "no room in the KV cache" if status == 1 else last_error() or "no reason given"
             raise RuntimeFailure(f"llama.cpp could not decode {n} tokens ({status}): {reason}")
-        if self._reference is not None:
-            self._reference.finish()
+        self._places.finish()
+        self._reference.finish()
+        self._rows.finish()
 
-    def listen(self, on: bool) -> None:
-        """Let `capture` read from now on, or no longer: a pass that nobody reads costs little."""
-        taps = (self._capture if on else None, self._reference)
-        self._taps[:] = [tap for tap in taps if tap is not None]
+    @property
+    def states(self) -> Mapping[TensorName, FloatArray]:
+        """What the last pass gave of the rows that its plan read, `(n_rows, n_layer, n_dims)`,
+        zeros in the layers that nobody asked for."""
+        return self._rows.states
+
+    @property
+    def rows_on_device(self) -> bool:
+        """Whether some tensor of a plan was not in host memory, and had to travel."""
+        return self._rows.on_device
 
     def prefill(self, tokens: Sequence[int], start: int = 0, sequence: int = 0) -> None:
         """Compute any number of tokens from position `start` on, without logits."""
@@ -226,55 +245,73 @@ class Context:
             raise RuntimeFailure(f"llama.cpp has no hidden state for entry {index} of the batch")
         return np.ctypeslib.as_array(pointer, (self.model.n_embd,))
 
-    def edit_logits(self, index: int) -> None:
-        """Change the logits of batch entry `index` in place as the injection says: once each."""
-        if self._logit_edits:
+    def edit_logits(self, index: int, edits: LogitEdits) -> None:
+        """Change the logits of batch entry `index` in place: once each. Needs `give_hidden`."""
+        if edits:
             hidden, logits = self.hidden(index), self.logits(index)
-            changes = [(editor.change(hidden, logits), s) for editor, s in self._logit_edits]
+            changes = [(editor.change(hidden, logits), s) for editor, s in edits if s]
             for (tokens, amounts), strength in changes:
                 logits[tokens] += np.float32(strength) * amounts
 
     def inject(self, vectors: FloatArray | None) -> None:
-        """Add `vectors[l]` to `l_out-l` in every pass from now on; None or zeros: add nothing.
+        """Add `vectors[l]` to `l_out-l` in every row of every pass from now on; None or zeros: add
+        nothing.
 
-        `vectors` is `(n_layer, n_embd)` with a zero row 0. Costs 0.1 ms and a graph reserve at the
-        next decode where something changes, nothing where not.
+        `vectors` is `(n_layer, n_embd)` with a zero row 0. The first one costs a graph reserve at
+        the next decode, later ones the writing of the vectors, and what is set already nothing.
         """
-        if vectors is not None and not vectors.any():
-            vectors = None
-        if vectors is None:
-            if self._injected is None:
+        if vectors is not None:
+            if vectors is self._injected:  # a token's usual case
                 return
-            self._injected = _UNKNOWN
-            status = cpp.llama_set_adapter_cvec(self.handle, None, 0, 0, 0, 0)
-        else:
             n_layer, n_embd = self.model.n_layer, self.model.n_embd
             if vectors.shape != (n_layer, n_embd):
                 raise ValueError(f"{vectors.shape} is not ({n_layer}, {n_embd})")
-            if self._injected is not None and np.array_equal(self._injected, vectors):
+            if vectors[0].any():
+                raise BadInputError(
+                    "llama.cpp's own control vector cannot edit layer 0",
+                    "leave layer 0 out on this model or device",
+                )
+            if not vectors.any():
+                vectors = None
+        before = self._injected
+        if vectors is None or before is None:
+            if vectors is before:
                 return
-            # All layers every time: a shorter buffer would leave old upper layers in place.
+        elif np.array_equal(before, vectors):
+            return
+        self._injected = _UNKNOWN
+        if self._places.known:
+            self._places.write(vectors)
+        else:
+            self._tell(vectors)
+        self._injected = vectors
+
+    def _tell(self, vectors: FloatArray | None) -> None:
+        """Have llama.cpp set a control vector; all layers every time, as a shorter one would leave
+        the upper layers' in place."""
+        if vectors is None:
+            status = cpp.llama_set_adapter_cvec(self.handle, None, 0, 0, 0, 0)
+        else:
             data = np.ascontiguousarray(vectors[1:], np.float32)
-            self._injected = _UNKNOWN
             status = cpp.llama_set_adapter_cvec(
                 self.handle,
                 data.ctypes.data_as(ctypes.POINTER(ctypes.c_float)),
                 data.size,
-                n_embd,
+                self.model.n_embd,
                 1,
-                n_layer - 1,
+                self.model.n_layer - 1,
             )
         if status:
             raise RuntimeFailure(f"llama.cpp refused a control vector ({status}): {last_error()}")
-        self._injected = None if vectors is None else vectors.copy()
+        self._places.look_for(vectors)
 
     def adapt(self, edits: Edits) -> None:
         """Apply `edits` in every pass from now on; none, or strengths of 0: only what the model
         carries.
 
         Strengths of one adapter add up. Costs a graph reserve at the next decode where something
-        changes, nothing where not. Raises `ValueError` for an `Editor` in a context that was made
-        without the reference, and for an adapter of another model.
+        changes, nothing where not. An `Editor` edits the MLP's outputs in the callback. Raises
+        `ValueError` for an adapter of another model.
         """
         scales: dict[Adapter, float] = dict(self.model.adapters)
         editors: list[tuple[Editor, float]] = []
@@ -285,10 +322,7 @@ class Context:
                 editors.append((edit, strength))
         if any(adapter.model is not self.model for adapter in scales):
             raise ValueError("an adapter of another model")
-        if self._reference is not None:
-            self._reference.editors = tuple(editors)
-        elif editors:
-            raise ValueError("this context was made without the reference")
+        self._reference.editors = tuple(editors)
         wanted = tuple((a, s) for a, s in sorted(scales.items(), key=lambda x: x[0].serial) if s)
         if wanted == self._adapters:
             return
@@ -306,16 +340,6 @@ class Context:
         if status:
             raise RuntimeFailure(f"llama.cpp refused an adapter ({status}): {last_error()}")
         self._adapters = self._referred = wanted
-
-    def steer(self, injection: Injection | None, phase: Phase = "deciding") -> None:
-        """`inject` and `adapt` what `injection` says for one phase, and from now on have its
-        logits edited by `edit_logits`; None: nothing."""
-        vectors, edits = (None, ()) if injection is None else injection.at(phase)
-        self.inject(vectors)
-        self.adapt(edits)
-        wanted = () if injection is None else injection.logit_edits
-        self._logit_edits = tuple((editor, strength) for editor, strength in wanted if strength)
-        self.give_hidden(bool(self._logit_edits))
 
     def remove(self, sequence: int, p0: int = 0, p1: int = -1) -> bool:
         """Drop the cells of a sequence at positions `[p0, p1)`; -1 is the end.
@@ -345,22 +369,30 @@ class Context:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _make_callback(self, taps: list[Tap]) -> Any:
-        """The ctypes callback around what `taps` holds at each moment; an exception in it ends the
-        decode and is re-raised."""
+    def _make_callback(self) -> Any:
+        """The ctypes callback around the taps; an exception in it ends the decode and is raised
+        after it. Called for every node of the graph: where nothing is wanted it is almost free."""
         # No reference cycle: a context that is dropped must be freed at once, not at some later
         # collection.
         context = weakref.ref(self)
         get_name = ggml.get_name
+        taps, rows, reference, places = self._taps, self._rows, self._reference, self._places
+        all_taps: list[Tap] = [*taps, reference, rows]
 
         @cpp.ggml_backend_sched_eval_callback
         def callback(tensor: int, ask: bool, user_data: Any) -> bool:
-            if not taps:
+            if not (rows.active or reference.active or taps or places.sought):
                 return False
             try:
                 name = get_name(tensor)
-                asking = [tap for tap in taps if tap.wants(name)]
-                return bool(asking) if ask else all(tap.read(name, tensor) for tap in asking)
+                if ask and places.sought:
+                    places.look_at(name, tensor)
+                wanted, goes_on = False, True
+                for tap in all_taps:
+                    if tap.wants(name):
+                        wanted = True
+                        goes_on = (ask or tap.read(name, tensor)) and goes_on
+                return wanted and goes_on
             except BaseException as error:  # ctypes would print and swallow it, Ctrl-C included
                 owner = context()
                 if owner is not None:

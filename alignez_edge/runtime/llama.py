@@ -28,7 +28,10 @@ __all__ = [
     "clear_log",
     "cpp",
     "ggml",
+    "is_on_host",
     "last_error",
+    "operand",
+    "tensor_buffer",
     "tensor_shape",
     "tensor_type",
     "usable_cores",
@@ -89,13 +92,20 @@ def last_error() -> str:
 
 
 class _TensorHead(ctypes.Structure):
-    """The first fields of `struct ggml_tensor` (ggml.h)."""
+    """The fields of `struct ggml_tensor` (ggml.h) before its name."""
 
     _fields_ = (
         ("type", ctypes.c_int),
         ("buffer", ctypes.c_void_p),
         ("ne", ctypes.c_int64 * 4),
         ("nb", ctypes.c_size_t * 4),
+        ("op", ctypes.c_int),
+        ("op_params", ctypes.c_int32 * 16),
+        ("flags", ctypes.c_int32),
+        ("src", ctypes.c_void_p * 10),
+        ("view_src", ctypes.c_void_p),
+        ("view_offs", ctypes.c_size_t),
+        ("data", ctypes.c_void_p),
     )
 
 
@@ -110,6 +120,31 @@ def tensor_type(tensor: int) -> int:
     return int(_TensorHead.from_address(tensor).type)
 
 
+def tensor_buffer(tensor: int) -> int | None:
+    """The `ggml_backend_buffer *` that holds a `ggml_tensor *`'s data; of a view, its source's."""
+    head = _TensorHead.from_address(tensor)
+    found: int | None = head.buffer
+    if not found and head.view_src:
+        found = _TensorHead.from_address(head.view_src).buffer
+    return found
+
+
+def is_on_host(tensor: int) -> bool:
+    """Whether the data of a `ggml_tensor *` can be read and written in this process' memory."""
+    buffer = tensor_buffer(tensor)
+    return bool(buffer and ggml.buffer_is_host(buffer))
+
+
+def operand(tensor: int, number: int) -> int | None:
+    """An operand of the operation that makes a `ggml_tensor *`; None where there is none, or where
+    this llama.cpp lays its tensors out otherwise than this module knows."""
+    head = _TensorHead.from_address(tensor)
+    if ggml.get_name_address(tensor) != tensor + ctypes.sizeof(_TensorHead):
+        return None
+    found: int | None = head.src[number]
+    return found
+
+
 class Ggml:
     """The functions of ggml that the binding does not declare, with their prototypes."""
 
@@ -117,10 +152,12 @@ class Ggml:
         pointer, size = ctypes.c_void_p, ctypes.c_size_t
         self.get_name = library.ggml_get_name
         self.get_name.argtypes, self.get_name.restype = [pointer], ctypes.c_char_p
-        self.nelements = library.ggml_nelements
-        self.nelements.argtypes, self.nelements.restype = [pointer], ctypes.c_int64
-        self.nbytes = library.ggml_nbytes
-        self.nbytes.argtypes, self.nbytes.restype = [pointer], size
+        # The same function for the place of the name.
+        self.get_name_address = ctypes.CFUNCTYPE(pointer, pointer)(("ggml_get_name", library))
+        self.get_data = library.ggml_get_data
+        self.get_data.argtypes, self.get_data.restype = [pointer], pointer
+        self.buffer_is_host = library.ggml_backend_buffer_is_host
+        self.buffer_is_host.argtypes, self.buffer_is_host.restype = [pointer], ctypes.c_bool
         self.tensor_get = library.ggml_backend_tensor_get
         self.tensor_get.argtypes, self.tensor_get.restype = [pointer, pointer, size, size], None
         self.tensor_set = library.ggml_backend_tensor_set

@@ -20,9 +20,9 @@ import numpy as np
 
 from alignez_edge.errors import BadInputError
 from alignez_edge.runtime.context import Context, check_fits
-from alignez_edge.runtime.prefix import PlainPrefix
+from alignez_edge.runtime.scheduler import Scheduler
 from alignez_edge.runtime.score import rows_that_fit
-from alignez_edge.runtime.types import FloatArray, IntArray
+from alignez_edge.runtime.types import FloatArray, Given, IntArray, Request
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model
@@ -153,21 +153,20 @@ def last_states(
     answer. Raises `PromptTooLongError` for an item longer than the window (`n_ctx`, default as for
     a `Session`).
     """
-    with Context(model, n_ctx=n_ctx, n_batch=rows_that_fit(model.n_vocab)) as context:
-        plain = PlainPrefix(context)
+    most = rows_that_fit(model.n_vocab)
+    with Scheduler(
+        model, n_slots=1, n_ctx=n_ctx, n_batch=most, n_outputs=most, keep=1 << 31
+    ) as scheduler:
         for index, (prompt, answer) in enumerate(items):
             if not prompt:
                 raise BadInputError(f"text {index} has an empty prompt")
-            check_fits(len(prompt) + len(answer) - 1, context.n_ctx, f"text {index}")
-            plain.hold(prompt[:-1])
-            context.give_hidden(True)
-            tokens = [prompt[-1], *answer]
-            rows = np.empty((len(tokens), model.n_embd), np.float32)
-            for begin in range(0, len(tokens), context.n_batch):
-                step = tokens[begin : begin + context.n_batch]
-                first, n = len(prompt) - 1 + begin, len(step)
-                context.decode(step, range(first, first + n), [0] * n, [True] * n)
-                for i in range(n):
-                    rows[begin + i] = context.hidden(i)
-            context.give_hidden(False)
+            check_fits(len(prompt) + len(answer) - 1, scheduler.n_ctx, f"text {index}")
+            rows = np.empty((len(answer) + 1, model.n_embd), np.float32)
+
+            def keep(context: Context, entry: int, place: int, rows: FloatArray = rows) -> None:
+                rows[place] = context.hidden(entry)
+
+            given = Given(answer, keep, hidden=True)
+            for _ in scheduler.complete([Request(prompt, index=index, given=given)]):
+                pass
             yield rows

@@ -33,7 +33,14 @@ from alignez_edge.runtime.template import (
     question_answer,
 )
 from alignez_edge.runtime.tokens import Vocabulary
-from alignez_edge.runtime.types import Completion, Message, Sampling, Steers
+from alignez_edge.runtime.types import (
+    Completion,
+    Conditional,
+    Injection,
+    Message,
+    Sampling,
+    Steers,
+)
 
 if TYPE_CHECKING:
     from alignez_edge.fingerprint import Fingerprint
@@ -261,24 +268,37 @@ class Model:
         self,
         prompts: Sequence[str],
         *,
-        steering: Steers | None = None,
+        steering: Steers | Sequence[Steers | None] | None = None,
         sampling: Sampling = Sampling(),
         width: int = 16,
     ) -> list[Completion]:
         """One answer to each of `prompts`, up to `width` at a time, in their order.
 
         Each prompt is a user message; prompt `i` is answered with the seed `sampling.seed + i`.
+        `steering` is one for all, or a list with one for each, `None` being plain; they all run in
+        one batch. Raises `BadInputError` where the list is of another length.
         """
         from alignez_edge.runtime.batch import generate_batch
         from alignez_edge.runtime.types import Request
 
         sampling = replace(sampling, stop=(*sampling.stop, *self.stops))
+        own = list(steering) if isinstance(steering, Sequence) else [steering] * len(prompts)
+        if len(own) != len(prompts):
+            raise BadInputError(f"{len(own)} steerings for {len(prompts)} prompts")
+        known: dict[int, Injection | Conditional | None] = {id(None): None}
+        for steers in own:
+            if steers is not None and id(steers) not in known:
+                known[id(steers)] = steers.injection(self)
         requests = [
-            Request(self.ask_tokens(text), sampling.with_seed(sampling.seed + i), i)
+            Request(
+                self.ask_tokens(text),
+                sampling.with_seed(sampling.seed + i),
+                i,
+                known[id(own[i])],
+            )
             for i, text in enumerate(prompts)
         ]
-        injection = steering.injection(self) if steering is not None else None
-        answers = generate_batch(self, requests, injection=injection, width=width)
+        answers = generate_batch(self, requests, width=width)
         return sorted(answers, key=lambda answer: answer.index)
 
     def chat(

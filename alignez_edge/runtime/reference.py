@@ -31,6 +31,11 @@ class Reference:
         self._layers = {mlp_output(gguf, layer).encode(): layer for layer in range(n_layer)}
         self._wanted: set[int] = set()
 
+    @property
+    def active(self) -> bool:
+        """Whether a layer has yet to be edited in this pass."""
+        return bool(self._wanted)
+
     def start(self) -> None:
         """A new pass begins."""
         self._wanted = {layer for editor, _ in self.editors for layer in editor.layers}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import time
 import weakref
+from bisect import bisect_left
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -63,7 +64,8 @@ class TextStream:
     """Assembles token bytes into text that may be shown.
 
     Never lets out half a character, nor text that could be the beginning of a stop string.
-    `text` is everything let out so far; `length` counts the characters fed, held ones included.
+    `text` is everything let out so far, of `n_shown` characters; `length` counts the characters
+    fed, held ones included.
     """
 
     def __init__(self, stop: tuple[str, ...] = ()) -> None:
@@ -71,7 +73,7 @@ class TextStream:
         self._stop = tuple(s for s in stop if s)
         self._held = ""
         self._shown: list[str] = []
-        self._n_shown = 0
+        self.n_shown = 0
         self.stopped = False
 
     @property
@@ -80,7 +82,7 @@ class TextStream:
 
     @property
     def length(self) -> int:
-        return self._n_shown + len(self._held)
+        return self.n_shown + len(self._held)
 
     def feed(self, piece: bytes) -> str:
         """The text that has become certain; sets `stopped` at the first stop string."""
@@ -107,7 +109,7 @@ class TextStream:
     def _show(self, n: int) -> str:
         text, self._held = self._held[:n], self._held[n:]
         self._shown.append(text)
-        self._n_shown += n
+        self.n_shown += n
         return text
 
 
@@ -135,10 +137,14 @@ class Answer:
         """Whether nothing more is to be drawn."""
         return self.finish_reason is not None
 
+    @property
+    def n_certain(self) -> int:
+        """The tokens that no stop string can take back any more."""
+        return bisect_left(self._begins, self._stream.n_shown)
+
     def step(self, context: Context, index: int) -> str:
         """Draw from the logits of batch entry `index`; returns the text that became certain."""
         may_end = len(self.tokens) >= self._sampling.min_tokens
-        context.edit_logits(index)
         token = self._sampler.draw(context, index, may_end=may_end)
         if self._model.is_end(token):
             return self.finish("stop")

@@ -1,6 +1,6 @@
 """What a model thinks of a given answer: teacher-forced log-probabilities under injections.
 
-The passes are those of generation: the prompt's body plain, its last token under
+The tokens are computed as those of a drawn answer: the prompt's body plain, its last token under
 `injection.deciding`, the answer's tokens under `injection.answer`.
 """
 
@@ -13,8 +13,8 @@ import numpy as np
 
 from alignez_edge.errors import BadInputError, PromptTooLongError
 from alignez_edge.runtime.context import Context
-from alignez_edge.runtime.prefix import PlainPrefix
-from alignez_edge.runtime.types import FloatArray, Injection
+from alignez_edge.runtime.scheduler import Scheduler
+from alignez_edge.runtime.types import Conditional, FloatArray, Given, Injection, Request
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model
@@ -29,22 +29,22 @@ def rows_that_fit(n_vocab: int) -> int:
 
 
 class Scorer:
-    """Scores answers with one context; a context manager. Window and reference are as for a
-    `Session`."""
+    """Scores given answers; a context manager. The window is as for a `Session`."""
 
-    def __init__(self, model: Model, *, n_ctx: int | None = None, reference: bool = False) -> None:
-        self._context = Context(
-            model, n_ctx=n_ctx, n_batch=rows_that_fit(model.n_vocab), reference=reference
+    def __init__(self, model: Model, *, n_ctx: int | None = None) -> None:
+        rows = rows_that_fit(model.n_vocab)
+        self._model = model
+        self._scheduler = Scheduler(
+            model, n_slots=1, n_ctx=n_ctx, n_batch=rows, n_outputs=rows, keep=1 << 31
         )
-        self._plain = PlainPrefix(self._context)
 
     def log_probs(
         self,
         prompt_tokens: Sequence[int],
         answer_tokens: Sequence[int],
-        injections: Sequence[Injection | None] = (None,),
+        steerings: Sequence[Injection | Conditional | None] = (None,),
     ) -> Iterator[FloatArray]:
-        """For each injection in turn, log-probabilities `(n_answer, n_vocab)` in nats.
+        """For each steering in turn, log-probabilities `(n_answer, n_vocab)` in nats.
 
         Row `i` predicts `answer_tokens[i]`. The prompt's body is computed once for all (and reused
         from the last call as far as it is the same). Each array is the caller's own; drawn one by
@@ -53,17 +53,17 @@ class Scorer:
         if not prompt_tokens or not answer_tokens:
             raise BadInputError("the prompt or the answer to be scored is empty")
         n_tokens = len(prompt_tokens) + len(answer_tokens)
-        if n_tokens > self._context.n_ctx:
+        if n_tokens > self._scheduler.n_ctx:
             raise PromptTooLongError(
                 f"prompt and answer have {n_tokens} tokens, the context window only "
-                f"{self._context.n_ctx}",
+                f"{self._scheduler.n_ctx}",
                 "shorten them, or use a larger context (--ctx)",
             )
-        return self._log_probs(list(prompt_tokens), list(answer_tokens), injections)
+        return self._log_probs(prompt_tokens, answer_tokens, steerings)
 
     def close(self) -> None:
         """Free the context; a second call does nothing."""
-        self._context.close()
+        self._scheduler.close()
 
     def __enter__(self) -> Scorer:
         return self
@@ -72,32 +72,22 @@ class Scorer:
         self.close()
 
     def _log_probs(
-        self, prompt: list[int], answer: list[int], injections: Sequence[Injection | None]
+        self,
+        prompt: Sequence[int],
+        answer: Sequence[int],
+        steerings: Sequence[Injection | Conditional | None],
     ) -> Iterator[FloatArray]:
-        context = self._context
-        for injection in injections:
-            self._plain.hold(prompt[:-1])
-            rows = np.empty((len(answer), context.model.n_vocab), np.float32)
-            try:
-                context.steer(injection, "deciding")
-                self._read(prompt[-1:], len(prompt) - 1, rows[:1])
-                context.steer(injection, "answer")
-                self._read(answer[:-1], len(prompt), rows[1:])
-            finally:
-                context.steer(None)
-                self._plain.cut(len(self._plain.tokens))
-            yield log_softmax(rows)
+        for steering in steerings:
+            rows = np.empty((len(answer), self._model.n_vocab), np.float32)
 
-    def _read(self, tokens: list[int], start: int, rows: FloatArray) -> None:
-        """Compute `tokens` from position `start` on and copy the logits after each into `rows`."""
-        n_batch = self._context.n_batch
-        for begin in range(0, len(tokens), n_batch):
-            step = tokens[begin : begin + n_batch]
-            n, first = len(step), start + begin
-            self._context.decode(step, range(first, first + n), [0] * n, [True] * n)
-            for i in range(n):
-                self._context.edit_logits(i)
-                rows[begin + i] = self._context.logits(i)
+            def keep(context: Context, entry: int, place: int, rows: FloatArray = rows) -> None:
+                if place < len(rows):
+                    rows[place] = context.logits(entry)
+
+            given = Given(answer, keep)
+            for _ in self._scheduler.complete([Request(prompt, steering=steering, given=given)]):
+                pass
+            yield log_softmax(rows)
 
 
 def log_softmax(logits: FloatArray) -> FloatArray:

@@ -11,10 +11,13 @@ import numpy.typing as npt
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.adapter import Adapter
+    from alignez_edge.runtime.context import Context
     from alignez_edge.runtime.model import Model
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
+TensorName = Literal["l_out", "ffn_out", "kqv_out"]
+"""The residual stream after a layer, its MLP's output, its attention heads' outputs."""
 Phase = Literal["deciding", "answer"]
 """The pass of the last prompt token, and those of the answer's tokens."""
 FinishReason = Literal["stop", "length", "context", "interrupted"]
@@ -59,7 +62,7 @@ class Editor(Protocol):
 
 Edits: TypeAlias = "tuple[tuple[Adapter | Editor, float], ...]"
 """Edits of the MLP's outputs, each with its strength; their changes add up. An `Adapter` is a LoRA
-that llama.cpp applies; an `Editor` needs a context with the reference."""
+that llama.cpp applies; an `Editor` is applied in the evaluation callback, slowly."""
 
 
 class LogitEditor(Protocol):
@@ -83,11 +86,12 @@ model's own logits; their changes add up."""
 class Injection:
     """What steers an answer: llama.cpp control vectors, edits of the MLP's outputs and of logits.
 
-    Both arrays have shape `(n_layer, n_embd)`, float32; row `l` is added to `l_out-l`, and row 0
-    must be zero (llama.cpp cannot edit layer 0 with a control vector). `deciding` (and
-    `deciding_edits`) acts in the forward pass of the last prompt token, which yields the first
+    Both arrays have shape `(n_layer, n_embd)`, float32; row `l` is added to `l_out-l` (row 0 only
+    where rows are steered one by one: llama.cpp's own control vector has no layer 0). `deciding`
+    (and `deciding_edits`) acts in the forward pass of the last prompt token, which yields the first
     answer token; `answer` in the passes of all tokens after it. `logit_edits` act before every
-    answer token is drawn. Raises `ValueError` on other shapes or non-finite values.
+    answer token is drawn. Nobody may write to the arrays any more. Raises `ValueError` on other
+    shapes or non-finite values.
     """
 
     deciding: FloatArray
@@ -102,8 +106,6 @@ class Injection:
         for array in (self.deciding, self.answer):
             if not np.isfinite(array).all():
                 raise ValueError("an injection must be finite")
-            if array[0].any():
-                raise ValueError("layer 0 cannot be edited by a control vector")
         if not all(np.isfinite(strength) for _, strength in (*self.edits, *self.logit_edits)):
             raise ValueError("the strength of an edit must be finite")
 
@@ -117,12 +119,6 @@ class Injection:
         if phase == "deciding":
             return self.deciding, self.deciding_edits
         return self.answer, self.answer_edits
-
-    def needs_reference(self) -> bool:
-        """Whether some edit can only be made by the reference."""
-        from alignez_edge.runtime.adapter import Adapter
-
-        return not all(isinstance(edit, Adapter) for edit, _ in self.edits)
 
     def is_zero(self) -> bool:
         """Whether it changes nothing."""
@@ -151,10 +147,6 @@ class Conditional(Protocol):
         """
         ...
 
-    def needs_reference(self) -> bool:
-        """Whether an injection of its may hold an `Editor`."""
-        ...
-
 
 class Steers(Protocol):
     """Anything that can say what to inject into a given model: a profile, a sum of profiles."""
@@ -164,18 +156,51 @@ class Steers(Protocol):
         ...
 
 
+class RowReader(Protocol):
+    """What takes what a pass says of an answer's token while it can be had: the context's `logits`
+    and `hidden` of batch entry `entry`."""
+
+    def __call__(self, context: Context, entry: int, place: int) -> None:
+        """`place` counts the answer's tokens: these logits are those that predict it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Given:
+    """An answer that is given, not drawn: its tokens run as those of a drawn one would.
+
+    `on_row` is called for each of them, and for the one that would come next, in order, with the
+    logits already edited; with `hidden`, `Context.hidden` can be read there, too.
+    """
+
+    tokens: Sequence[int]
+    on_row: RowReader | None = None
+    hidden: bool = False
+
+
 @dataclass(frozen=True)
 class Request:
-    """One prompt of a batch. `tokens` is the whole prompt, the begin-of-text token included."""
+    """One prompt, and how it is to be answered.
+
+    `tokens` is the whole prompt, the begin-of-text token included. `steering` is this answer's own.
+    `capture` asks for the `States` of prompt and answer at one tensor (`l_out`, `ffn_out`,
+    `kqv_out`), as the passes that make the answer leave them. With `given`, nothing is drawn.
+    """
 
     tokens: Sequence[int]
     sampling: Sampling = field(default_factory=Sampling)
     index: int = 0
+    steering: Injection | Conditional | None = None
+    capture: TensorName | None = None
+    given: Given | None = None
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One finished answer. `tokens` are the answer's, without the end token or a stop string."""
+    """One finished answer. `tokens` are the answer's, without the end token or a stop string.
+
+    `states` are there where the request asked for them.
+    """
 
     index: int
     text: str
@@ -183,14 +208,15 @@ class Completion:
     prompt_tokens: int
     finish_reason: FinishReason
     seconds: float
+    states: States | None = None
 
 
 @dataclass(frozen=True)
 class States:
-    """Pooled hidden states of one (prompt, answer) text at one tensor (`l_out` or `ffn_out`).
+    """Pooled hidden states of one (prompt, answer) text at one tensor.
 
     `deciding` is the state at the last prompt token, `answer` the mean over the answer's tokens;
-    both `(n_layer, n_embd)` float32. `n_answer` counts the tokens of the mean.
+    both `(n_layer, n_dims)` float32. `n_answer` counts the tokens of the mean.
     """
 
     deciding: FloatArray

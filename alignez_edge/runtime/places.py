@@ -1,0 +1,75 @@
+"""Where llama.cpp's graph keeps a control vector, so that it can be changed without a new graph.
+
+llama.cpp makes its graph anew when it is told of a control vector (2 to 10 ms). The tensors that
+hold the vectors stay the same for the life of a context, so they are found once and then written.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from alignez_edge.runtime.llama import ggml, operand, tensor_buffer, tensor_shape, tensor_type
+from alignez_edge.runtime.types import FloatArray
+
+_F32 = 0
+
+
+class VectorPlaces:
+    """The tensors of one context that hold the control vector of each layer, once `known`.
+
+    With a control vector set, the node `l_out-<l>` is an addition whose second operand is layer
+    `l`'s vector. An operand is taken for that only if it holds what llama.cpp was told, and lies in
+    the same buffer as one that is not zero. Where that is not so, nothing is ever known.
+    """
+
+    def __init__(self, n_layer: int, n_embd: int) -> None:
+        self._shape = n_layer, n_embd
+        self._names = {f"l_out-{layer}".encode(): layer for layer in range(1, n_layer)}
+        self._told: FloatArray | None = None
+        self._seen: dict[int, tuple[int, int | None]] = {}
+        self._tensors: dict[int, int] = {}
+        self._tried = False
+
+    @property
+    def known(self) -> bool:
+        """Whether `write` can be called."""
+        return bool(self._tensors)
+
+    @property
+    def sought(self) -> bool:
+        """Whether the nodes of the next pass are to be looked at."""
+        return self._told is not None
+
+    def look_for(self, told: FloatArray | None) -> None:
+        """Look, in the next pass, for what llama.cpp was told; None: for nothing."""
+        self._told, self._seen = (None if self._tried else told), {}
+
+    def look_at(self, name: bytes, tensor: int) -> None:
+        """See whether a node adds a layer's vector."""
+        layer = self._names.get(name)
+        if layer is None or self._told is None:
+            return
+        vector, n_embd = operand(tensor, 1), self._shape[1]
+        if not vector or tensor_type(vector) != _F32 or tensor_shape(vector) != (n_embd, 1, 1, 1):
+            return
+        held = np.empty(n_embd, np.float32)
+        ggml.tensor_get(vector, held.ctypes.data, 0, held.nbytes)
+        if np.array_equal(held, self._told[layer]):
+            self._seen[layer] = vector, tensor_buffer(vector)
+
+    def finish(self) -> None:
+        """The pass that was looked at has ended."""
+        if self._told is None:
+            return
+        told, self._told, self._tried = self._told, None, True
+        sure = {buffer for layer, (_, buffer) in self._seen.items() if told[layer].any()}
+        if len(self._seen) == len(self._names) and all(b in sure for _, b in self._seen.values()):
+            self._tensors = {layer: tensor for layer, (tensor, _) in self._seen.items()}
+
+    def write(self, vectors: FloatArray | None) -> None:
+        """Let the graph add `vectors`, `(n_layer, n_embd)`; None: zeros."""
+        rows = np.zeros(self._shape, np.float32) if vectors is None else vectors
+        rows = np.ascontiguousarray(rows, np.float32)
+        size = rows[0].nbytes
+        for layer, tensor in self._tensors.items():
+            ggml.tensor_set(tensor, rows.ctypes.data + layer * size, 0, size)

@@ -1,0 +1,291 @@
+"""One request on its way: which tokens it wants computed next, and what becomes of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from alignez_edge.errors import BadInputError
+from alignez_edge.runtime.context import Context, check_fits
+from alignez_edge.runtime.sampler import Answer
+from alignez_edge.runtime.slots import Slot
+from alignez_edge.runtime.types import (
+    Completion,
+    Conditional,
+    Edits,
+    FloatArray,
+    Injection,
+    Request,
+    States,
+    TensorName,
+)
+
+if TYPE_CHECKING:
+    from alignez_edge.runtime.model import Model
+
+
+class Grouping(NamedTuple):
+    """What the rows of one pass must have in common beside edits: vectors, and whether a row that
+    is read must have its pass to itself."""
+
+    by_vectors: bool
+    readers_alone: bool
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """How the tokens of one part of a text are computed: `vectors` None adds nothing."""
+
+    vectors: FloatArray | None = None
+    edits: Edits = ()
+    hidden: bool = False
+
+    def key(self, grouping: Grouping) -> object:
+        """Tokens with equal keys can share a pass."""
+        edits = tuple((id(edit), strength) for edit, strength in self.edits if strength)
+        return edits, self.hidden, id(self.vectors) if grouping.by_vectors else None
+
+
+_PLAIN = _Phase()
+
+
+@dataclass(frozen=True)
+class Span:
+    """Tokens `[start, stop)` of a request's text that one pass computes. `key` is equal for spans
+    that can share it."""
+
+    work: Work
+    start: int
+    stop: int
+    key: object
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def tokens(self) -> list[int]:
+        return self.work.tokens[self.start : self.stop]
+
+    @property
+    def n_outputs(self) -> int:
+        """Its tokens that give logits: the last of the prompt, and all after it."""
+        return max(0, self.stop - max(self.start, self.work.n_body))
+
+    @property
+    def edits(self) -> Edits:
+        return self.work.phase(self.start).edits
+
+    @property
+    def hidden(self) -> bool:
+        return any(self.work.phase(position).hidden for position in (self.start, self.stop - 1))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing steers any of its tokens."""
+        ends = self.work.phase(self.start), self.work.phase(self.stop - 1)
+        return all(phase.vectors is None and not phase.edits for phase in ends)
+
+
+class Work:
+    """A request with what is known of it so far.
+
+    `tokens` are the prompt's, `n_body` of them before the last, and then the answer's as far as it
+    is known. `slot` is there while it runs. `leader` is the request whose first `common` tokens it
+    waits for. `alone`: its next pass is its own. Raises as `Scheduler.submit` does.
+    """
+
+    def __init__(self, ticket: int, request: Request, model: Model, n_ctx: int) -> None:
+        if not request.tokens:
+            raise BadInputError(f"prompt {request.index} is empty")
+        given, n_prompt = request.given, len(request.tokens)
+        rest = list(given.tokens) if given is not None else []
+        check_fits(n_prompt + len(rest) - bool(rest), n_ctx, f"prompt {request.index}")
+        self.ticket = ticket
+        self.request = request
+        self.tokens = [*request.tokens, *rest]
+        self.n_body = n_prompt - 1
+        self.slot: Slot | None = None
+        self.leader: Work | None = None
+        self.common = 0
+        self.alone = False
+        most = len(rest) if given is not None else max(0, request.sampling.max_tokens)
+        self.need = min(n_prompt + most, n_ctx)
+        self.answer: Answer | None = None
+        self._model, self._n_ctx = model, n_ctx
+        self._started = 0.0
+        self._pool = _Pool() if request.capture is not None else None
+        steering = request.steering
+        static = steering is None or isinstance(steering, Injection)
+        self._conditional: Conditional | None = None if static else steering  # type: ignore[assignment]
+        self._steer(steering if isinstance(steering, Injection) else None)
+
+    def start(self) -> None:
+        """Its turn has come; a second call does nothing."""
+        if not self._started:
+            self._started = time.perf_counter()
+            if self.request.given is None:
+                n_prompt = self.n_body + 1
+                self.answer = Answer(self._model, self.request.sampling, n_prompt, self._n_ctx)
+
+    @property
+    def n_computed(self) -> int:
+        """Its tokens in the cache."""
+        return len(self.slot.tokens) if self.slot is not None else 0
+
+    @property
+    def is_steered(self) -> bool:
+        """Whether something steers it, or will perhaps."""
+        return self._steered or self._conditional is not None
+
+    @property
+    def wants_logits(self) -> bool:
+        """Whether somebody looks at the logits of its tokens, or at the states that give them."""
+        return self.request.given is None or self.request.given.on_row is not None
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether a part of the prompt's body has yet to be computed."""
+        return self.n_computed < self.n_body
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more is to be computed; only once it was started."""
+        computed = self.n_computed >= len(self.tokens)
+        if self.answer is None:
+            return computed
+        return self.answer.finished and (self._pool is None or computed)
+
+    def phase(self, position: int) -> _Phase:
+        """How the token at a position is computed."""
+        if position < self.n_body:
+            return _PLAIN
+        return self._deciding if position == self.n_body else self._answering
+
+    def span(self, most: int, outputs: int, grouping: Grouping) -> Span:
+        """The next tokens to compute, at most `most`, of which at most `outputs` give logits."""
+        start = self.n_computed
+        stop = min(len(self.tokens), start + most, max(start, self.n_body) + outputs)
+        if start < self.n_body and self.wants_logits:
+            stop = min(stop, self.n_body)
+        if start <= self.n_body and (self.wants_logits or self._conditional is not None):
+            stop = min(stop, self.n_body + 1)
+        key = self._key(start, grouping)
+        for border in (self.n_body, self.n_body + 1):
+            if start < border < stop and self._key(border, grouping) != key:
+                stop = border
+        return Span(self, start, stop, key)
+
+    def reads(self, position: int, n_layer: int) -> dict[TensorName, Collection[int]]:
+        """The tensors of a position that are to be read, and in which layers."""
+        reads: dict[TensorName, Collection[int]] = {}
+        if position == self.n_body and self._conditional is not None:
+            reads[self._conditional.tensor] = self._conditional.layers
+        if position >= self.n_body and self.request.capture is not None:
+            reads[self.request.capture] = range(n_layer)
+        return reads
+
+    def saw(self, position: int, states: Mapping[TensorName, FloatArray]) -> bool:
+        """Take the states `(n_layer, n_dims)` of a position; False where its token must run again,
+        steered now. Raises what the steering raises."""
+        if self.request.capture is not None and self._pool is not None:
+            self._pool.add(position - self.n_body, states[self.request.capture])
+        if position != self.n_body or self._conditional is None:
+            return True
+        conditional = self._conditional
+        self._steer(conditional.at(states[conditional.tensor]))
+        self._conditional = None
+        return not self._steered
+
+    def computed(self, context: Context, position: int, entry: int) -> str:
+        """Draw from the logits of batch entry `entry`, or let them be read; the text that became
+        certain by it."""
+        if self._logit_edits:
+            context.edit_logits(entry, self._logit_edits)
+        given, answer = self.request.given, self.answer
+        if given is not None and given.on_row is not None:
+            given.on_row(context, entry, position - self.n_body)
+        if answer is None or answer.finished:
+            return ""
+        text = answer.step(context, entry)
+        del self.tokens[self.n_body + 1 + len(answer.tokens) :]
+        self.tokens += answer.tokens[len(self.tokens) - self.n_body - 1 :]
+        if self._pool is not None:
+            self._pool.settle(answer.n_certain)
+        return text
+
+    def resumable(self, start: int) -> int:
+        """The tokens of the cache after which it can go on, where a pass that began at `start` was
+        broken off, before or after its draw."""
+        if self.answer is None:
+            return min(start, self.n_computed)
+        return min(self.n_computed, self.n_body + len(self.answer.tokens))
+
+    def finish(self) -> Completion:
+        """What has come of it; an answer that goes on is interrupted."""
+        self.start()
+        given, n_prompt = self.request.given, self.n_body + 1
+        if self.answer is None:
+            assert given is not None
+            seconds = time.perf_counter() - self._started
+            tokens = tuple(given.tokens)
+            done = Completion(self.request.index, "", tokens, n_prompt, "stop", seconds)
+        else:
+            if not self.answer.finished:
+                self.answer.finish("interrupted")
+            done = self.answer.completion(self.request.index)
+        return replace(done, states=self._pool.states(len(done.tokens)) if self._pool else None)
+
+    def _key(self, position: int, grouping: Grouping) -> object:
+        own = self.alone or (grouping.readers_alone and self.reads(position, 1))
+        return self.phase(position).key(grouping), self.ticket if own else None
+
+    def _steer(self, injection: Injection | None) -> None:
+        hidden = self.request.given is not None and self.request.given.hidden
+        edits = () if injection is None else injection.logit_edits
+        self._logit_edits = tuple((editor, strength) for editor, strength in edits if strength)
+        self._deciding = self._answering = _Phase(hidden=hidden) if hidden else _PLAIN
+        self._steered = injection is not None and not injection.is_zero()
+        if injection is not None and self._steered:
+            hidden = hidden or bool(self._logit_edits)
+            self._deciding, self._answering = (
+                _Phase(vectors if vectors.any() else None, edits, hidden)
+                for vectors, edits in (injection.at("deciding"), injection.at("answer"))
+            )
+
+
+class _Pool:
+    """Sums the states of an answer's tokens, once it is certain that they stay in it."""
+
+    def __init__(self) -> None:
+        self._deciding: FloatArray | None = None
+        self._total: np.ndarray | None = None
+        self._n = 0
+        self._waiting: dict[int, FloatArray] = {}
+
+    def add(self, place: int, states: FloatArray) -> None:
+        """The states at the last prompt token (place 0) or at an answer's token, counted from 1."""
+        if place == 0:
+            self._deciding = states.copy()
+        elif place > self._n:
+            self._waiting[place] = states
+
+    def settle(self, n_certain: int) -> None:
+        """The answer's first `n_certain` tokens will not be taken back."""
+        while self._n < n_certain and self._n + 1 in self._waiting:
+            self._n += 1
+            states = self._waiting.pop(self._n)
+            if self._total is None:
+                self._total = np.zeros(states.shape, np.float64)
+            self._total += states
+
+    def states(self, n_answer: int) -> States | None:
+        """The pooled states; None where not even the prompt was read."""
+        if self._deciding is None:
+            return None
+        self.settle(n_answer)
+        total = np.zeros(self._deciding.shape) if self._total is None else self._total
+        return States(self._deciding, (total / max(1, self._n)).astype(np.float32), self._n)
