@@ -58,6 +58,7 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks.tuned --page docs/method.md
 	$(BIN)/python -m benchmarks.quantizations --page docs/sharing.md
 	$(BIN)/python -m benchmarks.judges --page docs/evaluation.md
+	$(BIN)/python -m benchmarks.instruments --page docs/evaluation.md
 
 # A table of forms and the papers' ablations on the demo model, side by side, one thread to a
 # process: four minutes on four cores.

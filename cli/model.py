@@ -36,19 +36,23 @@ def show(*, loading: ModelOptions, out: Output) -> None:
 @grouped
 def list_(*, out: Output) -> None:
     """List the models that have a short name."""
-    from alignez_edge.config import DEMO, ModelNames
+    from alignez_edge.config import DEMO, PACKAGED, ModelNames, installed_models
     from alignez_edge.files import printable
 
     from .layout import table
 
     names = ModelNames()
     known = names.all()
+    packaged = {name: path for name, path in installed_models().items() if name not in known}
     rows = [(DEMO, "the bundled demo model")]
     out.record({"name": DEMO, "path": None, "exists": True})
-    for name, path in known.items():
+    for name, path in (known | packaged).items():
         size = _size_of(path)
         shown = _size(size) if size is not None else "missing"
-        rows.append((name, f"{printable(str(path))}  ({shown})"))
+        place = printable(str(path))
+        if name in packaged:
+            place = f"in the Python package {PACKAGED[name].distribution}"
+        rows.append((name, f"{place}  ({shown})"))
         out.record({"name": name, "path": str(path), "exists": size is not None})
     if chosen := os.environ.get(MODEL_VARIABLE):
         rows.append((f"${MODEL_VARIABLE}", printable(chosen)))
