@@ -216,7 +216,8 @@ class States:
     """Pooled hidden states of one (prompt, answer) text at one tensor.
 
     `deciding` is the state at the last prompt token, `answer` the mean over the answer's tokens;
-    both `(n_layer, n_dims)` float32. `n_answer` counts the tokens of the mean.
+    both `(n_layer, n_dims)` float32. `n_answer` counts the tokens of the mean: of a drawn answer
+    those that were computed, which the one at which its length ran out is not.
     """
 
     deciding: FloatArray

@@ -154,10 +154,9 @@ class Work:
     @property
     def done(self) -> bool:
         """Whether nothing more is to be computed; only once it was started."""
-        computed = self.n_computed >= len(self.tokens)
-        if self.answer is None:
-            return computed
-        return self.answer.finished and (self._pool is None or computed)
+        if self.answer is not None:
+            return self.answer.finished
+        return self.n_computed >= len(self.tokens)
 
     def phase(self, position: int) -> _Phase:
         """How the token at a position is computed."""
