@@ -75,7 +75,7 @@ def agreement(architecture: str, folder: Path) -> Agreement:
         tokens = model.tokenize(TEXT, begin=True)
         # The first token is the whole prompt, so that all are edited, as PEFT does it.
         injections = [None, (profile * 1.0).by("exact").injection(model)]
-        ours = list(scorer.log_probs(tokens[:1], tokens[1:], injections))  # type: ignore[arg-type]
+        ours = list(scorer.log_probs(tokens[:1], tokens[1:], injections))
     same = AutoModelForCausalLM.from_pretrained(
         folder, gguf_file=path.name, dtype=torch.float32, **ARCHITECTURES[architecture]
     )

@@ -352,9 +352,12 @@ def test_what_is_no_adapter_is_refused(
     ):
         Adapter(other, content)
     adapter = Adapter(llama_model, content)
-    with Model.load(llama_model.path, threads=1) as other, Context(other, n_ctx=64) as context:
-        with pytest.raises(ValueError, match="another model"):
-            context.adapt(((adapter, 1.0),))
+    with (
+        Model.load(llama_model.path, threads=1) as other,
+        Context(other, n_ctx=64) as context,
+        pytest.raises(ValueError, match="another model"),
+    ):
+        context.adapt(((adapter, 1.0),))
     with pytest.raises(ValueError, match="finite"):
         zeros = np.zeros((2, 2), np.float32)
         Injection(zeros, zeros, ((adapter, float("nan")),))

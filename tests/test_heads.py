@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -176,7 +175,8 @@ class Shift:
         return name == self.name
 
     def read(self, name: bytes, tensor: int) -> bool:
-        x = np.empty((math.prod(tensor_shape(tensor)) // len(self.constant), len(self.constant)), np.float32)
+        n_dims, n_rows, *_ = tensor_shape(tensor)
+        x = np.empty((n_rows, n_dims), np.float32)
         ggml.tensor_get(tensor, x.ctypes.data, 0, x.nbytes)
         x += self.constant
         ggml.tensor_set(tensor, x.ctypes.data, 0, x.nbytes)
