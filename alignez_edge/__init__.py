@@ -6,13 +6,17 @@
     polite = build_profile(model, Axis("polite", positive="polite", negative="rude"), queries=[...])
     model.generate(["How do I bake bread?"], steering=polite * 0.8)
 
-Names are imported when they are first used, so that importing the package costs nothing.
+Names are imported when they are first used, so that importing the package costs nothing. What it
+does at once: threads that wait for each other are told not to spin (`waiting.py`), unless the user
+has said how they should wait. Import it before other libraries that bring threads.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from alignez_edge.waiting import calm
 
 if TYPE_CHECKING:
     from alignez_edge.axes import Axis
@@ -22,6 +26,8 @@ if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model
     from alignez_edge.runtime.types import Sampling
     from alignez_edge.steering import Steering
+
+calm()
 
 __version__ = "0.1.0"
 __all__ = [

@@ -18,7 +18,6 @@ try:  # Ctrl-C may come while all this is read
 
     from alignez_edge import __version__
     from alignez_edge.errors import AlignezError
-    from alignez_edge.waiting import calm
 
     from . import bench, build, chat, demo, eval, judge, model, plot, profile, run
     from .output import abandon, complain, tell
@@ -77,7 +76,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: list[str]) -> int:
-    calm()
     _open_streams()
     for stream in (sys.stdout, sys.stderr):
         # A terminal that is not UTF-8 shows escapes where it lacks a character.

@@ -667,3 +667,19 @@ def test_waiting_threads_are_calm_unless_the_user_says_otherwise(
         spins,
         blas,
     )
+
+
+def test_a_program_that_imports_the_library_waits_calmly(tmp_path: Path) -> None:
+    """Unless the user has said how: a library user's two processes on the same cores came to a
+    near stop where the command's did not."""
+    program = "import alignez_edge, os; print(os.environ.get('GOMP_SPINCOUNT'))"
+    environment = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"}
+    for own, expected in (({}, "4000"), ({"GOMP_SPINCOUNT": "7"}, "7")):
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**environment, **own},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == expected
