@@ -155,8 +155,8 @@ def read_profile(
     from alignez_edge.runtime.capture import injected_after
 
     plain = model.ask_tokens(pair.query)
-    wishes = [prompts.trait(profile.axis, side) for side in prompts.SIDES]
-    asked = [model.ask_tokens(prompts.ask(pair.query, wish)) for wish in wishes]
+    texts = [prompts.prompted(pair.query, profile.axis, side) for side in prompts.SIDES]
+    asked = [model.ask_tokens(text) for text in texts]
     answers = [model.tokenize(text, begin=False) for text in (pair.chosen, pair.rejected)]
     steerings = [(profile * strength).by(way).injection(model) for strength in strengths]
     injections = injected_after(model, steerings, plain, n_ctx)

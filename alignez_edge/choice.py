@@ -1,0 +1,131 @@
+"""Which form of request a model understands: tried on a few queries, and judged by consensus.
+
+No judge is asked. Every form that applies asks for both sides of the same queries; the answers are
+scored by how well the *other* forms tell them apart (`consensus.py`). Which form wins is a property
+of model and axis, so the scores are kept with the profile.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from alignez_edge.answers import Complete, n_completions, write_answers
+from alignez_edge.axes import Axis
+from alignez_edge.consensus import FloatArray, Text
+from alignez_edge.prompts import cut_next_turn
+from alignez_edge.requests import RequestForm
+
+N_QUERIES = 8
+"""Queries that every form is tried on."""
+N_TOKENS = 32
+"""Tokens of a trial's answer at most."""
+
+
+@dataclass(frozen=True)
+class FormScore:
+    """How a form did: `span`, the mean over `pairs` of how far the two sides are apart in nats per
+    token, its standard `error`, and the share of pairs that are the right way round."""
+
+    form: str
+    span: float
+    error: float
+    right: float
+    pairs: int
+
+    @classmethod
+    def of(cls, form: str, scores: Sequence[float]) -> FormScore:
+        """The score of a form whose pairs have these scores."""
+        values = np.asarray(scores, np.float64)
+        n = len(values)
+        error = float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0
+        right = float((values > 0).mean()) if n else 0.0
+        span = float(values.mean()) if n else 0.0
+        return cls(form, round(span, 4), round(error, 4), round(right, 4), n)
+
+    @property
+    def sure(self) -> float:
+        """What the span is at least, but for one standard error."""
+        return self.span - self.error
+
+    @property
+    def works(self) -> bool:
+        """Whether the sides differ, and the right way round."""
+        return self.sure > 0 and self.right > 0.5
+
+
+@dataclass(frozen=True)
+class RequestChoice:
+    """The form that pairs are asked for in, and what each form that was tried scored, best first;
+    no scores where the form was given."""
+
+    form: str
+    scores: tuple[FormScore, ...] = ()
+
+    @property
+    def works(self) -> bool:
+        """Whether the sides came out in the trial; True where nothing was tried."""
+        return all(score.works for score in self.scores if score.form == self.form)
+
+    def report(self) -> dict[str, Any]:
+        """What a profile keeps of it: `form`, and `scores` by form."""
+        return {"form": self.form, "scores": {s.form: _numbers(s) for s in self.scores}}
+
+    def to_json(self) -> str:
+        """A text that `from_json` reads back as an equal choice."""
+        return json.dumps(self.report())
+
+    @classmethod
+    def from_json(cls, text: str) -> RequestChoice:
+        """The choice of a text that `to_json` wrote."""
+        found = json.loads(text)
+        return cls(found["form"], tuple(FormScore(k, **v) for k, v in found["scores"].items()))
+
+
+def choose_request(
+    complete: Complete,
+    evidence: Callable[[Sequence[Text]], FloatArray],
+    axis: Axis,
+    forms: Sequence[RequestForm],
+    queries: Sequence[str],
+    *,
+    chat: bool,
+    seed: int,
+    tick: Callable[[], None] = lambda: None,
+) -> RequestChoice:
+    """Try `forms` on `queries` and take the one with the largest span less its standard error.
+
+    `evidence` gives each text's consensus, `(n_texts,)`. A form whose sides do not differ, or go
+    the wrong way, is only taken where no form does better than that; `RequestChoice.works` says so.
+    `tick` is called for each of the `n_trials`. The same arguments give the same choice.
+    """
+    tasks = [(query, form) for query in queries for form in forms]
+    written = write_answers(
+        complete, axis, tasks, chat=chat, seed=seed, max_tokens=N_TOKENS, tick=tick
+    )
+    texts = [
+        Text(query, cut_next_turn(answer.text), form.name, answer.ended)
+        for (query, form), answers in zip(tasks, written, strict=True)
+        for answer in answers
+    ]
+    found = evidence(texts)
+    spans: dict[str, list[float]] = {form.name: [] for form in forms}
+    for n, (_, form) in enumerate(tasks):
+        spans[form.name].append(float(found[2 * n] - found[2 * n + 1]))
+    scores = [FormScore.of(form, values) for form, values in spans.items()]
+    # A stable sort: of forms that do as well as each other, the one that stands first.
+    ranked = sorted(scores, key=lambda score: (not score.works, -score.sure))
+    return RequestChoice(ranked[0].form, tuple(ranked))
+
+
+def n_trials(forms: Sequence[RequestForm], axis: Axis, queries: Sequence[str]) -> int:
+    """Texts that the model writes for a choice."""
+    return len(queries) * sum(n_completions(form, axis) for form in forms)
+
+
+def _numbers(score: FormScore) -> dict[str, float]:
+    return {key: value for key, value in asdict(score).items() if key != "form"}

@@ -1,0 +1,157 @@
+"""How much of a side is in a text, judged by the model itself: consensus among ways of asking.
+
+A text that was written for one form of request is scored by how much likelier the model finds it
+under the positive than under the negative request of *other* forms:
+
+    evidence(text, form) = (log p(text | form, positive) - log p(text | form, negative)) / n
+
+in nats per token, and its consensus is the mean over forms. What only belongs to one form (its
+frame coming back, a list) does not count, because the others do not expect it. Neither do the words
+of the requests: a token of the text that is part of such a word counts as 0, so that a model that
+answers "I am an extremely cheerful assistant" gains nothing by it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from alignez_edge import prompts, requests
+from alignez_edge.axes import QUERY, Axis
+from alignez_edge.prompts import SIDES
+from alignez_edge.requests import RequestForm
+
+if TYPE_CHECKING:
+    from alignez_edge.runtime.model import Model
+
+FloatArray = npt.NDArray[np.float64]
+
+N_PROBES = 3
+"""Forms that a text is asked about in."""
+_WORD = re.compile(r"[^\W\d_]+")
+_SHORT = 4
+"""Letters that a word of a request must have to be left out of the score: shorter ones are "you",
+"are", "the", which any text has."""
+_ENDING = 3
+"""Letters in which two forms of a word may differ at the end: cheerful, cheerfully, cheering."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """An answer to a query. `form` names the form of request that it was written for, '' for none;
+    `ended` says that the model ended it by itself."""
+
+    query: str
+    text: str
+    form: str = ""
+    ended: bool = False
+
+
+def evidence(
+    model: Model,
+    axis: Axis,
+    texts: Sequence[Text],
+    forms: Sequence[RequestForm],
+    *,
+    n_probes: int = N_PROBES,
+    n_tokens: int | None = None,
+    n_ctx: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> FloatArray:
+    """The evidence of each text by `forms`: `(n_texts, n_forms)`, nats per token.
+
+    Each text is asked about in the first `n_probes` of them that it was not written for; for the
+    others there is NaN. 0 for an empty text. At most the first `n_tokens` of a text are read.
+    """
+    from alignez_edge.runtime.score import score_batch
+
+    words = words_of(axis)
+    answers = [_tokens(model, text, n_tokens) for text in texts]
+    counts = [counted(model, tokens, words) for tokens in answers]
+    found = np.full((len(texts), len(forms)), np.nan)
+    jobs: list[tuple[int, int, float]] = []
+    items: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+    chat = model.template is not None
+    probes = [[f for f in forms if f.name != text.form][:n_probes] for text in texts]
+    for query in dict.fromkeys(text.query for text in texts):
+        own = [i for i, text in enumerate(texts) if text.query == query]
+        for f, form in enumerate(forms):
+            for side in SIDES:
+                request = form.request(query, axis, side, chat=chat)
+                prompt = model.prompt(request.messages()).tokens
+                for i in own:
+                    if form not in probes[i]:
+                        continue
+                    found[i, f] = 0.0
+                    if answers[i]:
+                        jobs.append((i, f, 1.0 if side == "positive" else -1.0))
+                        items.append((prompt, answers[i]))
+    for done, ((i, f, sign), scores) in enumerate(
+        zip(jobs, score_batch(model, items, n_ctx=n_ctx), strict=True), 1
+    ):
+        found[i, f] += sign * float(scores[counts[i]].sum(dtype=np.float64)) / len(scores)
+        if on_progress is not None:
+            on_progress(done, len(jobs))
+    return found
+
+
+def consensus(found: FloatArray) -> FloatArray:
+    """The mean over forms of what `evidence` gave, `(n_texts,)`."""
+    return np.asarray(np.nanmean(found, axis=1))
+
+
+def counted(
+    model: Model, tokens: Sequence[int], words: frozenset[str]
+) -> npt.NDArray[np.bool_]:
+    """Which of a text's tokens count: those that are no part of one of `words`."""
+    ends = np.cumsum([0, *(len(model.token_bytes(token)) for token in tokens)])
+    data = b"".join(map(model.token_bytes, tokens))
+    # Half a character, where a text was cut, keeps its length in bytes.
+    text = data.decode("utf-8", "surrogateescape")
+    found = np.ones(len(tokens), np.bool_)
+    for match in _WORD.finditer(text):
+        if any(_alike(match.group(), word) for word in words):
+            begin = _size(text[: match.start()])
+            found[(ends[:-1] < begin + _size(match.group())) & (ends[1:] > begin)] = False
+    return found
+
+
+def words_of(axis: Axis) -> frozenset[str]:
+    """The words, in lower case, that ask for either side of an axis in any form."""
+    texts = []
+    for side in SIDES:
+        if not prompts.is_plain(axis, side):
+            made = (requests.role, requests.style, requests.person, prompts.role, prompts.trait)
+            texts += [words(axis, side) for words in made]
+            texts.append((axis.wording_of(side).own or "").replace(QUERY, ""))
+    found = {word.casefold() for text in texts for word in _WORD.findall(text)}
+    return frozenset(word for word in found if len(word) >= _SHORT)
+
+
+def _alike(word: str, other: str) -> bool:
+    """Whether two words are forms of one: they begin alike."""
+    word = word.casefold()
+    n = max(_SHORT, min(len(word), len(other)) - _ENDING)
+    return len(word) >= _SHORT and word[:n] == other[:n]
+
+
+def _size(text: str) -> int:
+    return len(text.encode("utf-8", "surrogateescape"))
+
+
+def _tokens(model: Model, text: Text, n_tokens: int | None) -> tuple[int, ...]:
+    """The tokens of an answer as the model itself would write it, with the end if it ended."""
+    own = text.text.strip()
+    if not own:
+        return ()
+    # After a blank where the model's prompt form ends in a word ("Answer:").
+    tokens = model.tokenize(own if model.template else f" {own}", begin=False)
+    end = model.end_token
+    if text.ended and end is not None:
+        tokens.append(end)
+    return tuple(tokens[:n_tokens])
