@@ -24,6 +24,7 @@ BUILD_KEYS = [
     "strength",
     "seconds",
     "calibration",
+    "request",
 ]
 DEMO_MODEL = ROOT / "alignez_edge" / "demo" / "demo-model.gguf"
 NEW_AXIS = ["bright", "--positive", "bright", "--negative", "dark"]

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alignez_edge import pairs
+from alignez_edge import answers, choice, pairs
 from alignez_edge.axes import Axis
 from alignez_edge.build import build_profile
 from alignez_edge.profile import Profile
@@ -82,7 +82,9 @@ def built(
         experts=kind.experts,
     )
     with pytest.MonkeyPatch.context() as patch, Model.load(path, threads=1) as model:
-        patch.setattr(pairs, "DESCRIPTION_TOKENS", 12)
+        patch.setattr(answers, "DESCRIPTION_TOKENS", 12)
+        patch.setattr(choice, "N_QUERIES", 2)
+        patch.setattr(choice, "N_TOKENS", 4)
         patch.setattr(pairs, "ANSWER_TOKENS", 8)
         axis = Axis("bright", positive="bright", negative="dark")
         made = build_profile(
