@@ -21,8 +21,8 @@ from alignez_edge import prompts
 from alignez_edge.answers import DESCRIPTION_TOKENS
 from alignez_edge.axes import Axis
 from alignez_edge.calibration import GRID, Calibration, Reading, calibrate, read_profile
-from alignez_edge.choice import N_QUERIES, N_TOKENS, RequestChoice, choose_request, n_trials
-from alignez_edge.consensus import N_PROBES, Text, consensus, evidence
+from alignez_edge.choice import N_QUERIES, RequestChoice, choose_request, n_trials
+from alignez_edge.consensus import N_PROBES, N_TOKENS, Text, consensus, evidence
 from alignez_edge.consensus import FloatArray as Array
 from alignez_edge.embeddings import HiddenStates
 from alignez_edge.errors import BadInputError

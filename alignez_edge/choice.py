@@ -16,14 +16,16 @@ import numpy as np
 
 from alignez_edge.answers import Complete, n_completions, write_answers
 from alignez_edge.axes import Axis
-from alignez_edge.consensus import FloatArray, Text
+from alignez_edge.consensus import N_TOKENS, FloatArray, Text
 from alignez_edge.prompts import cut_next_turn
 from alignez_edge.requests import RequestForm
 
-N_QUERIES = 8
+N_FIRST = 3
 """Queries that every form is tried on."""
-N_TOKENS = 32
-"""Tokens of a trial's answer at most."""
+N_KEPT = 3
+"""Forms that are tried on more queries: those that did best on the first."""
+N_QUERIES = 8
+"""Queries in all."""
 
 
 @dataclass(frozen=True)
@@ -99,32 +101,45 @@ def choose_request(
 ) -> RequestChoice:
     """Try `forms` on `queries` and take the one with the largest span less its standard error.
 
-    `evidence` gives each text's consensus, `(n_texts,)`. A form whose sides do not differ, or go
-    the wrong way, is only taken where no form does better than that; `RequestChoice.works` says so.
-    `tick` is called for each of the `n_trials`. The same arguments give the same choice.
+    All are tried on the first `N_FIRST` queries, the best `N_KEPT` on the others, too. `evidence`
+    gives each text's consensus, `(n_texts,)`. A form whose sides do not differ, or go the wrong
+    way, is only taken where no form does better than that; `RequestChoice.works` says so. `tick` is
+    called for each text that the model writes. The same arguments give the same choice.
     """
-    tasks = [(query, form) for query in queries for form in forms]
-    written = write_answers(
-        complete, axis, tasks, chat=chat, seed=seed, max_tokens=N_TOKENS, tick=tick
-    )
-    texts = [
-        Text(query, cut_next_turn(answer.text), form.name, answer.ended)
-        for (query, form), answers in zip(tasks, written, strict=True)
-        for answer in answers
-    ]
-    found = evidence(texts)
     spans: dict[str, list[float]] = {form.name: [] for form in forms}
-    for n, (_, form) in enumerate(tasks):
-        spans[form.name].append(float(found[2 * n] - found[2 * n + 1]))
-    scores = [FormScore.of(form, values) for form, values in spans.items()]
-    # A stable sort: of forms that do as well as each other, the one that stands first.
-    ranked = sorted(scores, key=lambda score: (not score.works, -score.sure))
-    return RequestChoice(ranked[0].form, tuple(ranked))
+
+    def attempt(queries: Sequence[str], forms: Sequence[RequestForm]) -> None:
+        tasks = [(query, form) for query in queries for form in forms]
+        written = write_answers(
+            complete, axis, tasks, chat=chat, seed=seed, max_tokens=N_TOKENS, tick=tick
+        )
+        texts = [
+            Text(query, cut_next_turn(answer.text), form.name, answer.ended)
+            for (query, form), answers in zip(tasks, written, strict=True)
+            for answer in answers
+        ]
+        found = evidence(texts)
+        for n, (_, form) in enumerate(tasks):
+            spans[form.name].append(float(found[2 * n] - found[2 * n + 1]))
+
+    def scores(forms: Sequence[RequestForm]) -> list[FormScore]:
+        return [FormScore.of(form.name, spans[form.name]) for form in forms]
+
+    attempt(queries[:N_FIRST], forms)
+    # Stable sorts: of forms that do as well as each other, the one that stands first.
+    ranked = sorted(scores(forms), key=lambda score: -score.span)
+    kept = [form for form in forms if form.name in [score.form for score in ranked[:N_KEPT]]]
+    if queries[N_FIRST:]:
+        attempt(queries[N_FIRST:], kept)
+    best = sorted(scores(kept), key=lambda score: (not score.works, -score.sure))
+    return RequestChoice(best[0].form, (*best, *ranked[len(kept) :]))
 
 
 def n_trials(forms: Sequence[RequestForm], axis: Axis, queries: Sequence[str]) -> int:
-    """Texts that the model writes for a choice."""
-    return len(queries) * sum(n_completions(form, axis) for form in forms)
+    """Texts that the model writes for a choice, at most."""
+    each = sorted((n_completions(form, axis) for form in forms), reverse=True)
+    n_first = min(N_FIRST, len(queries))
+    return n_first * sum(each) + (len(queries) - n_first) * sum(each[:N_KEPT])
 
 
 def _numbers(score: FormScore) -> dict[str, float]:

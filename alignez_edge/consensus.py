@@ -31,8 +31,10 @@ if TYPE_CHECKING:
 
 FloatArray = npt.NDArray[np.float64]
 
-N_PROBES = 3
-"""Forms that a text is asked about in."""
+N_PROBES = 2
+"""Forms that a text is asked about in: more say the same (docs/method.md, section 1)."""
+N_TOKENS = 24
+"""Tokens of a text that are read: its first sentence or two."""
 _WORD = re.compile(r"[^\W\d_]+")
 _SHORT = 4
 """Letters that a word of a request must have to be left out of the score: shorter ones are "you",
@@ -59,7 +61,7 @@ def evidence(
     forms: Sequence[RequestForm],
     *,
     n_probes: int = N_PROBES,
-    n_tokens: int | None = None,
+    n_tokens: int = N_TOKENS,
     n_ctx: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> FloatArray:
@@ -144,7 +146,7 @@ def _size(text: str) -> int:
     return len(text.encode("utf-8", "surrogateescape"))
 
 
-def _tokens(model: Model, text: Text, n_tokens: int | None) -> tuple[int, ...]:
+def _tokens(model: Model, text: Text, n_tokens: int) -> tuple[int, ...]:
     """The tokens of an answer as the model itself would write it, with the end if it ended."""
     own = text.text.strip()
     if not own:

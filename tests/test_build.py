@@ -264,7 +264,12 @@ def test_a_form_can_be_given(llama_model: Model, tmp_path: Path) -> None:
     work = tmp_path / "work"
     for form in ("system", "list"):
         profile = build_profile(
-            llama_model, AXIS, queries=[*QUERIES, *MORE], work=work, request=form, on_notice=said.append
+            llama_model,
+            AXIS,
+            queries=[*QUERIES, *MORE],
+            work=work,
+            request=form,
+            on_notice=said.append,
         )
         assert profile.report["request"] == {"form": form, "scores": {}}
         lines = (work / "pairs.jsonl").read_text("utf-8").splitlines()
