@@ -21,8 +21,15 @@ from alignez_edge import prompts
 from alignez_edge.answers import DESCRIPTION_TOKENS
 from alignez_edge.axes import Axis
 from alignez_edge.calibration import GRID, Calibration, Reading, calibrate, read_profile
-from alignez_edge.choice import N_QUERIES, RequestChoice, choose_request, n_trials
-from alignez_edge.consensus import N_PROBES, N_TOKENS, Text, consensus, evidence
+from alignez_edge.choice import (
+    N_FIRST,
+    N_KEPT,
+    N_QUERIES,
+    RequestChoice,
+    choose_request,
+    n_trials,
+)
+from alignez_edge.consensus import N_TOKENS, Text, evidence, spans
 from alignez_edge.consensus import FloatArray as Array
 from alignez_edge.embeddings import HiddenStates
 from alignez_edge.errors import BadInputError
@@ -36,7 +43,7 @@ from alignez_edge.pairs import (
     PreferencePair,
     generate_pairs,
 )
-from alignez_edge.requests import AUTO, FORMS, RequestForm, RequestText
+from alignez_edge.requests import AUTO, FORMS, PROBES, RequestForm, RequestText
 
 if TYPE_CHECKING:
     from alignez_edge.profile import Profile
@@ -96,13 +103,15 @@ class Builder:
         asked = [query for query in queries if self._fits(query, forms)]
         choice = RequestChoice(request) if request != AUTO else self.choice(forms, asked)
         form = FORMS[choice.form]
-        # The pairs are scored by the forms that did best beside the one that they are written for.
-        order = [score.form for score in choice.scores] or [form.name for form in forms]
-        probes = [FORMS[name] for name in order if not FORMS[name].two_steps]
+        # One probe tells pairs from what is none almost as well as all (docs/method.md, section 1):
+        # the one that the model understands best.
+        others = (probe for probe in PROBES if probe.family != form.family)
+        probe = max(others, key=lambda probe: choice.weights.get(probe.name, 1.0))
+        weight = np.array([choice.weights.get(probe.name, 1.0) or 1.0])
 
-        def score(pairs: Sequence[tuple[Text, Text]]) -> list[float]:
-            found = self._consensus([text for pair in pairs for text in pair], probes)
-            return [float(value) for value in found[::2] - found[1::2]]
+        def score(pairs: Sequence[tuple[Text, Text]]) -> Array:
+            texts = [text for pair in pairs for text in pair]
+            return spans(self._evidence(texts, [probe]), weight)
 
         store = PairStore(self.folder / "pairs.jsonl", {**self.settings, "request": form.name})
         if store.notice is not None:
@@ -134,7 +143,7 @@ class Builder:
         tried = list(dict.fromkeys(queries))[:N_QUERIES]
         if not tried:
             raise BadInputError("no query fits the context window", "use a larger one: --ctx")
-        facts = [self.settings, tried, [form.name for form in forms], N_TOKENS, N_PROBES]
+        facts = [self.settings, tried, [form.name for form in forms], N_FIRST, N_KEPT, N_TOKENS]
         kept = self.folder / f"request-{digest(facts)}.json"
         if kept.exists():
             with suppress(ValueError, KeyError, TypeError):  # a person's hand was in it
@@ -147,10 +156,9 @@ class Builder:
             done += 1
             self.progress("request", done, total + 1)
 
-        probes = [form for form in forms if not form.two_steps]
         choice = choose_request(
             self._complete,
-            lambda texts: self._consensus(texts, probes),
+            self._evidence,
             self.axis,
             forms,
             tried,
@@ -167,9 +175,8 @@ class Builder:
         """Whether the model has a chat template."""
         return self.model.template is not None
 
-    def _consensus(self, texts: Sequence[Text], probes: Sequence[RequestForm]) -> Array:
-        """How much likelier each text is under the positive than under the negative request."""
-        return consensus(evidence(self.model, self.axis, texts, probes, n_ctx=self.ctx))
+    def _evidence(self, texts: Sequence[Text], probes: Sequence[RequestForm] = PROBES) -> Array:
+        return evidence(self.model, self.axis, texts, probes, n_ctx=self.ctx)
 
     def _fits(self, query: str, forms: Sequence[RequestForm]) -> bool:
         """Whether a query has room for an answer in every form."""

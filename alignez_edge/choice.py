@@ -1,24 +1,24 @@
 """Which form of request a model understands: tried on a few queries, and judged by consensus.
 
 No judge is asked. Every form that applies asks for both sides of the same queries; the answers are
-scored by how well the *other* forms tell them apart (`consensus.py`). Which form wins is a property
-of model and axis, so the scores are kept with the profile.
+scored by how well forms in other words tell them apart (`consensus.py`). Which form wins depends on
+model and axis, so the scores are kept with the profile.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from alignez_edge.answers import Complete, n_completions, write_answers
 from alignez_edge.axes import Axis
-from alignez_edge.consensus import N_TOKENS, FloatArray, Text
+from alignez_edge.consensus import N_TOKENS, FloatArray, Text, spans, weigh
 from alignez_edge.prompts import cut_next_turn
-from alignez_edge.requests import RequestForm
+from alignez_edge.requests import PROBES, RequestForm
 
 N_FIRST = 3
 """Queries that every form is tried on."""
@@ -40,7 +40,7 @@ class FormScore:
     pairs: int
 
     @classmethod
-    def of(cls, form: str, scores: Sequence[float]) -> FormScore:
+    def of(cls, form: str, scores: Sequence[float] | FloatArray) -> FormScore:
         """The score of a form whose pairs have these scores."""
         values = np.asarray(scores, np.float64)
         n = len(values)
@@ -63,10 +63,12 @@ class FormScore:
 @dataclass(frozen=True)
 class RequestChoice:
     """The form that pairs are asked for in, and what each form that was tried scored, best first;
-    no scores where the form was given."""
+    no scores where the form was given. `weights` tell how well the model understands each probe
+    (`consensus.weigh`)."""
 
     form: str
     scores: tuple[FormScore, ...] = ()
+    weights: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def works(self) -> bool:
@@ -74,8 +76,12 @@ class RequestChoice:
         return all(score.works for score in self.scores if score.form == self.form)
 
     def report(self) -> dict[str, Any]:
-        """What a profile keeps of it: `form`, and `scores` by form."""
-        return {"form": self.form, "scores": {s.form: _numbers(s) for s in self.scores}}
+        """What a profile keeps of it: `form`, `scores` by form, and the probes' `weights`."""
+        return {
+            "form": self.form,
+            "scores": {score.form: _numbers(score) for score in self.scores},
+            "weights": dict(self.weights),
+        }
 
     def to_json(self) -> str:
         """A text that `from_json` reads back as an equal choice."""
@@ -85,7 +91,8 @@ class RequestChoice:
     def from_json(cls, text: str) -> RequestChoice:
         """The choice of a text that `to_json` wrote."""
         found = json.loads(text)
-        return cls(found["form"], tuple(FormScore(k, **v) for k, v in found["scores"].items()))
+        scores = tuple(FormScore(form, **score) for form, score in found["scores"].items())
+        return cls(found["form"], scores, found["weights"])
 
 
 def choose_request(
@@ -102,11 +109,11 @@ def choose_request(
     """Try `forms` on `queries` and take the one with the largest span less its standard error.
 
     All are tried on the first `N_FIRST` queries, the best `N_KEPT` on the others, too. `evidence`
-    gives each text's consensus, `(n_texts,)`. A form whose sides do not differ, or go the wrong
-    way, is only taken where no form does better than that; `RequestChoice.works` says so. `tick` is
-    called for each text that the model writes. The same arguments give the same choice.
+    gives that of texts by `PROBES`, `(n_texts, n_probes)`. A form whose sides do not differ, or go
+    the wrong way, is only taken where no form does better than that; `RequestChoice.works` says so.
+    `tick` is called for each text that the model writes. The same arguments give the same choice.
     """
-    spans: dict[str, list[float]] = {form.name: [] for form in forms}
+    found: dict[str, list[FloatArray]] = {form.name: [] for form in forms}
 
     def attempt(queries: Sequence[str], forms: Sequence[RequestForm]) -> None:
         tasks = [(query, form) for query in queries for form in forms]
@@ -118,21 +125,27 @@ def choose_request(
             for (query, form), answers in zip(tasks, written, strict=True)
             for answer in answers
         ]
-        found = evidence(texts)
+        told = evidence(texts)
         for n, (_, form) in enumerate(tasks):
-            spans[form.name].append(float(found[2 * n] - found[2 * n + 1]))
+            found[form.name] += [told[2 * n], told[2 * n + 1]]
 
     def scores(forms: Sequence[RequestForm]) -> list[FormScore]:
-        return [FormScore.of(form.name, spans[form.name]) for form in forms]
+        return [
+            FormScore.of(form.name, spans(np.array(found[form.name]), weights)) for form in forms
+        ]
 
     attempt(queries[:N_FIRST], forms)
+    pairs = (np.array(found[form.name]) for form in forms)
+    weights = weigh(np.array([np.mean(each[::2] - each[1::2], axis=0) for each in pairs]))
     # Stable sorts: of forms that do as well as each other, the one that stands first.
     ranked = sorted(scores(forms), key=lambda score: -score.span)
     kept = [form for form in forms if form.name in [score.form for score in ranked[:N_KEPT]]]
     if queries[N_FIRST:]:
         attempt(queries[N_FIRST:], kept)
     best = sorted(scores(kept), key=lambda score: (not score.works, -score.sure))
-    return RequestChoice(best[0].form, (*best, *ranked[len(kept) :]))
+    names = (probe.name for probe in PROBES)
+    shown = dict(zip(names, (round(float(weight), 4) for weight in weights), strict=True))
+    return RequestChoice(best[0].form, (*best, *ranked[len(kept) :]), shown)
 
 
 def n_trials(forms: Sequence[RequestForm], axis: Axis, queries: Sequence[str]) -> int:

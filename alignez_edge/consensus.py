@@ -1,14 +1,20 @@
 """How much of a side is in a text, judged by the model itself: consensus among ways of asking.
 
 A text that was written for one form of request is scored by how much likelier the model finds it
-under the positive than under the negative request of *other* forms:
+under the positive than under the negative request of *other* forms, the probes:
 
-    evidence(text, form) = (log p(text | form, positive) - log p(text | form, negative)) / n
+    evidence(text, probe) = (log p(text | probe, positive) - log p(text | probe, negative)) / n
 
-in nats per token, and its consensus is the mean over forms. What only belongs to one form (its
-frame coming back, a list) does not count, because the others do not expect it. Neither do the words
-of the requests: a token of the text that is part of such a word counts as 0, so that a model that
-answers "I am an extremely cheerful assistant" gains nothing by it.
+in nats per token. What only belongs to one form (its frame coming back, a list) does not count,
+because the others do not expect it; forms that ask in the same words are no probes for each other.
+Neither do the words of the requests count: a token of the text that is part of such a word counts
+as 0, so that a model that answers "I am an extremely cheerful assistant" gains nothing by it.
+
+A model understands some probes better than others, and no form is judged by its own. So that forms
+can be compared, the span between the sides is taken for a product, `span(form, probe) =
+span(form) * weight(probe)`, with weights of mean 1, and solved for by least squares (`weigh`). A
+pair's score is then the least-squares estimate of its own span, in which a probe that the model
+does not understand says nothing.
 """
 
 from __future__ import annotations
@@ -24,18 +30,17 @@ import numpy.typing as npt
 from alignez_edge import prompts, requests
 from alignez_edge.axes import QUERY, Axis
 from alignez_edge.prompts import SIDES
-from alignez_edge.requests import RequestForm
+from alignez_edge.requests import FORMS, PROBES, RequestForm
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model
 
 FloatArray = npt.NDArray[np.float64]
 
-N_PROBES = 2
-"""Forms that a text is asked about in: more say the same (docs/method.md, section 1)."""
 N_TOKENS = 24
 """Tokens of a text that are read: its first sentence or two."""
 _WORD = re.compile(r"[^\W\d_]+")
+_ROUNDS = 50
 _SHORT = 4
 """Letters that a word of a request must have to be left out of the score: shorter ones are "you",
 "are", "the", which any text has."""
@@ -58,36 +63,35 @@ def evidence(
     model: Model,
     axis: Axis,
     texts: Sequence[Text],
-    forms: Sequence[RequestForm],
+    probes: Sequence[RequestForm] = PROBES,
     *,
-    n_probes: int = N_PROBES,
     n_tokens: int = N_TOKENS,
     n_ctx: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> FloatArray:
-    """The evidence of each text by `forms`: `(n_texts, n_forms)`, nats per token.
+    """The evidence of each text by each probe: `(n_texts, n_probes)`, nats per token.
 
-    Each text is asked about in the first `n_probes` of them that it was not written for; for the
-    others there is NaN. 0 for an empty text. At most the first `n_tokens` of a text are read.
+    NaN where the text was written for a form of the probe's family; 0 for an empty text. At most
+    the first `n_tokens` of a text are read.
     """
     from alignez_edge.runtime.score import score_batch
 
     words = words_of(axis)
     answers = [_tokens(model, text, n_tokens) for text in texts]
     counts = [counted(model, tokens, words) for tokens in answers]
-    found = np.full((len(texts), len(forms)), np.nan)
+    found = np.full((len(texts), len(probes)), np.nan)
     jobs: list[tuple[int, int, float]] = []
     items: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
     chat = model.template is not None
-    probes = [[f for f in forms if f.name != text.form][:n_probes] for text in texts]
+    families = [FORMS[text.form].family if text.form else "" for text in texts]
     for query in dict.fromkeys(text.query for text in texts):
         own = [i for i, text in enumerate(texts) if text.query == query]
-        for f, form in enumerate(forms):
+        for f, probe in enumerate(probes):
             for side in SIDES:
-                request = form.request(query, axis, side, chat=chat)
+                request = probe.request(query, axis, side, chat=chat)
                 prompt = model.prompt(request.messages()).tokens
                 for i in own:
-                    if form not in probes[i]:
+                    if families[i] == probe.family:
                         continue
                     found[i, f] = 0.0
                     if answers[i]:
@@ -102,9 +106,38 @@ def evidence(
     return found
 
 
-def consensus(found: FloatArray) -> FloatArray:
-    """The mean over forms of what `evidence` gave, `(n_texts,)`."""
-    return np.asarray(np.nanmean(found, axis=1))
+def weigh(spans: FloatArray) -> FloatArray:
+    """The probes' weights, `(n_probes,)`, mean 1, from the spans of forms `(n_forms, n_probes)`,
+    NaN where a form has no span by a probe.
+
+    Alternating least squares on the product of one number a form and one a probe. A probe never
+    weighs less than 0.
+    """
+    known = ~np.isnan(spans)
+    values = np.where(known, spans, 0.0)
+    weights = np.ones(spans.shape[1])
+    for _ in range(_ROUNDS):
+        forms = _ratio(values @ weights, known @ weights**2)
+        weights = np.maximum(_ratio(values.T @ forms, known.T @ forms**2), 0.0)
+        if not weights.any():  # nothing is told by any of them
+            return np.ones(spans.shape[1])
+        weights /= weights.mean()
+    return weights
+
+
+def spans(found: FloatArray, weights: FloatArray) -> FloatArray:
+    """How far apart the two texts of each pair are, in nats per token: `(n_pairs,)`.
+
+    `found` is the `evidence` of the texts, the wanted and the unwanted one of a pair in turn.
+    """
+    apart = found[::2] - found[1::2]
+    known = ~np.isnan(apart)
+    return _ratio(np.where(known, apart, 0.0) @ weights, known @ weights**2)
+
+
+def _ratio(total: FloatArray, weight: FloatArray) -> FloatArray:
+    """Their quotient, 0 where nothing weighs."""
+    return np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)
 
 
 def counted(

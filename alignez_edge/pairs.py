@@ -20,7 +20,7 @@ from pathlib import Path
 from alignez_edge import prompts
 from alignez_edge.answers import Complete, n_completions, write_answers
 from alignez_edge.axes import Axis
-from alignez_edge.consensus import Text
+from alignez_edge.consensus import FloatArray, Text
 from alignez_edge.errors import AlignezError, BadInputError
 from alignez_edge.files import append_whole, decode_utf8, make_folder, printable, read_bytes
 from alignez_edge.queries import iter_records, parse_record, read_records, text_of
@@ -86,7 +86,7 @@ class PairSet:
     """Those that were asked to get the pairs, where the model wrote them."""
 
 
-Score = Callable[[Sequence[tuple[Text, Text]]], Sequence[float]]
+Score = Callable[[Sequence[tuple[Text, Text]]], Sequence[float] | FloatArray]
 """How far apart the two texts of each pair are, in nats per token; above 0: the right way round."""
 
 

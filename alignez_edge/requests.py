@@ -49,9 +49,11 @@ class RequestForm:
     `ask(query, axis, side, chat)` gives the request; `chat` says whether the model has a chat
     template. With `two_steps` it asks for characteristics, which a second request then lists
     (`prompts.answer`). `needs` names a wording that an axis must bring for both of its sides.
+    Forms of one `family` ask in the same words.
     """
 
     name: str
+    family: str
     ask: Ask
     two_steps: bool = False
     needs: str | None = None
@@ -127,15 +129,18 @@ def _own(query: str, axis: Axis, side: Side, chat: bool) -> RequestText:
 FORMS: dict[str, RequestForm] = {
     form.name: form
     for form in (
-        RequestForm("style", _style),
-        RequestForm("role", _role),
-        RequestForm("system", _system),
-        RequestForm("interview", _interview),
-        RequestForm("list", _list),
-        RequestForm("own", _own, needs="own"),
-        RequestForm(TWO_STEPS, _two_steps, two_steps=True),
+        RequestForm("style", "style", _style),
+        RequestForm("role", "role", _role),
+        RequestForm("system", "role", _system),
+        RequestForm("interview", "interview", _interview),
+        RequestForm("list", "list", _list),
+        RequestForm("own", "own", _own, needs="own"),
+        RequestForm(TWO_STEPS, "list", _two_steps, two_steps=True),
     )
 }
+PROBES = tuple(FORMS[name] for name in ("style", "role", "interview"))
+"""The forms that texts of all forms are judged by: of three families, in one step. More of them say
+the same (docs/method.md, section 1)."""
 
 
 def check_request(name: str, axis: Axis | None = None) -> None:

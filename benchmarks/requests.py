@@ -28,7 +28,7 @@ from alignez_edge.answers import write_answers  # noqa: E402
 from alignez_edge.axes import Axis, Wording  # noqa: E402
 from alignez_edge.builder import Builder  # noqa: E402
 from alignez_edge.choice import N_QUERIES, FormScore, RequestChoice  # noqa: E402
-from alignez_edge.consensus import Text, consensus, evidence  # noqa: E402
+from alignez_edge.consensus import Text, evidence, spans, weigh  # noqa: E402
 from alignez_edge.prompts import cut_next_turn  # noqa: E402
 from alignez_edge.runtime.model import Model, demo_file  # noqa: E402
 from benchmarks.steering_report import insert  # noqa: E402
@@ -192,21 +192,25 @@ def measure(model: Model, name: str, axis_name: str, n: int, texts: Path | None)
         for (query, form), answers in zip(tasks, written, strict=True)
         for answer in answers
     ]
-    probes = [form for form in forms if not form.two_steps]
-    scores = consensus(evidence(model, axis, asked, probes))
+    told = evidence(model, axis, asked)
+    first: dict[str, list[int]] = {form.name: [] for form in forms}
+    for i in range(0, len(asked), 2):
+        first[asked[i].form].append(i)
+    apart = [np.mean([told[i] - told[i + 1] for i in own], axis=0) for own in first.values()]
+    scores = spans(told, weigh(np.array(apart)))
     instrument = judge_of(name, axis_name)
     judged = np.array([instrument(text) for text in asked])
     if texts:
         with texts.open("a", encoding="utf-8") as file:
-            for text, score, value in zip(asked, scores, judged, strict=True):
-                record = {"model": name, "axis": axis_name, **text.__dict__}
-                file.write(json.dumps({**record, "score": score, "judged": value}) + "\n")
+            for text, row, value in zip(asked, told, judged, strict=True):
+                record = {"model": name, "axis": axis_name, **text.__dict__, "told": list(row)}
+                file.write(json.dumps({**record, "judged": value}) + "\n")
     rows = []
     for form in forms:
-        own = [i for i in range(0, len(asked), 2) if asked[i].form == form.name]
-        spans = np.array([judged[i] - judged[i + 1] for i in own])
-        score = FormScore.of(form.name, [scores[i] - scores[i + 1] for i in own])
-        rows.append(Row(score, float(spans.mean()), float(spans.std(ddof=1) / np.sqrt(len(own)))))
+        own = first[form.name]
+        moved = np.array([judged[i] - judged[i + 1] for i in own])
+        score = FormScore.of(form.name, [scores[i // 2] for i in own])
+        rows.append(Row(score, float(moved.mean()), float(moved.std(ddof=1) / np.sqrt(len(own)))))
     return Found(axis_name, choice, tuple(rows))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from alignez_edge.axes import Axis
 from alignez_edge.choice import FormScore, RequestChoice, choose_request, n_trials
 from alignez_edge.consensus import FloatArray, Text
-from alignez_edge.requests import FORMS, RequestText
+from alignez_edge.requests import FORMS, PROBES, RequestText
 
 POLITE = Axis("polite", "polite", "rude")
 QUERIES = [f"Question {n}?" for n in range(6)]
@@ -32,7 +32,9 @@ def choose(spans: dict[str, Sequence[float]]) -> RequestChoice:
         for text in texts:
             span = spans[text.form][QUERIES.index(text.query)]
             wanted = "rude" not in text.text
-            values.append(0.3 + (span if wanted else 0.0))
+            own = [FORMS[text.form].family == probe.family for probe in PROBES]
+            told = 0.3 + (np.array([1.5, 1.0, 0.5]) * span if wanted else np.zeros(3))
+            values.append(np.where(own, np.nan, told))
         return np.array(values)
 
     ticks: list[None] = []
@@ -75,6 +77,7 @@ def test_where_no_form_works_the_choice_says_so() -> None:
 def test_a_choice_is_kept_as_json_and_told_in_a_report() -> None:
     found = choose({form.name: [0.1, 0.2, 0.3] * 2 for form in TRIED})
     assert RequestChoice.from_json(found.to_json()) == found
+    assert found.weights == {"style": 1.5, "role": 1.0, "interview": 0.5}
     report = found.report()
     assert report["form"] == "style" and list(report["scores"]) == [f.name for f in TRIED]
     assert report["scores"]["list"].keys() == {"span", "error", "right", "pairs"}
