@@ -246,7 +246,8 @@ def test_the_form_of_request_is_chosen_kept_and_not_tried_again(
     work = tmp_path / "work"
     report = build_profile(llama_model, AXIS, queries=QUERIES, work=work).report["request"]
     assert report["form"] in report["scores"].keys() == set(FORMS) - {"own"}
-    assert {score["pairs"] for score in report["scores"].values()} == {choice.N_QUERIES}
+    tried = [score["pairs"] for score in report["scores"].values()]
+    assert sorted(tried) == [choice.N_FIRST] * 3 + [choice.N_QUERIES] * choice.N_KEPT
     header, *records = map(json.loads, (work / "pairs.jsonl").read_text("utf-8").splitlines())
     assert header["settings"]["request"] == report["form"]
     assert all(("dropped" in record) == (record.get("score", 0) <= 0) for record in records)
@@ -271,7 +272,7 @@ def test_a_form_can_be_given(llama_model: Model, tmp_path: Path) -> None:
             request=form,
             on_notice=said.append,
         )
-        assert profile.report["request"] == {"form": form, "scores": {}}
+        assert profile.report["request"] == {"form": form, "scores": {}, "weights": {}}
         lines = (work / "pairs.jsonl").read_text("utf-8").splitlines()
         systems = {json.loads(line).get("chosen_system") for line in lines[1:]}
         wanted = {"You are an extremely bright assistant."} if form == "system" else {None}
