@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,8 @@ DEFAULT_LIMIT = 48
 STATES_CHUNK = 4
 """Pairs whose states are computed and kept together."""
 TEMPERATURE = 0.8
+_PROMPTS = 1024
+"""Prompts that are remembered: those of a chunk are asked for more than once."""
 _BOTH_SIGNS = (*GRID, *(-strength for strength in GRID))
 
 
@@ -98,10 +101,7 @@ class Builder:
         """The model's own pairs, `limit` of them as far as `queries` go, and the form that they
         are asked for in: the one named `request`, or with `auto` the best one."""
         forms = self.forms()
-        if request != AUTO:
-            forms = [FORMS[request], *(form for form in forms if form.name != request)]
-        asked = [query for query in queries if self._fits(query, forms)]
-        choice = RequestChoice(request) if request != AUTO else self.choice(forms, asked)
+        choice = RequestChoice(request) if request != AUTO else self.choice(forms, queries)
         form = FORMS[choice.form]
         # One probe tells pairs from what is none almost as well as all (docs/method.md, section 1):
         # the one that the model understands best.
@@ -119,16 +119,17 @@ class Builder:
         found = generate_pairs(
             self._complete,
             self.axis,
-            asked,
+            queries,
             store,
             seed=self.seed,
             form=form,
             chat=self.chat,
             limit=limit,
+            fits=lambda query: self._fits(query, (form, probe)),
             score=score,
             on_progress=lambda done, total: self.progress("pairs", done, total),
         )
-        return _with_dropped(found, "too long", len(queries) - len(asked)), choice
+        return found, choice
 
     def forms(self) -> list[RequestForm]:
         """The forms that this model and this axis can be asked in."""
@@ -140,9 +141,12 @@ class Builder:
 
     def choice(self, forms: Sequence[RequestForm], queries: Sequence[str]) -> RequestChoice:
         """The best of `forms`, tried on the first of `queries`; read back where it was tried."""
-        tried = list(dict.fromkeys(queries))[:N_QUERIES]
+        short = (query for query in dict.fromkeys(queries) if self._fits(query, forms))
+        tried = list(islice(short, N_QUERIES))
         if not tried:
-            raise BadInputError("no query fits the context window", "use a larger one: --ctx")
+            raise BadInputError(
+                "all queries are too long for the context window", "use a larger one: --ctx"
+            )
         facts = [self.settings, tried, [form.name for form in forms], N_FIRST, N_KEPT, N_TOKENS]
         kept = self.folder / f"request-{digest(facts)}.json"
         if kept.exists():
@@ -191,6 +195,8 @@ class Builder:
     def _tokens(self, request: RequestText) -> tuple[int, ...]:
         """The prompt that asks a request."""
         if request not in self._prompts:
+            if len(self._prompts) >= _PROMPTS:
+                self._prompts.clear()
             self._prompts[request] = self.model.prompt(request.messages()).tokens
         return self._prompts[request]
 

@@ -238,6 +238,7 @@ def generate_pairs(
     form: RequestForm = FORMS[TWO_STEPS],
     chat: bool = True,
     limit: int | None = None,
+    fits: Callable[[str], bool] = lambda query: True,
     score: Score | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     chunk: int = CHUNK,
@@ -245,9 +246,10 @@ def generate_pairs(
     """The model's own pairs, from `store` where they are there, else generated.
 
     `queries` are asked in `form`, one chunk after another, until `limit` usable pairs are there or
-    the queries run out (None: all queries). `score` scores the pairs of a chunk; those that do not
-    score above 0 are dropped. `on_progress(done, total)` counts completions. Every seed is derived
-    from `seed`, the query, its side and its step, so neither a kill nor more queries change a pair.
+    the queries run out (None: all queries). Those that do not fit the model's window (`fits`) are
+    passed over. `score` scores the pairs of a chunk; those that do not score above 0 are dropped.
+    `on_progress(done, total)` counts completions. Every seed is derived from `seed`, the query, its
+    side and its step, so neither a kill nor more queries change a pair.
     """
     queries = list(dict.fromkeys(queries))
     wanted = len(queries) if limit is None else min(limit, len(queries))
@@ -267,9 +269,13 @@ def generate_pairs(
         end += len(part)
         missing = [query for query in part if query not in store]
         if missing:
-            entries = _generate_chunk(complete, axis, part, form, chat, seed, score, report)
+            short = [query for query in part if fits(query)]
+            entries = _generate_chunk(complete, axis, short, form, chat, seed, score, report)
+            if len(short) < len(part):
+                report(each * (len(part) - len(short)))
+            found_of = {entry[0].query: entry for entry in entries}
             # Pairs that are there stay as they are: a person may have edited them.
-            store.append([entry for entry in entries if entry[0].query in missing])
+            store.append([found_of.get(query, _too_long(query)) for query in missing])
         else:
             report(each * len(part))
         found = store.result(queries[:end])
@@ -324,6 +330,11 @@ def _generate_chunk(
         reason = None if value > 0 else NO_DIFFERENCE
         entries[n] = replace(entries[n][0], score=round(float(value), 4)), reason
     return entries
+
+
+def _too_long(query: str) -> tuple[PreferencePair, str]:
+    """The entry of a query that was not asked."""
+    return PreferencePair(query, "", "", query, query), "too long"
 
 
 def read_labelled_pairs(path: str | Path, axis: Axis) -> PairSet:

@@ -119,6 +119,20 @@ def test_what_is_no_pair_is_dropped_and_more_is_asked(tmp_path: Path) -> None:
     assert len(everything.pairs) == 26 and everything.pairs[:12] == found.pairs
 
 
+def test_what_does_not_fit_is_passed_over(tmp_path: Path) -> None:
+    writer = Writer()
+    steps: list[tuple[int, int]] = []
+    found = generate_pairs(
+        writer, POLITE, QUERIES, PairStore(tmp_path / "pairs.jsonl", SETTINGS), seed=7, limit=6,
+        form=FORMS["style"], fits=lambda query: "1" not in query and "2" not in query,
+        on_progress=lambda *s: steps.append(s),
+    )  # fmt: skip
+    assert found.dropped == {"too long": 2}
+    assert [pair.query[9] for pair in found.pairs] == list("034567")
+    assert not any("1?" in text or "2?" in text for text in writer.requests)
+    assert steps[-1][0] == steps[-1][1]
+
+
 def test_a_side_that_is_the_plain_answer(tmp_path: Path) -> None:
     pirate = Axis("pirate", "talks like a pirate")
     for form, n_texts in (("style", 2), ("two-steps", 3)):
