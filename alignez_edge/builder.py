@@ -26,12 +26,14 @@ from alignez_edge.choice import (
     N_FIRST,
     N_KEPT,
     N_QUERIES,
+    N_TOKENS,
     RequestChoice,
     choose_request,
     n_trials,
 )
-from alignez_edge.consensus import N_TOKENS, Text, evidence, spans
+from alignez_edge.consensus import N_TOKENS as N_READ
 from alignez_edge.consensus import FloatArray as Array
+from alignez_edge.consensus import Text, evidence, spans
 from alignez_edge.embeddings import HiddenStates
 from alignez_edge.errors import BadInputError
 from alignez_edge.files import cache_dir, make_folder, user_dir, write_atomic
@@ -162,7 +164,7 @@ class Builder:
 
         choice = choose_request(
             self._complete,
-            self._evidence,
+            lambda texts: self._evidence(texts, PROBES, N_TOKENS),
             self.axis,
             forms,
             tried,
@@ -179,8 +181,10 @@ class Builder:
         """Whether the model has a chat template."""
         return self.model.template is not None
 
-    def _evidence(self, texts: Sequence[Text], probes: Sequence[RequestForm] = PROBES) -> Array:
-        return evidence(self.model, self.axis, texts, probes, n_ctx=self.ctx)
+    def _evidence(
+        self, texts: Sequence[Text], probes: Sequence[RequestForm], n_tokens: int = N_READ
+    ) -> Array:
+        return evidence(self.model, self.axis, texts, probes, n_tokens=n_tokens, n_ctx=self.ctx)
 
     def _fits(self, query: str, forms: Sequence[RequestForm]) -> bool:
         """Whether a query has room for an answer in every form."""

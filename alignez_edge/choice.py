@@ -16,7 +16,7 @@ import numpy as np
 
 from alignez_edge.answers import Complete, n_completions, write_answers
 from alignez_edge.axes import Axis
-from alignez_edge.consensus import N_TOKENS, FloatArray, Text, spans, weigh
+from alignez_edge.consensus import FloatArray, Text, spans, weigh
 from alignez_edge.prompts import cut_next_turn
 from alignez_edge.requests import PROBES, RequestForm
 
@@ -26,6 +26,9 @@ N_KEPT = 3
 """Forms that are tried on more queries: those that did best on the first."""
 N_QUERIES = 8
 """Queries in all."""
+N_TOKENS = 32
+"""Tokens of a trial's answer, written and read: with fewer, forms whose answers only begin as they
+were asked to come out as well as those that go on so (docs/method.md, section 1)."""
 
 
 @dataclass(frozen=True)

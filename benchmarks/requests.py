@@ -27,7 +27,12 @@ import numpy as np  # noqa: E402
 from alignez_edge.answers import write_answers  # noqa: E402
 from alignez_edge.axes import Axis, Wording  # noqa: E402
 from alignez_edge.builder import Builder  # noqa: E402
-from alignez_edge.choice import N_QUERIES, FormScore, RequestChoice  # noqa: E402
+from alignez_edge.choice import (  # noqa: E402
+    N_QUERIES,
+    N_TOKENS,
+    FormScore,
+    RequestChoice,
+)
 from alignez_edge.consensus import Text, evidence, spans, weigh  # noqa: E402
 from alignez_edge.prompts import cut_next_turn  # noqa: E402
 from alignez_edge.runtime.model import Model, demo_file  # noqa: E402
@@ -192,7 +197,7 @@ def measure(model: Model, name: str, axis_name: str, n: int, texts: Path | None)
         for (query, form), answers in zip(tasks, written, strict=True)
         for answer in answers
     ]
-    told = evidence(model, axis, asked)
+    told = evidence(model, axis, asked, n_tokens=N_TOKENS)
     first: dict[str, list[int]] = {form.name: [] for form in forms}
     for i in range(0, len(asked), 2):
         first[asked[i].form].append(i)
