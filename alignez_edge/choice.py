@@ -93,7 +93,11 @@ class RequestChoice:
     @classmethod
     def from_json(cls, text: str) -> RequestChoice:
         """The choice of a text that `to_json` wrote."""
-        found = json.loads(text)
+        return cls.of(json.loads(text))
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any]) -> RequestChoice:
+        """The choice of a `report`; raises `KeyError` or `TypeError` on anything else."""
         scores = tuple(FormScore(form, **score) for form, score in found["scores"].items())
         return cls(found["form"], scores, found["weights"])
 

@@ -316,15 +316,20 @@ def _record(profile: Profile, path: Path, seconds: dict[str, float]) -> dict[str
 
 def _asked(profile: Profile) -> str:
     """In which form the pairs were asked for, and how well its sides came out in the trial."""
+    from alignez_edge.choice import RequestChoice
+
     found = profile.report.get("request")
-    if not isinstance(found, dict):
+    if found is None:  # from labelled pairs
         return ""
-    tried = found["scores"].get(found["form"])
+    choice = RequestChoice.of(found)
+    tried = next((score for score in choice.scores if score.form == choice.form), None)
     if tried is None:
-        return f"in the form {found['form']}"
+        return f"in the form {choice.form}"
+    if not choice.works:
+        return f"in the form {choice.form}, but no form tells the sides apart on this model"
     return (
-        f"in the form {found['form']}, the best of {len(found['scores'])}: its sides"
-        f" {tried['span']:.2f} nats per token apart, {tried['right']:.0%} the right way round"
+        f"in the form {choice.form}, the best of {len(choice.scores)}: its sides"
+        f" {tried.span:.2f} nats per token apart, {tried.right:.0%} the right way round"
     )
 
 

@@ -79,6 +79,7 @@ def test_a_choice_is_kept_as_json_and_told_in_a_report() -> None:
     assert RequestChoice.from_json(found.to_json()) == found
     assert found.weights == {"style": 1.5, "role": 1.0, "interview": 0.5}
     report = found.report()
+    assert RequestChoice.of(report) == found
     assert report["form"] == "style" and list(report["scores"]) == [f.name for f in TRIED]
     assert report["scores"]["list"].keys() == {"span", "error", "right", "pairs"}
     assert RequestChoice("role").works and RequestChoice("role").report()["scores"] == {}
