@@ -25,6 +25,7 @@ from alignez_edge.calibration import GRID, Calibration, Reading, calibrate, read
 from alignez_edge.choice import (
     N_FIRST,
     N_KEPT,
+    N_MOST,
     N_QUERIES,
     N_TOKENS,
     RequestChoice,
@@ -144,12 +145,13 @@ class Builder:
     def choice(self, forms: Sequence[RequestForm], queries: Sequence[str]) -> RequestChoice:
         """The best of `forms`, tried on the first of `queries`; read back where it was tried."""
         short = (query for query in dict.fromkeys(queries) if self._fits(query, forms))
-        tried = list(islice(short, N_QUERIES))
+        tried = list(islice(short, N_MOST))
         if not tried:
             raise BadInputError(
                 "all queries are too long for the context window", "use a larger one: --ctx"
             )
-        facts = [self.settings, tried, [form.name for form in forms], N_FIRST, N_KEPT, N_TOKENS]
+        rounds = [N_FIRST, N_KEPT, N_QUERIES, N_TOKENS]
+        facts = [self.settings, tried, [form.name for form in forms], rounds]
         kept = self.folder / f"request-{digest(facts)}.json"
         if kept.exists():
             with suppress(ValueError, KeyError, TypeError):  # a person's hand was in it

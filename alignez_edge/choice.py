@@ -25,7 +25,9 @@ N_FIRST = 3
 N_KEPT = 3
 """Forms that are tried on more queries: those that did best on the first."""
 N_QUERIES = 8
-"""Queries in all."""
+"""Queries in all, unless the best two are as good as each other."""
+N_MOST = 14
+"""Queries in all for these two then."""
 N_TOKENS = 32
 """Tokens of a trial's answer, written and read: with fewer, forms whose answers only begin as they
 were asked to come out as well as those that go on so (docs/method.md, section 1)."""
@@ -56,6 +58,10 @@ class FormScore:
     def sure(self) -> float:
         """What the span is at least, but for one standard error."""
         return self.span - self.error
+
+    def rank(self) -> tuple[bool, float]:
+        """What forms are sorted by, the best first."""
+        return not self.works, -self.sure
 
     @property
     def works(self) -> bool:
@@ -115,7 +121,8 @@ def choose_request(
 ) -> RequestChoice:
     """Try `forms` on `queries` and take the one with the largest span less its standard error.
 
-    All are tried on the first `N_FIRST` queries, the best `N_KEPT` on the others, too. `evidence`
+    All are tried on the first `N_FIRST` queries, the best `N_KEPT` on `N_QUERIES`, and the best two
+    on `N_MOST` where their spans differ by less than the standard error. `evidence`
     gives that of texts by `PROBES`, `(n_texts, n_probes)`. A form whose sides do not differ, or go
     the wrong way, is only taken where no form does better than that; `RequestChoice.works` says so.
     `tick` is called for each text that the model writes. The same arguments give the same choice.
@@ -147,9 +154,13 @@ def choose_request(
     # Stable sorts: of forms that do as well as each other, the one that stands first.
     ranked = sorted(scores(forms), key=lambda score: -score.span)
     kept = [form for form in forms if form.name in [score.form for score in ranked[:N_KEPT]]]
-    if queries[N_FIRST:]:
-        attempt(queries[N_FIRST:], kept)
-    best = sorted(scores(kept), key=lambda score: (not score.works, -score.sure))
+    if queries[N_FIRST:N_QUERIES]:
+        attempt(queries[N_FIRST:N_QUERIES], kept)
+    best = sorted(scores(kept), key=FormScore.rank)
+    if queries[N_QUERIES:N_MOST] and _alike(best):
+        close = [form for form in kept if form.name in [score.form for score in best[:2]]]
+        attempt(queries[N_QUERIES:N_MOST], close)
+        best = sorted(scores(kept), key=FormScore.rank)
     names = (probe.name for probe in PROBES)
     shown = dict(zip(names, (round(float(weight), 4) for weight in weights), strict=True))
     return RequestChoice(best[0].form, (*best, *ranked[len(kept) :]), shown)
@@ -158,8 +169,16 @@ def choose_request(
 def n_trials(forms: Sequence[RequestForm], axis: Axis, queries: Sequence[str]) -> int:
     """Texts that the model writes for a choice, at most."""
     each = sorted((n_completions(form, axis) for form in forms), reverse=True)
-    n_first = min(N_FIRST, len(queries))
-    return n_first * sum(each) + (len(queries) - n_first) * sum(each[:N_KEPT])
+    rounds = [queries[:N_FIRST], queries[N_FIRST:N_QUERIES], queries[N_QUERIES:N_MOST]]
+    counts = (len(each), N_KEPT, 2)
+    return sum(len(q) * sum(each[:n]) for q, n in zip(rounds, counts, strict=True))
+
+
+def _alike(best: Sequence[FormScore]) -> bool:
+    """Whether the first two forms work and are as good as each other, as far as one can tell."""
+    if len(best) < 2 or not (best[0].works and best[1].works):
+        return False
+    return abs(best[0].span - best[1].span) < np.hypot(best[0].error, best[1].error)
 
 
 def _numbers(score: FormScore) -> dict[str, float]:

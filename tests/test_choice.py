@@ -13,6 +13,7 @@ from alignez_edge.requests import FORMS, PROBES, RequestText
 
 POLITE = Axis("polite", "polite", "rude")
 QUERIES = [f"Question {n}?" for n in range(6)]
+MORE = [f"Question {n}?" for n in range(20)]
 TRIED = [FORMS[name] for name in ("style", "role", "system", "list", "two-steps")]
 
 
@@ -24,13 +25,16 @@ def complete(
         yield index, f"1. {request.system} {request.user} so", True
 
 
-def choose(spans: dict[str, Sequence[float]]) -> RequestChoice:
-    """A choice among forms whose pairs have these scores, one a query."""
+def choose(
+    spans: dict[str, Sequence[float]], queries: Sequence[str] = QUERIES
+) -> RequestChoice:
+    """A choice among forms whose pairs have these scores, one a query and then over again."""
 
     def evidence(texts: Sequence[Text]) -> FloatArray:
         values = []
         for text in texts:
-            span = spans[text.form][QUERIES.index(text.query)]
+            scores = spans[text.form]
+            span = scores[queries.index(text.query) % len(scores)]
             wanted = "rude" not in text.text
             own = [FORMS[text.form].family == probe.family for probe in PROBES]
             told = 0.3 + (np.array([1.5, 1.0, 0.5]) * span if wanted else np.zeros(3))
@@ -39,11 +43,27 @@ def choose(spans: dict[str, Sequence[float]]) -> RequestChoice:
 
     ticks: list[None] = []
     found = choose_request(
-        complete, evidence, POLITE, TRIED, QUERIES, chat=True, seed=3,
+        complete, evidence, POLITE, TRIED, queries, chat=True, seed=3,
         tick=lambda: ticks.append(None),
     )  # fmt: skip
-    assert len(ticks) <= n_trials(TRIED, POLITE, QUERIES) == 3 * (4 * 2 + 4) + 3 * (4 + 2 + 2)
+    assert len(ticks) <= n_trials(TRIED, POLITE, queries)
     return found
+
+
+def test_trials_are_counted() -> None:
+    assert n_trials(TRIED, POLITE, QUERIES) == 3 * (4 * 2 + 4) + 3 * (4 + 2 + 2)
+    assert n_trials(TRIED, POLITE, MORE) == 3 * (4 * 2 + 4) + 5 * (4 + 2 + 2) + 6 * (4 + 2)
+
+
+def test_two_that_are_as_good_as_each_other_are_tried_longer() -> None:
+    spans: dict[str, Sequence[float]] = {form.name: [0.1, 0.12] for form in TRIED}
+    spans["role"] = [0.3] * 8 + [0.1] * 12  # only seems better at first
+    spans["style"] = [0.28, 0.32, 0.3, 0.3]
+    found = choose(spans, MORE)
+    assert found.form == "style"
+    assert [score.pairs for score in found.scores] == [14, 14, 8, 3, 3]
+    spans["role"] = [0.8] * 20
+    assert [score.pairs for score in choose(spans, MORE).scores] == [8, 8, 8, 3, 3]
 
 
 def test_the_largest_span_wins_but_one_that_is_unsure() -> None:

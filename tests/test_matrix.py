@@ -85,7 +85,7 @@ def built(
     )
     with pytest.MonkeyPatch.context() as patch, Model.load(path, threads=1) as model:
         patch.setattr(answers, "DESCRIPTION_TOKENS", 12)
-        patch.setattr(builder, "N_QUERIES", 2)
+        patch.setattr(builder, "N_MOST", 2)
         patch.setattr(choice, "N_TOKENS", 4)
         patch.setattr(pairs, "ANSWER_TOKENS", 8)
         axis = Axis("bright", positive="bright", negative="dark")
