@@ -5,7 +5,7 @@ Every finished step is kept in the work folder (`builder.py`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from alignez_edge.methods import DEFAULT_METHOD, check_method
 from alignez_edge.pairs import PreferencePair, read_labelled_pairs
 from alignez_edge.profile import Profile
 from alignez_edge.provenance import ModelFile, Provenance, Source, Texts, versions, with_provenance
+from alignez_edge.requests import AUTO, check_request
 from alignez_edge.vectors import ControlVector, check_layers
 from alignez_edge.verify import with_kept_pairs
 
@@ -48,43 +49,58 @@ def build_profile(
     layers: Sequence[int] | None = None,
     neighbors: int | None = None,
     limit: int | None = None,
+    request: str = AUTO,
     seed: int = 0,
     width: int = 16,
     ctx: int | None = None,
     texts: Texts = "some",
     work: str | Path | None = None,
     on_progress: Progress | None = None,
+    on_notice: Callable[[str], None] | None = None,
     author: str = "",
     licence: str = "",
 ) -> Profile:
     """Build the steering profile of `axis` for `model`.
 
     `queries` (default: the axis' own) are answered by the model itself, both ways; `pairs` names a
-    file of labelled pairs to use instead. `limit` is the number of queries used. `layers` (default:
+    file of labelled pairs to use instead. `request` names the form in which the sides are asked for
+    (`requests.FORMS`); by default several are tried, and the best is taken. `limit` is the number
+    of usable pairs after which no more queries are asked. `layers` (default:
     chosen by measurement) are those to edit, 1 to n_layer - 1. With `neighbors` the profile looks
     at each query and steers by so many of the pairs nearest to it. `ctx` is the window in tokens.
     `texts` is what the profile carries of the texts: nothing, the pairs that `verify` replays, or
     these and the queries. `work` is the folder of the build in progress, by default one in the
     user's data folder that these very arguments lead to again. `on_progress(step, done, total)` is
-    called as the work goes on.
+    called as the work goes on, `on_notice` with a line that a user should see.
 
     Raises `BadInputError` where there is too little to work with, and `AlignezError` where another
     process builds in the same folder; `KeyboardInterrupt` passes through, and the same call goes on
     where it was.
     """
     check_method(method, neighbors, layers)
+    check_request(request, axis)
     _check_steerable(model, method, layers)
     file = ModelFile.of(model)
-    builder = Builder(model, axis, seed, width, ctx, work, on_progress or (lambda *_: None))
+    builder = Builder(
+        model,
+        axis,
+        seed,
+        width,
+        ctx,
+        work,
+        on_progress or (lambda *_: None),
+        on_notice or (lambda _: None),
+    )
+    choice = None
     with alone_in(builder.folder):
         if pairs is not None:
             labelled = read_labelled_pairs(pairs, axis)
             source = Source.of_pairs(labelled.pairs)
             found = builder.that_fit(labelled)
         else:
-            asked = queries_of(axis, queries, limit)
+            asked, wanted = queries_of(axis, queries, limit)
             source = Source.of_queries(asked, include=texts == "all")
-            found = builder.generated(asked)
+            found, choice = builder.generated(asked, request, wanted)
         usable = found.pairs
         if len(usable) < MIN_PAIRS:
             dropped = ", ".join(f"{n} {reason}" for reason, n in found.dropped.items())
@@ -108,6 +124,8 @@ def build_profile(
             **_found(builder, usable, train, method, layers, neighbors),
         )
         judges = [usable[i] for i in held_back]
+        if choice is not None:
+            profile = replace(profile, report={**profile.report, "request": choice.report()})
         profile = _calibrated(builder, profile, judges)
         if texts != "none":
             profile = with_kept_pairs(profile, model, judges, ctx)
@@ -119,6 +137,8 @@ def build_profile(
             width=width,
             threads=model.threads,
             ctx=ctx,
+            limit=None if choice is None else wanted,
+            request=request,
         )
         return with_provenance(profile, told)
 

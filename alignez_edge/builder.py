@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,21 +19,35 @@ import numpy as np
 import numpy.typing as npt
 
 from alignez_edge import prompts
+from alignez_edge.answers import DESCRIPTION_TOKENS
 from alignez_edge.axes import Axis
 from alignez_edge.calibration import GRID, Calibration, Reading, calibrate, read_profile
+from alignez_edge.choice import (
+    N_FIRST,
+    N_KEPT,
+    N_MOST,
+    N_QUERIES,
+    N_TOKENS,
+    RequestChoice,
+    choose_request,
+    n_trials,
+)
+from alignez_edge.consensus import N_TOKENS as N_READ
+from alignez_edge.consensus import FloatArray as Array
+from alignez_edge.consensus import Text, evidence, spans
 from alignez_edge.embeddings import HiddenStates
 from alignez_edge.errors import BadInputError
-from alignez_edge.files import cache_dir, make_folder, user_dir
+from alignez_edge.files import cache_dir, make_folder, user_dir, write_atomic
 from alignez_edge.fit import TensorName
 from alignez_edge.methods import Way
 from alignez_edge.pairs import (
     ANSWER_TOKENS,
-    DESCRIPTION_TOKENS,
     PairSet,
     PairStore,
     PreferencePair,
     generate_pairs,
 )
+from alignez_edge.requests import AUTO, FORMS, PROBES, RequestForm, RequestText
 
 if TYPE_CHECKING:
     from alignez_edge.profile import Profile
@@ -42,10 +58,12 @@ FloatArray = npt.NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
 
 DEFAULT_LIMIT = 48
-"""Queries a build uses unless it is told otherwise."""
+"""Pairs that a build wants unless it is told otherwise."""
 STATES_CHUNK = 4
 """Pairs whose states are computed and kept together."""
 TEMPERATURE = 0.8
+_PROMPTS = 1024
+"""Prompts that are remembered: those of a chunk are asked for more than once."""
 _BOTH_SIGNS = (*GRID, *(-strength for strength in GRID))
 
 
@@ -60,8 +78,10 @@ class Builder:
     ctx: int | None
     work: str | Path | None
     progress: Progress
+    notice: Callable[[str], None] = lambda _: None
 
     def __post_init__(self) -> None:
+        self._prompts: dict[RequestText, tuple[int, ...]] = {}
         self.settings: dict[str, str | int] = {
             "axis": json.dumps(self.axis.wording(), sort_keys=True, ensure_ascii=False),
             "model": self.model.fingerprint.digest(),
@@ -78,37 +98,125 @@ class Builder:
         self.folder = make_folder(Path(self.work) if self.work else user_dir() / "builds" / name)
         self.cache = make_folder(Path(self.work) if self.work else cache_dir() / "builds" / name)
 
-    def generated(self, asked: Sequence[str]) -> PairSet:
-        """The model's own pairs for these queries."""
-        # The longest request is the query under a description of full length.
-        room = self.window - DESCRIPTION_TOKENS - ANSWER_TOKENS
-        short = [
-            query
-            for query in asked
-            if len(self.model.ask_tokens(prompts.describe(query, self.axis, "negative"))) <= room
-        ]
+    def generated(
+        self, queries: Sequence[str], request: str, limit: int
+    ) -> tuple[PairSet, RequestChoice]:
+        """The model's own pairs, `limit` of them as far as `queries` go, and the form that they
+        are asked for in: the one named `request`, or with `auto` the best one."""
+        forms = self.forms()
+        choice = RequestChoice(request) if request != AUTO else self.choice(forms, queries)
+        form = FORMS[choice.form]
+        # One probe tells pairs from what is none almost as well as all (docs/method.md, section 1):
+        # the one that the model understands best.
+        others = (probe for probe in PROBES if probe.family != form.family)
+        probe = max(others, key=lambda probe: choice.weights.get(probe.name, 1.0))
+        weight = np.array([choice.weights.get(probe.name, 1.0) or 1.0])
+
+        def score(pairs: Sequence[tuple[Text, Text]]) -> Array:
+            texts = [text for pair in pairs for text in pair]
+            return spans(self._evidence(texts, [probe]), weight)
+
+        store = PairStore(self.folder / "pairs.jsonl", {**self.settings, "request": form.name})
+        if store.notice is not None:
+            self.notice(store.notice)
         found = generate_pairs(
             self._complete,
             self.axis,
-            short,
-            PairStore(self.folder / "pairs.jsonl", self.settings),
+            queries,
+            store,
             seed=self.seed,
+            form=form,
+            chat=self.chat,
+            limit=limit,
+            fits=lambda query: self._fits(query, (form, probe)),
+            score=score,
             on_progress=lambda done, total: self.progress("pairs", done, total),
         )
-        return _with_dropped(found, "too long", len(asked) - len(short))
+        return found, choice
+
+    def forms(self) -> list[RequestForm]:
+        """The forms that this model and this axis can be asked in."""
+        return [
+            form
+            for form in FORMS.values()
+            if form.fits(self.axis) and (form.name != "system" or takes_system(self.model))
+        ]
+
+    def choice(self, forms: Sequence[RequestForm], queries: Sequence[str]) -> RequestChoice:
+        """The best of `forms`, tried on the first of `queries`; read back where it was tried."""
+        short = (query for query in dict.fromkeys(queries) if self._fits(query, forms))
+        tried = list(islice(short, N_MOST))
+        if not tried:
+            raise BadInputError(
+                "all queries are too long for the context window", "use a larger one: --ctx"
+            )
+        rounds = [N_FIRST, N_KEPT, N_QUERIES, N_TOKENS]
+        facts = [self.settings, tried, [form.name for form in forms], rounds]
+        kept = self.folder / f"request-{digest(facts)}.json"
+        if kept.exists():
+            with suppress(ValueError, KeyError, TypeError):  # a person's hand was in it
+                return RequestChoice.from_json(kept.read_text("utf-8"))
+        total = n_trials(forms, self.axis, tried)
+        done = 0
+
+        def tick() -> None:
+            nonlocal done
+            done += 1
+            self.progress("request", done, total + 1)
+
+        choice = choose_request(
+            self._complete,
+            lambda texts: self._evidence(texts, PROBES, N_TOKENS),
+            self.axis,
+            forms,
+            tried,
+            chat=self.chat,
+            seed=self.seed,
+            tick=tick,
+        )
+        write_atomic(kept, choice.to_json().encode("utf-8"))
+        self.progress("request", total + 1, total + 1)
+        return choice
+
+    @property
+    def chat(self) -> bool:
+        """Whether the model has a chat template."""
+        return self.model.template is not None
+
+    def _evidence(
+        self, texts: Sequence[Text], probes: Sequence[RequestForm], n_tokens: int = N_READ
+    ) -> Array:
+        return evidence(self.model, self.axis, texts, probes, n_tokens=n_tokens, n_ctx=self.ctx)
+
+    def _fits(self, query: str, forms: Sequence[RequestForm]) -> bool:
+        """Whether a query has room for an answer in every form."""
+        for form in forms:
+            answer = ANSWER_TOKENS + (DESCRIPTION_TOKENS if form.two_steps else 0)
+            for side in prompts.SIDES:
+                request = form.request(query, self.axis, side, chat=self.chat)
+                if len(self._tokens(request)) > self.window - answer:
+                    return False
+        return True
+
+    def _tokens(self, request: RequestText) -> tuple[int, ...]:
+        """The prompt that asks a request."""
+        if request not in self._prompts:
+            if len(self._prompts) >= _PROMPTS:
+                self._prompts.clear()
+            self._prompts[request] = self.model.prompt(request.messages()).tokens
+        return self._prompts[request]
 
     def that_fit(self, found: PairSet) -> PairSet:
         """Labelled pairs without those that are longer than the context window."""
-        wishes = [prompts.trait(self.axis, side) for side in prompts.SIDES]
 
         def length(pair: PreferencePair) -> int:
-            """Calibration scores both answers under the query and under both wishes."""
-            asked = [pair.query, *(prompts.ask(pair.query, wish) for wish in wishes)]
-            asked += [pair.chosen_request, pair.rejected_request]
+            """Calibration scores both answers under the query and with either side asked for."""
+            prompted = [prompts.prompted(pair.query, self.axis, side) for side in prompts.SIDES]
+            asked = [*map(RequestText, (pair.query, *prompted)), *pair.requests()]
             answers = [
                 self.model.tokenize(text, begin=False) for text in (pair.chosen, pair.rejected)
             ]
-            return max(len(self.model.ask_tokens(text)) for text in asked) + max(map(len, answers))
+            return max(len(self._tokens(each)) for each in asked) + max(map(len, answers))
 
         kept = [pair for pair in found.pairs if length(pair) < self.window]
         dropped = len(found.pairs) - len(kept)
@@ -122,28 +230,30 @@ class Builder:
         return window(self.model, self.ctx)
 
     def _complete(
-        self, user_texts: Sequence[str], seeds: Sequence[int], max_tokens: int
-    ) -> Iterator[tuple[int, str]]:
+        self, requests: Sequence[RequestText], seeds: Sequence[int], max_tokens: Sequence[int]
+    ) -> Iterator[tuple[int, str, bool]]:
         from alignez_edge.runtime.batch import generate_batch
         from alignez_edge.runtime.types import Request, Sampling
 
-        requests = (
+        jobs = (
             Request(
-                self.model.ask_tokens(text),
+                self._tokens(request),
                 Sampling(
                     temperature=TEMPERATURE,
                     top_p=1.0,
                     seed=seed,
-                    max_tokens=max_tokens,
+                    max_tokens=limit,
                     stop=self.model.stops,
                 ),
                 index,
             )
-            for index, (text, seed) in enumerate(zip(user_texts, seeds, strict=True))
+            for index, (request, seed, limit) in enumerate(
+                zip(requests, seeds, max_tokens, strict=True)
+            )
         )
-        batch = generate_batch(self.model, requests, width=self.width, n_ctx_per_sequence=self.ctx)
+        batch = generate_batch(self.model, jobs, width=self.width, n_ctx_per_sequence=self.ctx)
         for completion in batch:
-            yield completion.index, completion.text
+            yield completion.index, completion.text, completion.finish_reason == "stop"
 
     def states(
         self, pairs: Sequence[PreferencePair], tensor: TensorName, n_dims: int
@@ -157,11 +267,10 @@ class Builder:
         for start in range(len(states), len(pairs), STATES_CHUNK):
             self.progress("embeddings", start, len(pairs))
             items = [
-                (self.model.ask_tokens(request), self.model.tokenize(answer, begin=False))
+                (self._tokens(request), self.model.tokenize(answer, begin=False))
                 for pair in pairs[start : start + STATES_CHUNK]
-                for request, answer in (
-                    (pair.chosen_request, pair.chosen),
-                    (pair.rejected_request, pair.rejected),
+                for request, answer in zip(
+                    pair.requests(), (pair.chosen, pair.rejected), strict=True
                 )
             ]
             read = list(capture(self.model, items, tensor=tensor, n_ctx=self.ctx))
@@ -217,17 +326,27 @@ class Builder:
         return calibrate(Reading.mean(readings))
 
 
-def queries_of(axis: Axis, queries: Sequence[str] | None, limit: int | None) -> list[str]:
-    """The queries that a build uses: those given, else the axis' own; at most `limit`."""
+def queries_of(
+    axis: Axis, queries: Sequence[str] | None, limit: int | None
+) -> tuple[list[str], int]:
+    """The queries that a build may ask, those given or the axis' own, and how many pairs it wants
+    of them: `limit`, else all that are given."""
     asked = list(dict.fromkeys(queries if queries is not None else axis.queries))
-    asked = asked[: limit if limit is not None else max(DEFAULT_LIMIT, len(queries or ()))]
     if not asked:
         raise BadInputError(f"the axis {axis.name} has no queries", "give some: --queries FILE")
-    return asked
+    return asked, limit if limit is not None else max(DEFAULT_LIMIT, len(queries or ()))
+
+
+def takes_system(model: Model) -> bool:
+    """Whether the model's prompt form has a place of its own for a system text."""
+    from alignez_edge.runtime.template import fold_system
+
+    messages = RequestText("a", "b").messages()
+    return model.prompt(messages) != model.prompt(fold_system(messages))
 
 
 def _with_dropped(found: PairSet, reason: str, count: int) -> PairSet:
-    return PairSet(found.pairs, {**found.dropped, reason: count} if count else found.dropped)
+    return replace(found, dropped={**found.dropped, reason: count}) if count else found
 
 
 def _whole_lines(path: Path) -> list[str]:

@@ -153,8 +153,8 @@ def read_profile(
     """What `profile` at each of `strengths`, injected by `way`, does to a pair, and what asking
     does; see `read_pair`. Raises `BadInputError` where this model does not allow `way`."""
     plain = model.ask_tokens(pair.query)
-    wishes = [prompts.trait(profile.axis, side) for side in prompts.SIDES]
-    asked = [model.ask_tokens(prompts.ask(pair.query, wish)) for wish in wishes]
+    texts = [prompts.prompted(pair.query, profile.axis, side) for side in prompts.SIDES]
+    asked = [model.ask_tokens(text) for text in texts]
     answers = [model.tokenize(text, begin=False) for text in (pair.chosen, pair.rejected)]
     steerings = [(profile * strength).by(way).injection(model) for strength in strengths]
     return read_pair(model, plain, asked, answers, steerings, n_ctx)

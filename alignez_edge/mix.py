@@ -25,6 +25,7 @@ from alignez_edge.fingerprint import Fit, compare
 from alignez_edge.forms import ExactForm
 from alignez_edge.profile import Profile
 from alignez_edge.profile_parts import MAX_RANK
+from alignez_edge.prompts import SIDES, trait
 from alignez_edge.steering import Steering, sum_of
 from alignez_edge.vectors import ControlVector
 
@@ -309,7 +310,7 @@ def _sum_of_edits(terms: Sequence[tuple[Profile, float]]) -> ExactForm | None:
 def _axis(name: str, profiles: Sequence[Profile], sums: Sequence[float], orthogonal: bool) -> Axis:
     """The parts' wording: of each the side that its strength leads to."""
     sides = [
-        (p.axis.positive, p.axis.negative) if s > 0 else (p.axis.negative, p.axis.positive)
+        [trait(p.axis, side) for side in (SIDES if s > 0 else SIDES[::-1])]
         for p, s in zip(profiles, sums, strict=True)
         if s
     ]

@@ -1,49 +1,79 @@
 """Preference pairs: written by the model itself, kept in a file that a person can read and edit.
 
-Self-generation has two steps (AlignEZ, section 2.1): the model describes how each side would
-answer, then answers under each description. Queries go through in chunks, and a chunk's pairs
-reach the file together when it is finished. A build that was killed goes on with the first chunk
-that is not all there, in the same company: what else is in a batch changes the rounding, so only
-the same chunk gives the same texts.
+Both sides of a query are asked for in one form of request (`requests.py`), and each pair is scored
+by how well the model tells its two answers apart (`consensus.py`). Queries go through in chunks,
+and a chunk's pairs reach the file together when it is finished. A build that was killed goes on
+with the first chunk that is not all there, in the same company: what else is in a batch changes the
+rounding, so only the same chunk gives the same texts.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 from alignez_edge import prompts
+from alignez_edge.answers import Complete, n_completions, write_answers
 from alignez_edge.axes import Axis
+from alignez_edge.consensus import FloatArray, Text
 from alignez_edge.errors import AlignezError, BadInputError
 from alignez_edge.files import append_whole, decode_utf8, make_folder, printable, read_bytes
 from alignez_edge.queries import iter_records, parse_record, read_records, text_of
+from alignez_edge.requests import FORMS, TWO_STEPS, RequestForm, RequestText
 
 MAX_FILE = 1 << 30
 MAX_PAIRS = 50_000
 CHUNK = 16
 """Queries a chunk: 32 requests at once keep 16 sequences busy, and little is lost at a kill."""
-DESCRIPTION_TOKENS = 96
-ANSWER_TOKENS = 96
+_LEAST_CHUNK = 4
+_MORE = 1.25
+"""Queries that are asked for each pair that is still missing."""
+ANSWER_TOKENS = 64
+"""Tokens of an answer at most: the style of an answer shows in its first sentences."""
+NO_DIFFERENCE = "no difference between the sides"
 _HEADER = "alignez_pairs"
 _MOST_REASONS = 20
+_HUGE = 1e6  # nats per token: no score has more
 _FIELDS = ("query", "chosen", "rejected", "chosen_request", "rejected_request")
+_SYSTEM = ("chosen_system", "rejected_system")
 
 
 @dataclass(frozen=True)
 class PreferencePair:
-    """A query with the wanted and the unwanted answer, and the requests that each answered."""
+    """A query with the wanted and the unwanted answer, and the requests that each answered: the
+    user's text, and the system text or ''.
+
+    `score` says how well the model tells the answers apart, in nats per token; None: not scored.
+    """
 
     query: str
     chosen: str
     rejected: str
     chosen_request: str
     rejected_request: str
+    chosen_system: str = ""
+    rejected_system: str = ""
+    score: float | None = None
+
+    def requests(self) -> tuple[RequestText, RequestText]:
+        """What was asked for the wanted and for the unwanted answer."""
+        return (
+            RequestText(self.chosen_request, self.chosen_system),
+            RequestText(self.rejected_request, self.rejected_system),
+        )
+
+    def record(self) -> dict[str, str | float]:
+        """The pair as a file has it: without what is empty or not known."""
+        return {
+            key: value
+            for key, value in asdict(self).items()
+            if key in _FIELDS or value not in ("", None)
+        }
 
 
 @dataclass(frozen=True)
@@ -52,14 +82,12 @@ class PairSet:
 
     pairs: tuple[PreferencePair, ...]
     dropped: Mapping[str, int]
+    queries: tuple[str, ...] = ()
+    """Those that were asked to get the pairs, where the model wrote them."""
 
 
-class Complete(Protocol):
-    """Answers many user texts at once: (index, text) as they finish, in any order."""
-
-    def __call__(
-        self, user_texts: Sequence[str], seeds: Sequence[int], max_tokens: int
-    ) -> Iterator[tuple[int, str]]: ...
+Score = Callable[[Sequence[tuple[Text, Text]]], Sequence[float] | FloatArray]
+"""How far apart the two texts of each pair are, in nats per token; above 0: the right way round."""
 
 
 def drop_reason(chosen: str, rejected: str) -> str | None:
@@ -122,7 +150,8 @@ class PairStore:
     def append(self, pairs: Sequence[tuple[PreferencePair, str | None]]) -> None:
         """Add pairs, each with the reason why it is dropped or None; on disk when this returns."""
         records = [
-            asdict(pair) | ({} if reason is None else {"dropped": reason}) for pair, reason in pairs
+            pair.record() | ({} if reason is None else {"dropped": reason})
+            for pair, reason in pairs
         ]
         self._append(records)
         for pair, reason in pairs:
@@ -161,8 +190,8 @@ class PairStore:
             self._put_aside(shown)
             return False
         for where, record in records:
-            pair = PreferencePair(**{key: text_of(record, key, where) for key in _FIELDS})
-            self._take(pair, _reason_of(record, where))
+            texts = [text_of(record, key, where) for key in _FIELDS]
+            self._take(_pair(record, where, *texts), _reason_of(record, where))
         return True
 
     def _put_aside(self, shown: str) -> None:
@@ -206,76 +235,106 @@ def generate_pairs(
     store: PairStore,
     *,
     seed: int,
+    form: RequestForm = FORMS[TWO_STEPS],
+    chat: bool = True,
+    limit: int | None = None,
+    fits: Callable[[str], bool] = lambda query: True,
+    score: Score | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     chunk: int = CHUNK,
 ) -> PairSet:
-    """The model's own pairs for `queries`, from `store` where they are there, else generated.
+    """The model's own pairs, from `store` where they are there, else generated.
 
-    `on_progress(done, total)` counts completions, four a query. Every seed is derived from `seed`,
-    the query, its side and its step, so neither a kill nor more queries change a pair.
+    `queries` are asked in `form`, one chunk after another, until `limit` usable pairs are there or
+    the queries run out (None: all queries). Those that do not fit the model's window (`fits`) are
+    passed over. `score` scores the pairs of a chunk; those that do not score above 0 are dropped.
+    `on_progress(done, total)` counts completions. Every seed is derived from `seed`, the query, its
+    side and its step, so neither a kill nor more queries change a pair.
     """
     queries = list(dict.fromkeys(queries))
-    total, done = 4 * len(queries), 0
+    wanted = len(queries) if limit is None else min(limit, len(queries))
+    each, done, end = n_completions(form, axis), 0, 0
+    found = PairSet((), {})
 
     def report(steps: int) -> None:
         nonlocal done
         done += steps
         if on_progress is not None:
-            on_progress(done, total)
+            on_progress(done, each * max(wanted, end))
 
-    for start in range(0, len(queries), chunk):
-        part = queries[start : start + chunk]
+    while end < len(queries) and len(found.pairs) < wanted:
+        # Some more than are missing, as some of them will be dropped.
+        size = max(_LEAST_CHUNK, math.ceil(_MORE * (wanted - len(found.pairs))))
+        part = queries[end : end + min(size, chunk)]
+        end += len(part)
         missing = [query for query in part if query not in store]
-        if not missing:
-            report(4 * len(part))
-            continue
-        finished = _generate_chunk(complete, axis, part, seed, lambda: report(1))
-        # Pairs that are there stay as they are: a person may have edited them.
-        store.append([entry for entry in finished if entry[0].query in missing])
-    return store.result(queries)
+        if missing:
+            short = [query for query in part if fits(query)]
+            entries = _generate_chunk(complete, axis, short, form, chat, seed, score, report)
+            if len(short) < len(part):
+                report(each * (len(part) - len(short)))
+            found_of = {entry[0].query: entry for entry in entries}
+            # Pairs that are there stay as they are: a person may have edited them.
+            store.append([found_of.get(query, _too_long(query)) for query in missing])
+        else:
+            report(each * len(part))
+        found = store.result(queries[:end])
+    return PairSet(found.pairs[:wanted], found.dropped, tuple(queries[:end]))
 
 
 def _generate_chunk(
-    complete: Complete, axis: Axis, queries: Sequence[str], seed: int, tick: Callable[[], None]
+    complete: Complete,
+    axis: Axis,
+    queries: Sequence[str],
+    form: RequestForm,
+    chat: bool,
+    seed: int,
+    score: Score | None,
+    report: Callable[[int], None],
 ) -> list[tuple[PreferencePair, str | None]]:
-    """Both steps for both sides of a few queries: pairs with the reason to drop them, or None."""
-    jobs = [(query, side) for query in queries for side in prompts.SIDES]
-
-    def run(step: str, texts: Mapping[int, str], max_tokens: int) -> dict[int, str]:
-        slots = list(texts)
-        seeds = [derive_seed(seed, *jobs[slot], step) for slot in slots]
-        found = {}
-        for index, text in complete([texts[slot] for slot in slots], seeds, max_tokens):
-            found[slots[index]] = text
-            tick()
-        return found
-
-    first = {n: prompts.describe(query, axis, side) for n, (query, side) in enumerate(jobs)}
-    traits = {
-        slot: prompts.parse_characteristics(text)
-        for slot, text in run("describe", first, DESCRIPTION_TOKENS).items()
-    }
-    # A query whose one side was not described makes no pair: neither side is answered.
-    usable = [n for n in range(len(jobs)) if traits.get(n) and traits.get(n ^ 1)]
-    for _ in range(len(jobs) - len(usable)):
-        tick()
-    requests = {n: prompts.answer(jobs[n][0], traits[n]) for n in usable}
-    answers = run("answer", requests, ANSWER_TOKENS) if requests else {}
-
+    """Both sides of a few queries: pairs with the reason to drop them, or None."""
+    written = write_answers(
+        complete,
+        axis,
+        [(query, form) for query in queries],
+        chat=chat,
+        seed=seed,
+        max_tokens=ANSWER_TOKENS,
+        tick=lambda: report(1),
+    )
     entries: list[tuple[PreferencePair, str | None]] = []
-    for n, query in enumerate(queries):
-        chosen, rejected = answers.get(2 * n, ""), answers.get(2 * n + 1, "")
-        described = 2 * n in requests
+    for query, (wanted, unwanted) in zip(queries, written, strict=True):
         pair = PreferencePair(
             query,
-            prompts.cut_next_turn(chosen),
-            prompts.cut_next_turn(rejected),
-            requests.get(2 * n, first[2 * n]),
-            requests.get(2 * n + 1, first[2 * n + 1]),
+            prompts.cut_next_turn(wanted.text),
+            prompts.cut_next_turn(unwanted.text),
+            wanted.request.user,
+            unwanted.request.user,
+            wanted.request.system,
+            unwanted.request.system,
         )
-        reason = drop_reason(chosen, rejected) if described else "no characteristics"
+        described = wanted.described and unwanted.described
+        reason = drop_reason(wanted.text, unwanted.text) if described else "no characteristics"
         entries.append((pair, reason))
+    usable = [n for n, (_, reason) in enumerate(entries) if reason is None]
+    if score is None or not usable:
+        return entries
+    texts = [
+        (
+            Text(queries[n], entries[n][0].chosen, form.name, written[n][0].ended),
+            Text(queries[n], entries[n][0].rejected, form.name, written[n][1].ended),
+        )
+        for n in usable
+    ]
+    for n, value in zip(usable, score(texts), strict=True):
+        reason = None if value > 0 else NO_DIFFERENCE
+        entries[n] = replace(entries[n][0], score=round(float(value), 4)), reason
     return entries
+
+
+def _too_long(query: str) -> tuple[PreferencePair, str]:
+    """The entry of a query that was not asked."""
+    return PreferencePair(query, "", "", query, query), "too long"
 
 
 def read_labelled_pairs(path: str | Path, axis: Axis) -> PairSet:
@@ -294,8 +353,8 @@ def read_labelled_pairs(path: str | Path, axis: Axis) -> PairSet:
         if not query.strip():
             raise BadInputError(f"{where}: 'query' is empty")
         requests = [
-            text_of(record, key, where) if key in record else prompts.ask(query, trait)
-            for key, trait in zip(_FIELDS[3:], (axis.positive, axis.negative), strict=True)
+            text_of(record, key, where) if key in record else prompts.prompted(query, axis, side)
+            for key, side in zip(_FIELDS[3:], prompts.SIDES, strict=True)
         ]
         reason = _reason_of(record, where)
         if reason is None:
@@ -305,7 +364,8 @@ def read_labelled_pairs(path: str | Path, axis: Axis) -> PairSet:
         if reason is not None:
             dropped[reason] += 1
         else:
-            pairs[PreferencePair(query, chosen.strip(), rejected.strip(), *requests)] = None
+            texts = (query, chosen.strip(), rejected.strip(), *requests)
+            pairs[_pair(record, where, *texts)] = None
             if len(pairs) > MAX_PAIRS:
                 raise BadInputError(f"{where}: more than {MAX_PAIRS:,} pairs")
     if not pairs and not dropped:
@@ -316,10 +376,18 @@ def read_labelled_pairs(path: str | Path, axis: Axis) -> PairSet:
     return PairSet(tuple(pairs), dict(sorted(dropped.items())))
 
 
-def derive_seed(seed: int, *parts: str) -> int:
-    """A seed in [0, 2**31) that depends on all of its arguments and on nothing else."""
-    text = json.dumps([seed, *parts])
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little") >> 1
+def _pair(record: dict[str, object], where: str, *texts: str) -> PreferencePair:
+    """The pair of a line whose needed texts are known."""
+    systems = [text_of(record, key, where) if key in record else "" for key in _SYSTEM]
+    score = record.get("score")
+    if score is not None:
+        if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) < _HUGE:
+            raise BadInputError(f"{where}: 'score' is not a number of nats")
+        score = float(score)
+    query, chosen, rejected, *requests = texts
+    return PreferencePair(
+        query, chosen, rejected, requests[0], requests[1], systems[0], systems[1], score
+    )
 
 
 def _reason_of(record: dict[str, object], where: str) -> str | None:

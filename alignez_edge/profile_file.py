@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from alignez_edge.axes import Axis
+from alignez_edge.axes import WORDINGS, Axis, Side, Wording
 from alignez_edge.errors import AxisError, BadInputError, ProfileFileError
 from alignez_edge.files import printable, write_atomic
 from alignez_edge.fingerprint import Fingerprint
@@ -32,10 +32,11 @@ from alignez_edge.profile_parts import (
     tensor_of,
     value_of,
 )
+from alignez_edge.prompts import SIDES
 from alignez_edge.vectors import ControlVector, FloatArray, check_layers
 
 ARCHITECTURE = "steering-profile"
-VERSION = (1, 2)
+VERSION = (1, 3)
 """Major and minor version of the file. What a newer minor adds is ignored; a newer major is
 refused, because what we would do with it might not be what it means."""
 MAX_CELLS = 1 << 22  # n_layer * n_embd; the largest open model has half of it
@@ -78,6 +79,9 @@ def _write(profile: Profile, path: Path) -> None:
         writer.add_string("profile.version", f"{VERSION[0]}.{VERSION[1]}")
         for key in ("name", "positive", "negative", *_AXIS_TEXTS):
             text(f"profile.axis.{key}", getattr(profile.axis, key))
+        for side in SIDES:
+            for key, words in profile.axis.wording_of(side).given().items():
+                text(f"profile.axis.requests.{side}.{key}", words)
         for key in ("method", *_TEXTS):
             text(f"profile.{key}", getattr(profile, key))
         for key, number in (
@@ -132,13 +136,16 @@ def _profile_of(file: GGUFFile) -> Profile:
         raise ValueError(f"impossible sizes: {n_layer} layers of {n_embd}")
     value = value_of(file, keys, n_embd)
     layers = () if value else tuple(check_layers(keys.integers("profile.layers"), n_layer))
+    negative = keys.text("profile.axis.negative") or None
     axis = Axis(
         name=keys.text("profile.axis.name", needed=True),
         positive=keys.text("profile.axis.positive", needed=True),
-        negative=keys.text("profile.axis.negative", needed=True),
+        negative=negative,
         description=keys.text("profile.axis.description"),
         positive_prompt=keys.text("profile.axis.positive_prompt") or None,
-        negative_prompt=keys.text("profile.axis.negative_prompt") or None,
+        negative_prompt=(negative and keys.text("profile.axis.negative_prompt")) or None,
+        positive_wording=_wording(keys, "positive"),
+        negative_wording=_wording(keys, "negative") if negative else Wording(),
     )
     prefix = "profile.calibration."
     return Profile(
@@ -166,6 +173,11 @@ def _profile_of(file: GGUFFile) -> Profile:
         value=value,
         **{key: keys.text(f"profile.{key}") for key in _TEXTS},
     )
+
+
+def _wording(keys: Keys, side: Side) -> Wording:
+    """The axis' words for one side."""
+    return Wording(*(keys.text(f"profile.axis.requests.{side}.{key}") or None for key in WORDINGS))
 
 
 def _rows(

@@ -7,11 +7,9 @@ place of "helpful" and of "malicious and useless". No prompt is tuned to a query
 from __future__ import annotations
 
 import re
-from typing import Literal
 
-from alignez_edge.axes import Axis
+from alignez_edge.axes import Axis, Side
 
-Side = Literal["positive", "negative"]
 SIDES: tuple[Side, Side] = ("positive", "negative")
 
 MAX_ITEMS = 5
@@ -30,6 +28,9 @@ _OWN_TURN = re.compile(r"(?:answer|response|assistant|a)\s*:\s*", re.IGNORECASE)
 # Vowel letters that sound like consonants, and the silent h: "a useful", "an honest".
 _A = re.compile(r"(?:uni(?![mn])|us[aeiu]|ut[ie]|eu|one\b|once\b)", re.IGNORECASE)
 _AN = re.compile(r"(?:[aeiou]|hono|hones|hour|heir)", re.IGNORECASE)
+# Traits that are no adjectives: "a pirate"; "talks like a pirate" (not "serious and dry").
+_NOUN = re.compile(r"(?:an?|the|somebody|someone)\s", re.IGNORECASE)
+_VERB = re.compile(r"[^\W\d_]+(?<![us])s\s+\S")
 
 
 def describe(query: str, axis: Axis, side: Side) -> str:
@@ -39,9 +40,10 @@ def describe(query: str, axis: Axis, side: Side) -> str:
 
 def role(axis: Axis, side: Side) -> str:
     """The sentence that sets the side: the axis' own wording, else the paper's."""
+    who = an_assistant(trait(axis, side))
     if side == "positive":
-        return axis.positive_prompt or f"You are {with_article(axis.positive)} assistant."
-    return axis.negative_prompt or f"Pretend you are {with_article(axis.negative)} assistant."
+        return axis.positive_prompt or f"You are {who}."
+    return axis.negative_prompt or f"Pretend you are {who}."
 
 
 def answer(query: str, characteristics: list[str]) -> str:
@@ -52,12 +54,50 @@ def answer(query: str, characteristics: list[str]) -> str:
 
 def ask(query: str, trait: str) -> str:
     """The yardstick: the same query with the trait simply asked for, as a list of one."""
-    return answer(query, [f"Be {trait}"])
+    return answer(query, [f"Be {be(trait)}"])
+
+
+def prompted(query: str, axis: Axis, side: Side) -> str:
+    """The yardstick for a side of an axis: `ask`, or the plain query where the plain answer is the
+    other side."""
+    return query if is_plain(axis, side) else ask(query, trait(axis, side))
+
+
+def is_plain(axis: Axis, side: Side) -> bool:
+    """Whether a side is the plain answer, that of an axis with one side only."""
+    return side == "negative" and axis.negative is None
 
 
 def trait(axis: Axis, side: Side) -> str:
-    """The axis' wording for a side."""
-    return axis.positive if side == "positive" else axis.negative
+    """The axis' wording for a side; of a side that has none, that it is not the other."""
+    if side == "positive":
+        return axis.positive
+    return f"not {axis.positive}" if axis.negative is None else axis.negative
+
+
+def an_assistant(trait: str) -> str:
+    """"a polite assistant", "a pirate", "an assistant who talks like a pirate"."""
+    if _is_verb(trait):
+        return f"an assistant who {trait.strip()}"
+    return trait.strip() if _is_noun(trait) else f"{with_article(trait)} assistant"
+
+
+def be(trait: str) -> str:
+    """What comes after "be": "polite", "a pirate", "somebody who talks like a pirate"."""
+    return f"somebody who {trait.strip()}" if _is_verb(trait) else trait.strip()
+
+
+def very(trait: str) -> str:
+    """"very polite", and the other kinds of traits as `be` has them."""
+    return be(trait) if _is_verb(trait) or _is_noun(trait) else f"very {trait.strip()}"
+
+
+def _is_noun(trait: str) -> bool:
+    return _NOUN.match(trait.strip()) is not None
+
+
+def _is_verb(trait: str) -> bool:
+    return _VERB.match(trait.strip()) is not None
 
 
 def sentence(query: str) -> str:

@@ -21,6 +21,7 @@ from alignez_edge.errors import BadInputError
 from alignez_edge.files import is_unprintable, printable
 from alignez_edge.pairs import PreferencePair
 from alignez_edge.queries import MAX_QUERY
+from alignez_edge.requests import AUTO, FORMS, TWO_STEPS
 
 if TYPE_CHECKING:
     from alignez_edge.profile import Profile
@@ -94,7 +95,8 @@ class Source:
     @classmethod
     def of_pairs(cls, pairs: Sequence[PreferencePair]) -> Source:
         """Labelled pairs, whatever the form of the file that they came from."""
-        lines = "".join(json.dumps(asdict(pair), sort_keys=True) + "\n" for pair in pairs)
+        records = ({k: v for k, v in pair.record().items() if k != "score"} for pair in pairs)
+        lines = "".join(json.dumps(record, sort_keys=True) + "\n" for record in records)
         return cls("pairs", len(pairs), hashlib.sha256(lines.encode()).hexdigest())
 
 
@@ -103,6 +105,8 @@ class Provenance:
     """How a profile was built, as far as its fields do not say it.
 
     `layers`, `neighbors` and `ctx` are the options as given, None where they were left open.
+    `limit` is the number of pairs that were wanted (None: one for every query), `request` the
+    form of request, or `auto`; profiles of before there was a choice were asked for in two steps.
     """
 
     model: ModelFile
@@ -112,6 +116,8 @@ class Provenance:
     width: int = 16
     threads: int = 1
     ctx: int | None = None
+    limit: int | None = None
+    request: str = TWO_STEPS
 
     @classmethod
     def of(cls, profile: Profile) -> Provenance | None:
@@ -155,6 +161,7 @@ def build_like(
     pairs: str | Path | None = None,
     work: str | Path | None = None,
     on_progress: Callable[[str, int, int], None] | None = None,
+    on_notice: Callable[[str], None] | None = None,
 ) -> Profile:
     """Build a profile again: the same axis, texts and options, on `model`.
 
@@ -195,9 +202,12 @@ def build_like(
         seed=profile.seed,
         width=found.width,
         ctx=found.ctx,
+        limit=found.limit,
+        request=found.request,
         texts=texts,
         work=work,
         on_progress=on_progress,
+        on_notice=on_notice,
         author=profile.author,
         licence=profile.licence,
     )
@@ -291,6 +301,8 @@ def _checked(value: Any) -> Provenance:
         width=_count(value["width"], 1, 1024),
         threads=_count(value["threads"], 1, 1024),
         ctx=_optional(value["ctx"]),
+        limit=_optional(value.get("limit")),
+        request=_request(value.get("request", TWO_STEPS)),
     )
 
 
@@ -298,6 +310,12 @@ def _count(value: object, least: int, most: int) -> int:
     if type(value) is not int or not least <= value <= most:
         raise ValueError("not a count within its bounds")
     return value
+
+
+def _request(value: object) -> str:
+    if value != AUTO and value not in FORMS:
+        raise ValueError("no form of request")
+    return str(value)
 
 
 def _optional(value: object) -> int | None:

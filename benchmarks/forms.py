@@ -41,6 +41,7 @@ from alignez_edge.forms import ExactForm, exact_form
 from alignez_edge.heads import attention_heads
 from alignez_edge.pairs import PreferencePair
 from alignez_edge.profile import Profile
+from alignez_edge.requests import AUTO
 from alignez_edge.runtime.adapter import Adapter
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.score import Scorer, kl_divergence
@@ -98,7 +99,7 @@ class Fitted:
         self._work = work_folder(model, self._axis, 0)
         self._queries = [entry["query"] for entry in demo_queries("build")]
         builder = Builder(model, self._axis, 0, width, None, self._work, lambda *_: None)
-        self.pairs = builder.generated(self._queries).pairs
+        self.pairs = builder.generated(self._queries, AUTO, len(self._queries))[0].pairs
         self._rows, held_back = split(len(self.pairs))
         self.held_back = [self.pairs[i] for i in held_back]
         self._builder = builder

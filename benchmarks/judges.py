@@ -50,8 +50,7 @@ def make(model: Model, seed: int) -> list[dict[str, object]]:
             text
             for q in queries
             for text in (
-                prompts.ask(q["query"], axis.positive),
-                prompts.ask(q["query"], axis.negative),
+                *(prompts.prompted(q["query"], axis, side) for side in prompts.SIDES),
                 q["query"],
             )
         ]

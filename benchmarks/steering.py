@@ -156,7 +156,7 @@ class Bench:
     def _text(self, arm: Arm, query: str) -> str:
         if arm.side is None:
             return query
-        return prompts.ask(query, prompts.trait(Axis.builtin(arm.axis), arm.side))
+        return prompts.prompted(query, Axis.builtin(arm.axis), arm.side)
 
 
 def figures(answers: Mapping[Arm, Answers], axes: Sequence[str]) -> dict[str, Any]:

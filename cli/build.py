@@ -12,6 +12,7 @@ import typer
 
 from alignez_edge.errors import BadInputError
 from alignez_edge.methods import BY_QUERY, DEFAULT_METHOD, METHODS, check_method
+from alignez_edge.requests import AUTO, FORMS, check_request
 
 from .options import (
     DEFAULT_WIDTH,
@@ -71,7 +72,7 @@ def build(
         str | None,
         typer.Argument(
             metavar="AXIS",
-            help="A built-in axis, a TOML file, or a new name with --positive and --negative.",
+            help="A built-in axis, a TOML file, or a new name with --positive.",
         ),
     ] = None,
     *,
@@ -85,15 +86,24 @@ def build(
         str | None, typer.Option(metavar="TEXT", help="What the wanted side is like.")
     ] = None,
     negative: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="What the other side is like.")
+        str | None,
+        typer.Option(metavar="TEXT", help="What the other side is like; else the plain answer."),
     ] = None,
     queries: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Queries, one a line or JSON lines; else the axis' own."),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(metavar="N", help="Use the first N queries only.")
+        int | None, typer.Option(metavar="N", help="Stop asking when N usable pairs are there.")
     ] = None,
+    request: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help=f"How the sides are asked for: {', '.join(FORMS)}; auto tries them and takes the"
+            " best.",
+        ),
+    ] = AUTO,
     pairs: Annotated[
         str | None,
         typer.Option(
@@ -142,11 +152,14 @@ def build(
     check_seed(seed)
     wanted = parse_layers(layers) if layers is not None else None
     check_method(method, neighbors, wanted)
+    check_request(request)
+    if pairs is not None and request != AUTO:
+        raise BadInputError("--pairs and --request exclude each other", "use one of them")
     make: Make
     if like is not None:
         given = (axis, positive, negative, limit, wanted, neighbors, ctx)
-        chosen = (method, parallel, seed, telling.texts)
-        if any(given) or chosen != (DEFAULT_METHOD, DEFAULT_WIDTH, 0, "some"):
+        chosen = (method, parallel, seed, telling.texts, request)
+        if any(given) or chosen != (DEFAULT_METHOD, DEFAULT_WIDTH, 0, "some", AUTO):
             raise BadInputError(
                 "--like takes the axis and every option of the build from the profile",
                 "give no more than -m, --lora, --threads, --queries, --pairs, --author, -o",
@@ -167,6 +180,7 @@ def build(
             layers=wanted,
             neighbors=neighbors,
             limit=limit,
+            request=request,
             seed=seed,
             width=parallel,
             ctx=ctx,
@@ -176,7 +190,7 @@ def build(
     with loading.load(out) as model:
         try:
             with out.progress() as progress:
-                profile = make(model, on_progress=progress)
+                profile = make(model, on_progress=progress, on_notice=out.notice)
         except KeyboardInterrupt:
             out.notice("interrupted: start the same build again and it goes on where it was")
             raise
@@ -230,10 +244,9 @@ def find_axis(name: str, positive: str | None, negative: str | None) -> Axis:
     from alignez_edge.axes import Axis
     from alignez_edge.files import is_file
 
-    if (positive is None) != (negative is None):
-        missing = "--negative" if negative is None else "--positive"
-        raise BadInputError(f"{missing} is missing", "an axis needs both of its sides")
-    if positive is not None and negative is not None:
+    if positive is None and negative is not None:
+        raise BadInputError("--positive is missing", "an axis needs its positive side")
+    if positive is not None:
         return Axis(name, positive=positive, negative=negative)
     if name.endswith(".toml") or is_file(name):
         return Axis.load(name)
@@ -297,7 +310,27 @@ def _record(profile: Profile, path: Path, seconds: dict[str, float]) -> dict[str
         "strength": profile.unit,
         "seconds": seconds,
         "calibration": dict(profile.calibration),
+        "request": profile.report.get("request"),
     }
+
+
+def _asked(profile: Profile) -> str:
+    """In which form the pairs were asked for, and how well its sides came out in the trial."""
+    from alignez_edge.choice import RequestChoice
+
+    found = profile.report.get("request")
+    if found is None:  # from labelled pairs
+        return ""
+    choice = RequestChoice.of(found)
+    tried = next((score for score in choice.scores if score.form == choice.form), None)
+    if tried is None:
+        return f"in the form {choice.form}"
+    if not choice.works:
+        return f"in the form {choice.form}, but no form tells the sides apart on this model"
+    return (
+        f"in the form {choice.form}, the best of {len(choice.scores)}: its sides"
+        f" {tried.span:.2f} nats per token apart, {tried.right:.0%} the right way round"
+    )
 
 
 def _summary(profile: Profile, path: Path, output: str | None, seconds: float) -> str:
@@ -307,9 +340,10 @@ def _summary(profile: Profile, path: Path, output: str | None, seconds: float) -
     layers = ", ".join(map(str, profile.layers))
     reasons = ", ".join(f"{n} {reason}" for reason, n in profile.dropped.items())
     lines = [
-        f"{profile.name}: {profile.axis.positive} / {profile.axis.negative}",
+        f"{profile.name}: {profile.axis}",
         f"  profile     {path}",
         f"  pairs       {profile.pairs}" + (f" ({dropped} dropped: {reasons})" if dropped else ""),
+        *([f"  asked       {asked}"] if (asked := _asked(profile)) else []),
         *([f"  layers      {layers}"] if layers else []),
         f"  acts as     {forms(profile)}",
         f"  strength 1  {profile.unit:.2f} natural lengths",

@@ -17,6 +17,8 @@ def effect_table(profile: Profile, indent: str = "") -> str:
     """What strength 1 does to the pairs that were held back, beside asking; '' if not measured."""
     import numpy as np
 
+    from alignez_edge.prompts import SIDES, is_plain, trait
+
     from .layout import table
 
     strengths, margin, drift = (_curve(profile, key) for key in ("strengths", "margin", "drift"))
@@ -30,8 +32,10 @@ def effect_table(profile: Profile, indent: str = "") -> str:
         )
     asked = _curve(profile, "asked_margin"), _curve(profile, "asked_drift")
     if len(asked[0]) == len(asked[1]) == 2:
-        for side, trait in enumerate((profile.axis.positive, profile.axis.negative)):
-            rows.append([f"asking for {trait}", *_cells(curve[side] for curve in asked)])
+        for side, name in enumerate(SIDES):
+            if not is_plain(profile.axis, name):
+                what = f"asking for {trait(profile.axis, name)}"
+                rows.append([what, *_cells(curve[side] for curve in asked)])
     return table(rows, indent)
 
 
@@ -86,7 +90,7 @@ def _curve(profile: Profile, key: str) -> tuple[float, ...]:
 
 
 def sides(profile: Profile) -> str:
-    return f"{profile.axis.positive} / {profile.axis.negative}"
+    return str(profile.axis)
 
 
 def facts(profile: Profile, path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from .options import grouped
 from .output import Output, duration
 
 if TYPE_CHECKING:
-    from alignez_edge.axes import Axis
+    from alignez_edge.axes import Axis, Side
     from alignez_edge.profile import Profile
     from alignez_edge.runtime.model import Model
     from alignez_edge.runtime.types import Steers
@@ -165,15 +165,17 @@ def _show_scores(
     queries = [entry["query"] for entry in unseen]
     topics = [entry["topic"] for entry in unseen]
 
-    def asking(trait: str) -> list[str]:
-        return [prompts.ask(query, trait) for query in queries]
+    def asking(side: Side) -> list[str]:
+        return [prompts.prompted(query, axis, side) for query in queries]
+
+    positive, negative = (prompts.trait(axis, side) for side in prompts.SIDES)
 
     conditions = [
         ("plain", queries, None),
         ("steered +1", queries, profile * 1.0),
         ("steered -1", queries, profile * -1.0),
-        (f"asked to be {axis.positive}", asking(axis.positive), None),
-        (f"asked to be {axis.negative}", asking(axis.negative), None),
+        (f"asked to be {positive}", asking("positive"), None),
+        (f"asked to be {negative}", asking("negative"), None),
     ]
     scores: dict[str, float] = {}
     with out.progress() as progress:
@@ -190,13 +192,13 @@ def _show_scores(
         f"answers to {len(queries)} questions that the profile has never seen:",
     )
     title, half = max(map(len, scores)), 16
-    scale = f"{'-1 ' + axis.negative:<{half}}0{axis.positive + ' +1':>{half}}"
+    scale = f"{'-1 ' + negative:<{half}}0{positive + ' +1':>{half}}"
     out.result(f"  {'':<{title}}         {scale}")
     for name, score in scores.items():
         out.result(f"  {pad(name, title)}  {score:+.2f}  {signed_bar(score, half)}")
     out.record({"axis": axis.name, "queries": len(queries), "scores": scores})
     steered = scores["steered +1"] - scores["steered -1"]
-    asked = scores[f"asked to be {axis.positive}"] - scores[f"asked to be {axis.negative}"]
+    asked = scores[f"asked to be {positive}"] - scores[f"asked to be {negative}"]
     if asked > 0:
         out.result()
         out.result(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from alignez_edge.axes import Axis
+from alignez_edge.axes import Axis, Wording
 from alignez_edge.bank import Bank
 from alignez_edge.conditioned import Neighbourhood, Recipe
 from alignez_edge.edits import Edit, LayerEdit
@@ -85,7 +85,9 @@ def all_profiles(model: Model, layers: tuple[int, ...] = (2, 3)) -> list[Profile
 
     n_embd, width = model.n_embd, 4
     plain = random_profile(model, layers=layers, report={"queries": ["Who?"]})
-    plain = replace(plain, axis=replace(plain.axis, description="d", negative_prompt="Be rude."))
+    words = Wording(role="Be “kind”.", style="Kindly.", person="who is kind", own="{query}!")
+    axis = replace(plain.axis, description="d", negative_prompt="Be rude.", positive_wording=words)
+    plain = replace(plain, axis=replace(axis, negative_wording=Wording(style="Rudely.")))
     edit = Edit({i: LayerEdit.move(drawn(2, n_embd), drawn(2)) for i in layers})
     exact = replace(
         random_profile(model, 1, name="formal", layers=layers), exact=ExactForm(edit, edit, 0.5)
@@ -124,5 +126,6 @@ def _adapter(model: Path, part: str) -> bytes:
 def _axes() -> list[Axis]:
     return [
         Axis("polite", "polite", "rude", "How “kind” it is.", ("Who?", "What is 1 + 1 in 日本?")),
+        Axis("y", "talks like a pirate", positive_wording=Wording(own='Ahoy: "{query}"')),
         Axis("x", "warm", "cold", positive_prompt='Be warm: \\ "so".', negative_prompt="Be cold."),
     ]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignez_edge import prompts
-from alignez_edge.axes import Axis, builtin_names
+from alignez_edge.axes import Axis, Wording, builtin_names
 from alignez_edge.errors import AxisError
 from alignez_edge.files import is_unprintable, printable
 
@@ -16,17 +16,34 @@ LINE = st.text(min_size=1, max_size=60).filter(
 )
 
 
-@given(positive=LINE, negative=LINE, queries=st.lists(LINE, max_size=5), prompt=st.none() | LINE)
+@given(
+    positive=LINE,
+    negative=st.none() | LINE,
+    queries=st.lists(LINE, max_size=5),
+    prompt=st.none() | LINE,
+    words=st.lists(st.none() | LINE, min_size=3, max_size=3),
+    own=st.booleans(),
+)
 def test_toml_round_trip(
     tmp_path_factory: pytest.TempPathFactory,
     positive: str,
-    negative: str,
+    negative: str | None,
     queries: list[str],
     prompt: str | None,
+    words: list[str | None],
+    own: bool,
 ) -> None:
-    if positive.strip().casefold() == negative.strip().casefold():
+    if negative is not None and positive.strip().casefold() == negative.strip().casefold():
         return
-    axis = Axis("any-axis_1", positive, negative, queries=tuple(queries), negative_prompt=prompt)
+    axis = Axis(
+        "any-axis_1",
+        positive,
+        negative,
+        queries=tuple(queries),
+        positive_prompt=prompt,
+        positive_wording=Wording(*words, "So: {query}" if own else None),
+        negative_wording=Wording() if negative is None else Wording(*words[::-1]),
+    )
     path = tmp_path_factory.mktemp("axis") / "axis.toml"
     path.write_text(axis.to_toml(), encoding="utf-8", newline="\n")
     assert Axis.load(path) == axis
@@ -43,6 +60,20 @@ def test_the_built_in_axes_are_rich_and_different() -> None:
         assert len(axis.queries) == len(set(axis.queries)) >= 48
         assert not seen & set(axis.queries)
         seen |= set(axis.queries)
+        for side in prompts.SIDES:
+            assert {"role", "style", "person"} <= axis.wording_of(side).given().keys()
+
+
+def test_an_axis_of_before_reads_writes_and_asks_as_it_did(tmp_path: Path) -> None:
+    text = 'name = "x"\npositive = "warm"\nnegative = "cold"\n\n[prompts]\npositive = "Be warm."\n'
+    path = tmp_path / "axis.toml"
+    path.write_text(text)
+    axis = Axis.load(path)
+    assert axis.to_toml() == text
+    assert axis.wording() == {
+        "name": "x", "positive": "warm", "negative": "cold", "positive_prompt": "Be warm.",
+        "negative_prompt": None,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -78,7 +109,16 @@ def test_the_two_sides_must_differ() -> None:
     ("text", "message", "hint"),
     [
         ('name="a"\npositive="b"\nnegatve="c"', "unknown key 'negatve'", "negative"),
-        ('name="a"\npositive="b"', "negative is missing", None),
+        ('name="a"\nnegative="b"', "positive is missing", None),
+        ('name="a"\npositive="b"\nnegative=""', "negative is empty", None),
+        ('name="a"\npositive="b"\nprompts.negative="x"', "but no negative", None),
+        ('name="a"\npositive="b"\nrequests.negative.role="x"', "but no negative", None),
+        ('name="a"\npositive="b"\nrequests=1', "must be a table", None),
+        ('name="a"\npositive="b"\n[requests]\npositiv.role="x"', "'positiv'", "positive"),
+        ('name="a"\npositive="b"\n[requests]\npositive="x"', "must be a table, not a str", None),
+        ('name="a"\npositive="b"\n[requests.positive]\nrol="x"', "unknown key 'rol'", "role"),
+        ('name="a"\npositive="b"\n[requests.positive]\nrole=1', "positive.role must be a", None),
+        ('name="a"\npositive="b"\n[requests.positive]\nown="x"', "must hold {query} once", None),
         ('name="a"\npositive="b"\nnegative=3', "must be a text, not a number", None),
         ('name="a"\npositive="b"\nnegative="c"\nqueries="q"', "must be a list", None),
         ('name="a"\npositive="b"\nnegative="c"\nqueries=[1]', "query 1 must be a text", None),

@@ -60,10 +60,10 @@ def files(
     (folder / "blank.txt").write_bytes(b"\n \n")
     (folder / "latin.txt").write_bytes(b"one\nd\xe9j\xe0 vu\n")
     (folder / "broken.jsonl").write_text('{"query": "a"}\n{"query": \n')
-    (folder / "long.txt").write_text("\n".join(["word " * 600, *"abcdef"]))
+    (folder / "long.txt").write_text("\n".join(["word " * 600, *"abc"]))
     (folder / "key.toml").write_text('name="x"\npositive="a"\nnegative="b"\nlayer=3\n')
     (folder / "broken.toml").write_text('name = "x\npositive\n')
-    (folder / "half.toml").write_text('name = "x"\npositive = "a"\n')
+    (folder / "half.toml").write_text('name = "x"\nnegative = "a"\n')
     good_pairs = [_pair(topic) for topic in "bread rain trains cats snow tea".split()]
     _write_lines(folder / "pairs.jsonl", good_pairs)
     _write_lines(folder / "few.jsonl", good_pairs[:2])
@@ -241,7 +241,7 @@ def test_builds_that_cannot_be(
         ("nowhere.toml", "no such axis file"),
         ("key.toml", "unknown key 'layer'"),
         ("broken.toml", "is not TOML"),
-        ("half.toml", "negative"),
+        ("half.toml", "positive is missing"),
         ("latin.txt", "not UTF-8"),
         ("bert.gguf", "not UTF-8"),
     ],

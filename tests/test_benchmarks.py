@@ -50,11 +50,12 @@ def test_tables_have_one_row_per_axis() -> None:
 
 
 def test_build_is_timed_and_weighed(tiny_llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    build.main(["--model", str(tiny_llama), "--threads", "1", "--queries", "6", "--json"])
+    build.main(["--model", str(tiny_llama), "--threads", "1", "--queries", "16", "--json"])
     result = json.loads(capsys.readouterr().out)
     (found,) = result["builds"]
-    assert found["queries"] == 6
-    assert set(found["seconds"]) == {"pairs", "embeddings", "subspace", "calibration", "total"}
+    assert found["queries"] == 16
+    steps = {"request", "pairs", "embeddings", "subspace", "calibration", "total"}
+    assert set(found["seconds"]) == steps
     assert found["seconds"]["total"] >= sum(found["seconds"].values()) / 2
     assert result["bare MB"] > 0
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from alignez_edge import choice
 from alignez_edge import pairs as pairs_module
 from alignez_edge.axes import Axis
 from alignez_edge.build import MAX_HELD_BACK, MIN_PAIRS, build_profile, split
@@ -20,12 +21,14 @@ from alignez_edge.errors import AlignezError, BadInputError
 from alignez_edge.files import alone_in
 from alignez_edge.methods import BY_QUERY, METHODS
 from alignez_edge.profile import Profile
+from alignez_edge.requests import FORMS
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.types import Injection
 
 AXIS = Axis("bright", positive="bright", negative="dark")
 TOPICS = "bread rain trains cats snow tea maps birds salt glue wool milk".split()
 QUERIES = [f"Tell me about {topic}." for topic in TOPICS]
+MORE = [f"And what of {topic}?" for topic in TOPICS]
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +36,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder of the user's own, and texts that are short."""
     monkeypatch.setenv("ALIGNEZ_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
-    monkeypatch.setattr(pairs_module, "DESCRIPTION_TOKENS", 32)
+    monkeypatch.setattr("alignez_edge.answers.DESCRIPTION_TOKENS", 32)
     monkeypatch.setattr(pairs_module, "ANSWER_TOKENS", 12)
     return tmp_path / "home"
 
@@ -232,16 +235,69 @@ def test_pairs_that_a_person_edits_count(llama_model: Model, tmp_path: Path) -> 
     assert saved(after, tmp_path) != saved(before, tmp_path)
 
 
-def test_limit_is_the_number_of_queries(llama_model: Model) -> None:
-    profile = build_profile(llama_model, AXIS, queries=[*QUERIES, *QUERIES], limit=6)
-    assert profile.pairs + sum(profile.dropped.values()) == 6
+def test_limit_is_the_number_of_usable_pairs(llama_model: Model) -> None:
+    profile = build_profile(llama_model, AXIS, queries=[*QUERIES, *QUERIES], limit=4)
+    assert profile.pairs == 4 and 0 < sum(profile.dropped.values()) <= len(QUERIES) - 4
+
+
+def test_the_form_of_request_is_chosen_kept_and_not_tried_again(
+    llama_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = tmp_path / "work"
+    report = build_profile(llama_model, AXIS, queries=QUERIES, work=work).report["request"]
+    assert report["form"] in report["scores"].keys() == set(FORMS) - {"own"}
+    tried = [score["pairs"] for score in report["scores"].values()]
+    assert sorted(tried)[:3] == [choice.N_FIRST] * 3 and min(sorted(tried)[3:]) == choice.N_QUERIES
+    header, *records = map(json.loads, (work / "pairs.jsonl").read_text("utf-8").splitlines())
+    assert header["settings"]["request"] == report["form"]
+    assert all(("dropped" in record) == (record.get("score", 0) <= 0) for record in records)
+
+    def no_more(*_: object, **__: object) -> None:
+        raise AssertionError("a form was tried again")
+
+    monkeypatch.setattr("alignez_edge.builder.choose_request", no_more)
+    again = build_profile(llama_model, AXIS, queries=QUERIES, work=work, method="mean")
+    assert again.report["request"] == report
+
+
+def test_a_form_can_be_given(llama_model: Model, tmp_path: Path) -> None:
+    said: list[str] = []
+    work = tmp_path / "work"
+    for form in ("system", "list"):
+        profile = build_profile(
+            llama_model,
+            AXIS,
+            queries=[*QUERIES, *MORE],
+            work=work,
+            request=form,
+            on_notice=said.append,
+        )
+        assert profile.report["request"] == {"form": form, "scores": {}, "weights": {}}
+        lines = (work / "pairs.jsonl").read_text("utf-8").splitlines()
+        systems = {json.loads(line).get("chosen_system") for line in lines[1:]}
+        wanted = {"You are an extremely bright assistant."} if form == "system" else {None}
+        assert systems == wanted
+    (notice,) = said
+    assert "was made under other settings" in notice
+    with pytest.raises(BadInputError, match="has no words for the form own"):
+        build_profile(llama_model, AXIS, queries=QUERIES, request="own")
+
+
+def test_an_axis_with_one_side_only(llama_model: Model, tmp_path: Path) -> None:
+    pirate = Axis("pirate", "talks like a pirate")
+    profile = build_profile(llama_model, pirate, queries=QUERIES, work=tmp_path / "work")
+    lines = (tmp_path / "work" / "pairs.jsonl").read_text("utf-8").splitlines()
+    for record in map(json.loads, lines[1:]):
+        assert record["rejected_request"] == record["query"] != record["chosen_request"]
+    saved(profile, tmp_path)
+    assert Profile.load(tmp_path / "profile.gguf").axis == pirate
 
 
 def test_progress_goes_through_the_steps_in_order(llama_model: Model) -> None:
     seen: list[tuple[str, int, int]] = []
     build_profile(llama_model, AXIS, queries=QUERIES, on_progress=lambda *call: seen.append(call))
     steps = list(dict.fromkeys(step for step, _, _ in seen))
-    assert steps == ["pairs", "embeddings", "subspace", "calibration"]
+    assert steps == ["request", "pairs", "embeddings", "subspace", "calibration"]
     for step in steps:
         counts = [(done, total) for name, done, total in seen if name == step]
         assert counts == sorted(counts)
@@ -317,7 +373,7 @@ def test_models_that_differ_in_one_matrix_share_no_work(
     digests = []
     for weights in ({}, {"weights": other}):
         with Model.load(tiny_model("llama", n_layer=5, **weights), threads=1) as model:
-            build_profile(model, AXIS, queries=QUERIES[:8])
+            build_profile(model, AXIS, queries=QUERIES)
             digests.append(model.fingerprint.digest())
     assert digests[0] == digests[1]
     assert len(list((home / "builds").iterdir())) == 2

@@ -187,7 +187,7 @@ def test_a_bare_noun_shows_its_help(alignez: Alignez, command: list[str]) -> Non
         (["profile", "show", "nowhere"], "error: no profile called 'nowhere'"),
         (["model", "add", "x", "nowhere.gguf"], "error: no such"),
         (["build", "nowhere"], "error: no built-in axis is called 'nowhere'"),
-        (["build", "x", "--positive", "a"], "error: --negative is missing"),
+        (["build", "x", "--negative", "a"], "error: --positive is missing"),
     ],
 )
 def test_wrong_use_is_one_line_and_2(alignez: Alignez, command: list[str], error: str) -> None:

@@ -24,6 +24,7 @@ BUILD_KEYS = [
     "strength",
     "seconds",
     "calibration",
+    "request",
 ]
 DEMO_MODEL = ROOT / "alignez_edge" / "demo" / "demo-model.gguf"
 NEW_AXIS = ["bright", "--positive", "bright", "--negative", "dark"]
@@ -100,6 +101,8 @@ def test_build_into_a_file_says_what_to_try(
         (["--neighbors", "0"], "error: 0 neighbours are too few"),
         (["--method", "recontrol", "--layers", "2"], "error: the method recontrol edits no"),
         (["--limit", "0"], "error: --limit is 0"),
+        (["--request", "stile"], "error: no form of request is called 'stile'"),
+        (["--request", "style"], "error: --pairs and --request exclude each other"),
         (["--seed", "-1"], "error: --seed is -1"),
         (["--seed", 2**63], "error: --seed is 9223372036854775808; it must be at least 0 and"),
         (["--parallel", "0"], "error: --parallel is 0"),
@@ -159,6 +162,25 @@ def test_queries_that_cannot_be_read(
     for path, error in ((empty, "has no queries"), (binary, "line 2"), (tmp_path, "cannot read")):
         said = alignez("build", *NEW_AXIS, *use, "--queries", path)
         assert said.code == 2 and error in said.err
+
+
+def test_build_says_in_which_form_it_asked(
+    alignez: Alignez,  # noqa: F811
+    use: list[object],
+    tmp_path: Path,
+) -> None:
+    queries = tmp_path / "queries.txt"
+    topics = "bread rain trains cats snow tea maps birds salt glue wool milk".split()
+    queries.write_text("\n".join(f"{w} {t}?" for t in topics for w in ("Why", "What is")), "utf-8")
+    options = ["pirate", "--positive", "talks like a pirate", "--queries", queries, "--limit", 4]
+    said = alignez("build", *options, *use, "--request", "role", "--json")
+    assert said.code == 0, said.err
+    assert built(said.out)["request"] == {"form": "role", "scores": {}, "weights": {}}
+    shown = alignez("build", *options, *use, "--request", "role", "--quiet")
+    assert "pirate: talks like a pirate / the plain answer" in shown.out
+    assert "asked       in the form role" in shown.out
+    none = alignez("build", "x", "--negative", "dark", *use)
+    assert none.code == 2 and none.err.startswith("error: --positive is missing")
 
 
 def test_an_interrupted_build_says_that_it_goes_on(tiny_chat: Path) -> None:

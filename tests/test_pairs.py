@@ -12,15 +12,19 @@ from pathlib import Path
 import pytest
 
 from alignez_edge.axes import Axis
+from alignez_edge.consensus import Text
 from alignez_edge.errors import AlignezError, BadInputError
 from alignez_edge.pairs import (
+    NO_DIFFERENCE,
+    PairSet,
     PairStore,
     PreferencePair,
-    derive_seed,
     drop_reason,
     generate_pairs,
     read_labelled_pairs,
 )
+from alignez_edge.repeatable import derive_seed
+from alignez_edge.requests import FORMS, RequestText
 
 POLITE = Axis("polite", "polite", "rude")
 QUERIES = [f"Question {n}?" for n in range(10)]
@@ -36,17 +40,17 @@ class Writer:
         self.fail_after = fail_after
 
     def __call__(
-        self, user_texts: Sequence[str], seeds: Sequence[int], max_tokens: int
-    ) -> Iterator[tuple[int, str]]:
-        company = derive_seed(0, *user_texts)
-        for index in reversed(range(len(user_texts))):
+        self, requests: Sequence[RequestText], seeds: Sequence[int], max_tokens: Sequence[int]
+    ) -> Iterator[tuple[int, str, bool]]:
+        company = derive_seed(0, *(f"{request}" for request in requests))
+        for index in reversed(range(len(requests))):
             if self.fail_after is not None and len(self.requests) >= self.fail_after:
                 raise KeyboardInterrupt
-            self.requests.append(user_texts[index])
-            text = user_texts[index]
+            text = requests[index].user
+            self.requests.append(text)
             described = text.endswith("should:")
             body = f"Be kind {seeds[index]}" if described else f"Word {seeds[index]} {company}"
-            yield index, f" 1. {body}\n" if described else f" {body}."
+            yield index, f" 1. {body}\n" if described else f" {body}.", True
 
 
 def generate(store: PairStore, writer: Writer, queries: Sequence[str] = QUERIES) -> list[str]:
@@ -68,6 +72,95 @@ def test_two_steps_for_both_sides(tmp_path: Path) -> None:
     assert pair.chosen_request.startswith("Question 3? Your answer should: 1. Be kind ")
     assert sum("You are a polite" in request for request in writer.requests) == 10
     assert sum("Pretend you are a rude" in request for request in writer.requests) == 10
+
+
+def test_one_step_and_a_system_text(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    writer, steps = Writer(), []
+    found = generate_pairs(
+        writer, POLITE, QUERIES, PairStore(path, SETTINGS), seed=7, form=FORMS["system"],
+        on_progress=lambda *s: steps.append(s),
+    )  # fmt: skip
+    assert writer.requests == [query for query in reversed(QUERIES) for _ in range(2)]
+    assert steps[-1] == (20, 20)
+    wanted, unwanted = found.pairs[3].requests()
+    assert wanted == RequestText("Question 3?", "You are an extremely polite assistant.")
+    assert unwanted == RequestText("Question 3?", "You are an extremely rude assistant.")
+    assert PairStore(path, SETTINGS).result(QUERIES).pairs == found.pairs
+    assert read_labelled_pairs(path, POLITE).pairs == found.pairs
+
+
+def test_what_is_no_pair_is_dropped_and_more_is_asked(tmp_path: Path) -> None:
+    """Every third pair is none: queries are asked until the limit, and no further."""
+    asked: list[str] = []
+
+    def score(pairs: Sequence[tuple[Text, Text]]) -> list[float]:
+        asked.extend(wanted.query for wanted, _ in pairs)
+        return [0.0 if int(wanted.query[9:-1]) % 3 == 0 else 0.25 for wanted, _ in pairs]
+
+    queries = [f"Question {n}?" for n in range(40)]
+    path = tmp_path / "pairs.jsonl"
+
+    def make(limit: int) -> PairSet:
+        return generate_pairs(
+            Writer(), POLITE, queries, PairStore(path, SETTINGS), seed=7, limit=limit,
+            form=FORMS["style"], score=score,
+        )  # fmt: skip
+
+    found = make(12)
+    assert len(found.pairs) == 12 and all(pair.score == 0.25 for pair in found.pairs)
+    n_asked = len(found.queries)
+    assert found.queries == tuple(queries[:n_asked]) and 18 <= n_asked < 24
+    assert asked == list(found.queries)
+    assert found.dropped == {NO_DIFFERENCE: -(-n_asked // 3)}
+    assert make(12) == found and len(asked) == n_asked, "what is scored is not scored again"
+    everything = make(40)
+    assert everything.queries == tuple(queries)
+    assert len(everything.pairs) == 26 and everything.pairs[:12] == found.pairs
+
+
+def test_what_does_not_fit_is_passed_over(tmp_path: Path) -> None:
+    writer = Writer()
+    steps: list[tuple[int, int]] = []
+    found = generate_pairs(
+        writer, POLITE, QUERIES, PairStore(tmp_path / "pairs.jsonl", SETTINGS), seed=7, limit=6,
+        form=FORMS["style"], fits=lambda query: "1" not in query and "2" not in query,
+        on_progress=lambda *s: steps.append(s),
+    )  # fmt: skip
+    assert found.dropped == {"too long": 2}
+    assert [pair.query[9] for pair in found.pairs] == list("034567")
+    assert not any("1?" in text or "2?" in text for text in writer.requests)
+    assert steps[-1][0] == steps[-1][1]
+
+
+def test_a_side_that_is_the_plain_answer(tmp_path: Path) -> None:
+    pirate = Axis("pirate", "talks like a pirate")
+    for form, n_texts in (("style", 2), ("two-steps", 3)):
+        writer = Writer()
+        found = generate_pairs(
+            writer, pirate, QUERIES[:1], PairStore(tmp_path / form, SETTINGS), seed=7,
+            form=FORMS[form],
+        )  # fmt: skip
+        assert len(writer.requests) == n_texts
+        assert found.pairs[0].requests()[1] == RequestText(QUERIES[0])
+
+
+def test_old_files_and_scores_that_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    PairStore(path, SETTINGS).append([(PreferencePair("q", "a", "b", "c", "d"), None)])
+    line = path.read_text().splitlines()[1]
+    assert json.loads(line).keys() == {
+        *("query", "chosen", "rejected", "chosen_request", "rejected_request")
+    }
+    assert PairStore(path, SETTINGS).result(["q"]).pairs[0].score is None
+    for value, fine in (("0.5", True), ("-2", True), ('"x"', False), ("true", False),
+                        ("NaN", False), ("1e400", False), ("null", True)):  # fmt: skip
+        path.write_text(f'{{"query": "q", "chosen": "a", "rejected": "b", "score": {value}}}')
+        if fine:
+            assert len(read_labelled_pairs(path, POLITE).pairs) == 1
+        else:
+            with pytest.raises(BadInputError, match="line 1: 'score' is not a number"):
+                read_labelled_pairs(path, POLITE)
 
 
 def test_another_seed_gives_other_seeds_everywhere() -> None:
@@ -246,13 +339,13 @@ def test_why_a_pair_is_dropped(chosen: str, rejected: str, reason: str | None) -
 def test_dropped_pairs_are_counted_and_not_tried_again(tmp_path: Path) -> None:
     class Silent(Writer):
         def __call__(
-            self, user_texts: Sequence[str], seeds: Sequence[int], max_tokens: int
-        ) -> Iterator[tuple[int, str]]:
-            for index, text in super().__call__(user_texts, seeds, max_tokens):
-                request = user_texts[index]
+            self, requests: Sequence[RequestText], seeds: Sequence[int], max_tokens: Sequence[int]
+        ) -> Iterator[tuple[int, str, bool]]:
+            for index, text, ended in super().__call__(requests, seeds, max_tokens):
+                request = requests[index].user
                 undescribed = "1?" in request and "rude" in request
                 unanswered = "2?" in request and "1. Be" in request
-                yield index, "" if undescribed or unanswered else text
+                yield index, "" if undescribed or unanswered else text, ended
 
     path = tmp_path / "pairs.jsonl"
     steps: list[tuple[int, int]] = []

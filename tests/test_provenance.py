@@ -42,7 +42,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder of the user's own, a pinned time, and texts that are short."""
     monkeypatch.setenv("ALIGNEZ_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
-    monkeypatch.setattr(pairs_module, "DESCRIPTION_TOKENS", 32)
+    monkeypatch.setattr("alignez_edge.answers.DESCRIPTION_TOKENS", 32)
     monkeypatch.setattr(pairs_module, "ANSWER_TOKENS", 12)
     return tmp_path / "home"
 
@@ -76,13 +76,14 @@ def loaded(profile: Profile, folder: Path) -> Profile:
 
 def test_it_says_what_it_was_built_on_and_from(model: Model, tmp_path: Path) -> None:
     profile = build_profile(
-        model, AXIS, queries=QUERIES, limit=8, layers=[2, 4], width=4, ctx=300, work=tmp_path / "w"
+        model, AXIS, queries=QUERIES, limit=4, layers=[2, 4], width=4, ctx=300, work=tmp_path / "w"
     )
     found = Provenance.of(loaded(profile, tmp_path))
     assert found is not None
     assert found.model.sha256 == hashlib.sha256(model.path.read_bytes()).hexdigest()
     assert (found.model.name, found.model.size) == (model.path.name, model.path.stat().st_size)
-    assert found.source == Source("queries", 8, queries_digest(QUERIES[:8]))
+    assert found.source == Source("queries", len(QUERIES), queries_digest(QUERIES))
+    assert (found.limit, found.request) == (4, "auto")
     assert (found.layers, found.width, found.threads, found.ctx) == ((2, 4), 4, 1, 300)
     assert threads_of(profile) == 1
 
@@ -113,7 +114,7 @@ def test_texts_are_in_the_file_as_far_as_they_were_let_in(
         {"texts": "all", "method": "caa", "seed": 3, "width": 3, "layers": [3], "ctx": 400},
         {"texts": "all", "neighbors": 3},
         {"texts": "some"},
-        {"texts": "none", "author": "Zoë", "licence": "CC0-1.0", "limit": 9},
+        {"texts": "none", "author": "Zoë", "licence": "CC0-1.0", "limit": 4},
     ],
 )
 def test_built_again_it_is_the_same_to_the_byte(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy.special import log_softmax as reference_log_softmax
@@ -15,6 +18,7 @@ from alignez_edge.runtime.score import (
     kl_divergence,
     log_softmax,
     rows_that_fit,
+    score_batch,
 )
 from tests.test_session import injection_for
 
@@ -132,3 +136,78 @@ def test_rows_that_fit_are_bounded() -> None:
     assert rows_that_fit(300) == 512
     assert rows_that_fit(128_256) == 130
     assert rows_that_fit(10_000_000) == 32
+
+
+def one_by_one(model: Model, items: list[tuple[list[int], list[int]]]) -> list[np.ndarray]:
+    found = []
+    with Scorer(model) as scorer:
+        for prompt, answer in items:
+            (rows,) = scorer.log_probs(prompt, answer)
+            found.append(rows[np.arange(len(answer)), answer])
+    return found
+
+
+@pytest.fixture
+def many(llama_model: Model) -> list[tuple[list[int], list[int]]]:
+    """A tree of prompts, each with one to four answers of one to 40 tokens."""
+    rng = np.random.default_rng(4)
+    items = []
+    for question in ("Why is the sky so very blue today?", "What is bread made of, then?"):
+        for ending in ("", " Say it kindly.", " Say it kindly, please.", " Say it rudely."):
+            prompt = llama_model.tokenize(question + ending, begin=True)
+            for _ in range(int(rng.integers(1, 5))):
+                items.append((prompt, rng.integers(10, 250, int(rng.integers(1, 41))).tolist()))
+    return items
+
+
+@pytest.mark.parametrize("n_slots", [1, 5, 32])
+def test_a_batch_of_answers_scores_as_each_alone(
+    llama_model: Model, many: list, n_slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alignez_edge.runtime import score as module
+
+    monkeypatch.setattr(module, "_SLOTS", n_slots)
+    found = list(score_batch(llama_model, many))
+    for scores, expected in zip(found, one_by_one(llama_model, many), strict=True):
+        assert scores.dtype == np.float32
+        np.testing.assert_allclose(scores, expected, atol=2e-2)
+
+
+def test_long_answers_and_prompts_go_in_passes(
+    llama_model: Model, many: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alignez_edge.runtime import score as module
+
+    expected = list(score_batch(llama_model, many))
+    monkeypatch.setattr(module, "rows_that_fit", lambda n_vocab: 70)
+    for scores, before in zip(score_batch(llama_model, many), expected, strict=True):
+        np.testing.assert_allclose(scores, before, atol=2e-2)
+
+
+def test_a_batch_of_a_recurrent_model(tiny_model: Callable[..., Path]) -> None:
+    items = [([5, 6, 7], [8, 9]), ([5, 6, 7], [10]), ([5, 6], [11, 12, 13])]
+    with Model.load(tiny_model("mamba", file_type="F32"), threads=1) as model:
+        found, expected = list(score_batch(model, items)), one_by_one(model, items)
+    assert list(map(len, found)) == [2, 1, 3]
+    for scores, wanted in zip(found, expected, strict=True):
+        np.testing.assert_allclose(scores, wanted, atol=1e-5)
+
+
+def test_limits_of_a_batch(llama_model: Model) -> None:
+    drawn = []
+
+    def items(prompt: list[int], answer: list[int]) -> Iterator[tuple[list[int], list[int]]]:
+        for n in range(200):
+            drawn.append(n)
+            yield [1, 2], [3]
+        yield prompt, answer
+
+    found = score_batch(llama_model, items([1] * 8, [2] * 9), n_ctx=16)
+    next(found)
+    assert len(drawn) < 150, "items are drawn as they are needed"
+    with pytest.raises(PromptTooLongError, match="text 200 has 17 tokens"):
+        list(found)
+    for prompt, answer in (([], [1]), ([1], [])):
+        with pytest.raises(BadInputError, match="empty"):
+            list(score_batch(llama_model, items(prompt, answer)))
+    assert list(score_batch(llama_model, [])) == []

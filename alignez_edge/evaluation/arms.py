@@ -62,7 +62,7 @@ class Arm:
         text = query
         if self.kind == "asked":
             own = self.aims[0]
-            text = prompts.ask(query, prompts.trait(own.axis, own.side))
+            text = prompts.prompted(query, own.axis, own.side)
         return self.preamble.before([{"role": "user", "content": text}])
 
     def describe(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from alignez_edge.judges.judging import Comparison, Verdict
 from alignez_edge.judges.orders import swapped
-from alignez_edge.pairs import derive_seed
+from alignez_edge.repeatable import derive_seed
 
 AskPerson = Callable[[Comparison], float]
 """Shows the two answers and returns 1 (the first is better), −1 (the second) or 0."""

@@ -69,7 +69,7 @@ class LikelihoodJudge:
             return 0.0  # nothing was written that could tell
         margin = 0.0
         for side in SIDES:
-            request = prompts.ask(asked.query, prompts.trait(asked.axis, side))
+            request = prompts.prompted(asked.query, asked.axis, side)
             prompt = self.model.ask_tokens(request)
             (rows,) = scorer.log_probs(prompt, answer)
             margin += answer_log_prob(rows, answer) * (1 if side == asked.side else -1)

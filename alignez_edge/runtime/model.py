@@ -241,6 +241,12 @@ class Model:
         """The bytes that one token adds to a text (b'' for a control token)."""
         return self.words.piece(token)
 
+    @property
+    def end_token(self) -> int | None:
+        """The token that ends an answer of a model with a chat template; None without one, where
+        it may be anything."""
+        return self.words.end if self.template else None
+
     def is_end(self, token: int) -> bool:
         """Whether `token` ends an answer."""
         return bool(cpp.llama_vocab_is_eog(self.vocab, token))

@@ -1,18 +1,21 @@
 """What a model thinks of a given answer: teacher-forced log-probabilities under injections.
 
 The tokens are computed as those of a drawn answer: the prompt's body plain, its last token under
-`injection.deciding`, the answer's tokens under `injection.answer`.
+`injection.deciding`, the answer's tokens under `injection.answer`. `Scorer` gives whole
+distributions for one text at a time, `score_batch` the answers' own tokens only, for many plain
+texts at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from alignez_edge.errors import BadInputError, PromptTooLongError
-from alignez_edge.runtime.context import Context
+from alignez_edge.runtime.context import Context, window
 from alignez_edge.runtime.scheduler import Scheduler
 from alignez_edge.runtime.types import Conditional, FloatArray, Given, Injection, Request
 
@@ -20,6 +23,13 @@ if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model
 
 _LOGITS_BYTES = 64 << 20
+_SLOTS = 32
+"""Texts that `score_batch` has in a pass at most: together they fill one."""
+_CELLS = 4096
+"""Cells of its cache, unless one text is allowed more."""
+
+Item = tuple[Sequence[int], Sequence[int]]
+"""Prompt tokens and answer tokens."""
 
 
 def rows_that_fit(n_vocab: int) -> int:
@@ -81,13 +91,68 @@ class Scorer:
             rows = np.empty((len(answer), self._model.n_vocab), np.float32)
 
             def keep(context: Context, entry: int, place: int, rows: FloatArray = rows) -> None:
-                if place < len(rows):
-                    rows[place] = context.logits(entry)
+                rows[place] = context.logits(entry)
 
-            given = Given(answer, keep)
+            given = Given(answer[:-1], keep)  # its last token predicts nothing that is asked for
             for _ in self._scheduler.complete([Request(prompt, steering=steering, given=given)]):
                 pass
             yield log_softmax(rows)
+
+
+def score_batch(
+    model: Model, items: Iterable[Item], *, n_ctx: int | None = None
+) -> Iterator[FloatArray]:
+    """For each item, in order: the log-probabilities `(n_answer,)` of its answer's tokens, in nats.
+
+    Nothing is injected. Many items go through llama.cpp together, and what their prompts have in
+    common is computed once, so items with alike prompts should stand side by side. `items` is drawn
+    lazily; logits are read pass by pass and not kept. `n_ctx` is the window of one text, by default
+    as for a `Session`. Equal to `Scorer.log_probs` up to the rounding of llama.cpp in passes of
+    another size. Raises `PromptTooLongError` where a text does not fit the window, and
+    `BadInputError` for an empty prompt or answer.
+    """
+    limit, left = window(model, n_ctx), enumerate(items)
+    rows = rows_that_fit(model.n_vocab)
+    with Scheduler(
+        model, n_slots=_SLOTS, n_ctx=limit, n_cells=max(limit, _CELLS), n_outputs=max(rows, _SLOTS)
+    ) as scheduler:
+        while group := list(islice(left, 2 * _SLOTS)):
+            found = [np.empty(len(answer), np.float32) for _, (_, answer) in group]
+            for index, (prompt, answer) in group:
+                _check(index, prompt, answer, limit)
+            requests = [
+                Request(prompt, index=index, given=Given(answer[:-1], _Picked(answer, picked)))
+                for (index, (prompt, answer)), picked in zip(group, found, strict=True)
+            ]
+            for _ in scheduler.complete(requests):
+                pass
+            yield from found
+
+
+class _Picked:
+    """A reader of rows that keeps, of each, only the log-probability of the token that follows.
+
+    No array of log-probabilities is made: only the normalizer and the picked entry.
+    """
+
+    def __init__(self, answer: Sequence[int], found: FloatArray) -> None:
+        self._answer, self._found = answer, found
+
+    def __call__(self, context: Context, entry: int, place: int) -> None:
+        logits = context.logits(entry)
+        top = logits.max()
+        normalizer = top + np.log(np.exp(logits - top).sum())
+        self._found[place] = logits[self._answer[place]] - normalizer
+
+
+def _check(index: int, prompt: Sequence[int], answer: Sequence[int], limit: int) -> None:
+    if not prompt or not answer:
+        raise BadInputError(f"text {index}: its prompt or its answer is empty")
+    if len(prompt) + len(answer) > limit:
+        raise PromptTooLongError(
+            f"text {index} has {len(prompt) + len(answer)} tokens, the context window only {limit}",
+            "shorten it, or use a larger context (--ctx)",
+        )
 
 
 def log_softmax(logits: FloatArray) -> FloatArray:

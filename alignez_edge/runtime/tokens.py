@@ -34,6 +34,12 @@ class Vocabulary:
         self.bos_text = self._text(self._bos)
         self.eos_text = self._text(cpp.llama_vocab_eos(handle))
 
+    @cached_property
+    def end(self) -> int | None:
+        """The token that ends a turn, else the one that ends a text; None where there is none."""
+        ends = (cpp.llama_vocab_eot(self._handle), cpp.llama_vocab_eos(self._handle))
+        return next((token for token in ends if token >= 0), None)
+
     def _text(self, token: int) -> str:
         raw: bytes | None = cpp.llama_vocab_get_text(self._handle, token) if token >= 0 else None
         return (raw or b"").decode("utf-8", "replace")
