@@ -108,7 +108,7 @@ class Scheduler:
         self._forced = grouped
         self._context = Context(
             model,
-            n_ctx=max(n_cells or 0, self.n_ctx),
+            n_ctx=max(n_cells or 0, self.n_ctx) if n_slots > 1 else self.n_ctx,
             n_seq=n_slots,
             n_batch=n_batch,
             n_outputs=self._n_outputs,
