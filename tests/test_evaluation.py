@@ -10,7 +10,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -177,12 +177,13 @@ def test_half_a_reference_is_half_the_improvement(tiny: Model, tmp_path: Path) -
 def test_a_reference_model_of_another_file(tiny: Model, tiny_llama: Path, tmp_path: Path) -> None:
     one = arms.steered("polite", random_profile(tiny) * 1.0)
     made = (arms.plain(), arms.reference("other", [one]), one)
-    plan = Plan(made, QUERIES[:3], SAMPLING, reference=tiny_llama)
+    greedy = replace(SAMPLING, temperature=0)
+    plan = Plan(made, QUERIES[:3], greedy, reference=tiny_llama)
     results = evaluate(tiny, plan, Longer(), tmp_path / "run")
     its = next(row for row in results["rows"] if row["kind"] == "reference")
     assert its["price"]["drift"] is None and its["price"]["nats_above_plain"] is not None
     with Model.load(tiny_llama, threads=1) as model:
-        (alone,) = model.generate([QUERIES[0].text], sampling=SAMPLING)
+        (alone,) = model.generate([QUERIES[0].text], sampling=greedy)
     kept = next(a for a in lines(tmp_path / "run" / "answers.jsonl") if a["arm"].endswith("other"))
     assert kept["text"] == alone.text
 

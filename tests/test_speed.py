@@ -57,11 +57,16 @@ class Counted:
         real = Context.decode
 
         def decode(
-            context: Context, tokens: list[int], places: object, sequences: object, want: list[bool]
+            context: Context,
+            tokens: list[int],
+            places: object,
+            sequences: object,
+            want: list[bool],
+            *plan: object,
         ) -> None:
             self.tokens += len(tokens)
             self.outputs += sum(want)
-            real(context, tokens, places, sequences, want)  # type: ignore[arg-type]
+            real(context, tokens, places, sequences, want, *plan)  # type: ignore[arg-type]
 
         monkeypatch.setattr(Context, "decode", decode)
 

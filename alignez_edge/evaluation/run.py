@@ -129,14 +129,20 @@ class _Work:
         done = int((self.index >= 0).sum())
         sampling = self.plan.sampling
         sampling = replace(sampling, stop=(*sampling.stop, *model.stops))
+        # An arm that steers nothing is asked as plain: what is asked alike is made once.
+        asked_alike: dict[Any, list[int]] = {}
+        for at, (number, (query, seed)) in enumerate(places):
+            prompt = prompt_of(model, self.plan.arms[number], self.plan.queries[query].text)
+            steered_by = None if injections[number] is None else number
+            asked_alike.setdefault((prompt, query, seed, steered_by), []).append(at)
         requests = [
             Request(
-                prompt_of(model, self.plan.arms[number], self.plan.queries[query].text),
+                prompt,
                 sampling.with_seed(self.plan.seed(query, seed)),
-                at,
-                injections[number],
+                group,
+                None if number is None else injections[number],
             )
-            for at, (number, (query, seed)) in enumerate(places)
+            for group, (prompt, query, seed, number) in enumerate(asked_alike)
         ]
         answers = generate_batch(
             model,
@@ -148,12 +154,13 @@ class _Work:
                 "answers", min(done + n, self.index.size - 1), self.index.size
             ),
         )
-        completions = sorted(answers, key=lambda answer: answer.index)
+        same = list(asked_alike.values())
+        completions = {at: answer for answer in answers for at in same[answer.index]}
         records: dict[tuple[int, Cell], dict[str, Any]] = {}
         # A context a chunk: what an answer's numbers are must not depend on earlier chunks.
         with Scorer(self.model, n_ctx=self.plan.n_ctx) as scorer:
-            for place, completion in zip(places, completions, strict=True):
-                number, (query, seed) = place
+            for at, place in enumerate(places):
+                completion, (number, (query, seed)) = completions[at], place
                 asked = self.plan.queries[query]
                 tokens = completion.tokens
                 if model is not self.model:
