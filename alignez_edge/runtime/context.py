@@ -381,8 +381,8 @@ class Context:
 
         @cpp.ggml_backend_sched_eval_callback
         def callback(tensor: int, ask: bool, user_data: Any) -> bool:
-            if not (rows.active or reference.active or taps or places.sought):
-                return False
+            if ask and not (taps or reference.active or places.sought):  # a token's usual case
+                return bool(rows.wanted) and get_name(tensor) in rows.wanted
             try:
                 name = get_name(tensor)
                 if ask and places.sought:

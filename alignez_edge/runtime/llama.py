@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 import sys
 import threading
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import llama_cpp as _package
 from llama_cpp import llama_cpp as cpp
@@ -25,6 +26,7 @@ from llama_cpp import llama_cpp as cpp
 __all__ = [
     "BINDING_VERSION",
     "HeedingInterrupts",
+    "TensorHead",
     "clear_log",
     "cpp",
     "ggml",
@@ -32,6 +34,7 @@ __all__ = [
     "last_error",
     "operand",
     "tensor_buffer",
+    "tensor_head",
     "tensor_shape",
     "tensor_type",
     "usable_cores",
@@ -109,6 +112,13 @@ class _TensorHead(ctypes.Structure):
     )
 
 
+_FIELDS = struct.Struct(f"@iP4q{_TensorHead.data.offset - 48}xP")
+"""The same, read at once: type, buffer, extents, data."""
+_MOST_MEMORIES = 1 << 14
+_memory: dict[int, Any] = {}
+"""Where tensors lie, as what a struct reads from: making that takes longer than the reading."""
+
+
 def tensor_shape(tensor: int) -> tuple[int, int, int, int]:
     """The four extents of a `ggml_tensor *`, fastest first."""
     a, b, c, d = _TensorHead.from_address(tensor).ne
@@ -133,6 +143,27 @@ def is_on_host(tensor: int) -> bool:
     """Whether the data of a `ggml_tensor *` can be read and written in this process' memory."""
     buffer = tensor_buffer(tensor)
     return bool(buffer and ggml.buffer_is_host(buffer))
+
+
+class TensorHead(NamedTuple):
+    """What a `ggml_tensor` says of its data: the number of its format (0 is float32), the buffer
+    that it is in, its extents, fastest first, and its address."""
+
+    type: int
+    buffer: int
+    ne: tuple[int, int, int, int]
+    data: int
+
+
+def tensor_head(tensor: int) -> TensorHead:
+    """The head of a `ggml_tensor *`."""
+    memory = _memory.get(tensor)
+    if memory is None:
+        if len(_memory) >= _MOST_MEMORIES:
+            _memory.clear()
+        memory = _memory[tensor] = (ctypes.c_char * _FIELDS.size).from_address(tensor)
+    kind, buffer, a, b, c, d, data = _FIELDS.unpack_from(memory)
+    return TensorHead(kind, buffer, (a, b, c, d), data)
 
 
 def operand(tensor: int, number: int) -> int | None:

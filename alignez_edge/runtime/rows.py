@@ -17,13 +17,14 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from alignez_edge.errors import BadInputError, RuntimeFailure
 from alignez_edge.gguffile import GGUFFile
-from alignez_edge.runtime.llama import ggml, is_on_host, tensor_shape, tensor_type
+from alignez_edge.runtime.llama import TensorHead, ggml, is_on_host, tensor_head
 from alignez_edge.runtime.reference import mlp_output
 from alignez_edge.runtime.types import FloatArray, TensorName
 
@@ -48,22 +49,20 @@ class RowPlan:
 class RowTap:
     """The tap of a context that does what a `RowPlan` says.
 
-    `states` is what the last pass gave; `on_device`, whether some tensor was not in host memory.
+    `wanted` are the names of the tensors that have yet to come by in a pass, `states` is what the
+    last one gave; `on_device`, whether some tensor was not in host memory.
     """
 
     def __init__(self, gguf: GGUFFile, n_layer: int, n_embd: int) -> None:
         self._gguf, self._n_layer, self._n_embd = gguf, n_layer, n_embd
         self._names: dict[TensorName, list[bytes]] = {}
         self._stack = _Stack()
-        self._wanted: dict[bytes, tuple[TensorName, int]] = {}
+        self._views = _Views()
+        self._rooms: dict[TensorName, FloatArray] = {}
+        self.wanted: dict[bytes, tuple[TensorName, int]] = {}
         self._plan = RowPlan()
         self.states: dict[TensorName, FloatArray] = {}
         self.on_device = False
-
-    @property
-    def active(self) -> bool:
-        """Whether some tensor of the pass has yet to come by."""
-        return bool(self._wanted)
 
     def start(self, plan: RowPlan, wants_logits: Sequence[bool]) -> None:
         """A pass begins. `wants_logits` says of each of its rows whether it has logits."""
@@ -75,15 +74,15 @@ class RowTap:
         self._read = {
             kind: np.array(rows, np.int64) for kind, (rows, _) in plan.reads.items() if len(rows)
         }
-        self._wanted = {self._name("l_out", layer): ("l_out", layer) for layer in self._stack.rows}
+        self.wanted = {self._name("l_out", layer): ("l_out", layer) for layer in self._stack.rows}
         for kind in self._read:
             for layer in plan.reads[kind][1]:
-                self._wanted[self._name(kind, layer)] = (kind, layer)
+                self.wanted[self._name(kind, layer)] = (kind, layer)
         self.states = {}
 
     def finish(self) -> None:
         """A pass has ended. Raises `BadInputError` where a tensor did not come by."""
-        missing, self._wanted = self._wanted, {}
+        missing, self.wanted = self.wanted, {}
         if missing:
             name = min(missing).decode()
             raise BadInputError(
@@ -92,22 +91,32 @@ class RowTap:
             )
 
     def wants(self, name: bytes) -> bool:
-        return name in self._wanted
+        return name in self.wanted
 
     def read(self, name: bytes, tensor: int) -> bool:
-        kind, layer = self._wanted.pop(name)
-        rows = _TensorRows(tensor, name)
-        self.on_device = self.on_device or not rows.on_host
+        kind, layer = self.wanted.pop(name)
+        rows = self._views.of(tensor, name)
+        self.on_device = self.on_device or rows.view is None
         if kind == "l_out" and layer in self._stack.rows:
             if rows.n_dims != self._n_embd:
-                raise rows.odd()
+                raise _odd(name, rows.head)
             rows.add(self._at(rows, self._added), self._stack.rows[layer])
         if kind in self._read and layer in self._plan.reads[kind][1]:
             if kind not in self.states:
-                shape = len(self._read[kind]), self._n_layer, rows.n_dims
-                self.states[kind] = np.zeros(shape, np.float32)
+                self.states[kind] = self._room(kind, len(self._read[kind]), rows.n_dims)
             self.states[kind][:, layer] = rows.take(self._at(rows, self._read[kind]))
-        return bool(self._wanted) or not self._plan.ends
+        return bool(self.wanted) or not self._plan.ends
+
+    def _room(self, kind: TensorName, n_rows: int, n_dims: int) -> FloatArray:
+        """An array for the states of a tensor: by layer in memory, where all layers are read the
+        one of the last pass."""
+        shape = self._n_layer, n_rows, n_dims
+        room = self._rooms.get(kind)
+        if room is None or room.shape != shape:
+            room = self._rooms[kind] = np.zeros(shape, np.float32)
+        elif len(self._plan.reads[kind][1]) < self._n_layer:
+            room[:] = 0
+        return room.swapaxes(0, 1)
 
     def _name(self, kind: TensorName, layer: int) -> bytes:
         """The name of a layer's tensor in the graph."""
@@ -124,7 +133,7 @@ class RowTap:
             return wanted
         if rows.n_rows == self._n_outputs:
             return self._outputs[wanted]
-        raise rows.odd()
+        raise _odd(rows.name, rows.head)
 
 
 class _Stack:
@@ -141,7 +150,7 @@ class _Stack:
         if vectors:
             stacked = np.stack(vectors)
             steered = np.flatnonzero(stacked.any(axis=(0, 2))).tolist()
-            self.rows = {layer: stacked[:, layer] for layer in steered}
+            self.rows = {layer: np.ascontiguousarray(stacked[:, layer]) for layer in steered}
             self._vectors = vectors
 
 
@@ -149,44 +158,81 @@ def _same(a: object, b: object) -> bool:
     return a is b
 
 
-class _TensorRows:
-    """The rows of a computed `ggml_tensor *` of floats, in host memory or on a device."""
+class _Views:
+    """The rows of computed tensors as arrays on llama.cpp's own memory.
 
-    def __init__(self, tensor: int, name: bytes) -> None:
-        self._tensor, self._name = tensor, name
-        self.n_dims, self.n_rows, *others = tensor_shape(tensor)
-        if others != [1, 1] or tensor_type(tensor) != _F32:
-            raise self.odd()
-        self._view: FloatArray | None = None
-        self.on_host = is_on_host(tensor)
-        if self.on_host:
-            kind = ctypes.c_float * (self.n_dims * self.n_rows)
-            flat = np.ctypeslib.as_array(kind.from_address(ggml.get_data(tensor)))
-            self._view = flat.reshape(self.n_rows, self.n_dims)
+    Between two layers llama.cpp reads the weights of one, so whatever Python touches here comes
+    from main memory. Arrays are therefore kept by tensor, for as long as its head says the same.
+    """
 
-    def odd(self) -> RuntimeFailure:
-        """The error for a shape that was not expected."""
-        return RuntimeFailure(f"{self._name.decode()} has the shape {tensor_shape(self._tensor)}")
+    _MOST = 4096
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[TensorHead, FloatArray | None]] = {}
+
+    def of(self, tensor: int, name: bytes) -> _TensorRows:
+        """The rows of a `ggml_tensor *` of floats, in host memory or on a device."""
+        head = tensor_head(tensor)
+        known = self._known.get(tensor)
+        if known is None or known[0] != head:
+            if head.type != _F32 or head.ne[2:] != (1, 1):
+                raise _odd(name, head)
+            if len(self._known) >= self._MOST:
+                self._known.clear()
+            known = self._known[tensor] = head, _view(tensor, head)
+        return _TensorRows(tensor, name, head, known[1])
+
+
+def _view(tensor: int, head: TensorHead) -> FloatArray | None:
+    if not is_on_host(tensor):
+        return None
+    n_dims, n_rows = head.ne[:2]
+    memory: Any = (ctypes.c_float * (n_dims * n_rows)).from_address(head.data)
+    return np.frombuffer(memory, np.float32).reshape(n_rows, n_dims)
+
+
+class _TensorRows(NamedTuple):
+    """The rows of one computed tensor; `view` is None where they are on a device."""
+
+    tensor: int
+    name: bytes
+    head: TensorHead
+    view: FloatArray | None
+
+    @property
+    def n_dims(self) -> int:
+        return self.head.ne[0]
+
+    @property
+    def n_rows(self) -> int:
+        return self.head.ne[1]
 
     def take(self, at: npt.NDArray[np.int64]) -> FloatArray:
-        """Copies of the rows `at`."""
-        if self._view is not None:
-            return self._view[at]
+        """The rows `at`, to be copied at once."""
+        if self.view is not None:
+            return self.view[_slice(at)]
         rows = np.empty((len(at), self.n_dims), np.float32)
         size = rows[0].nbytes
         for row, place in zip(rows, at, strict=True):
-            ggml.tensor_get(self._tensor, row.ctypes.data, int(place) * size, size)
+            ggml.tensor_get(self.tensor, row.ctypes.data, int(place) * size, size)
         return rows
 
     def add(self, at: npt.NDArray[np.int64], vectors: FloatArray) -> None:
         """Add a vector to each of the rows `at`."""
-        if self._view is not None:
-            if at[-1] - at[0] + 1 == len(at):  # neighbours: no copy
-                self._view[at[0] : at[-1] + 1] += vectors
-            else:
-                self._view[at] += vectors
+        if self.view is not None:
+            self.view[_slice(at)] += vectors
             return
         rows = self.take(at) + vectors
         size = rows[0].nbytes
         for row, place in zip(rows, at, strict=True):
-            ggml.tensor_set(self._tensor, row.ctypes.data, int(place) * size, size)
+            ggml.tensor_set(self.tensor, row.ctypes.data, int(place) * size, size)
+
+
+def _odd(name: bytes, head: TensorHead) -> RuntimeFailure:
+    return RuntimeFailure(f"{name.decode()} has the shape {head.ne}")
+
+
+def _slice(at: npt.NDArray[np.int64]) -> slice | npt.NDArray[np.int64]:
+    """Rising numbers as what NumPy indexes fastest with."""
+    first, last = int(at[0]), int(at[-1])
+    return slice(first, last + 1) if last - first + 1 == len(at) else at

@@ -191,7 +191,8 @@ class Work:
         """Take the states `(n_layer, n_dims)` of a position; False where its token must run again,
         steered now. Raises what the steering raises."""
         if self.request.capture is not None and self._pool is not None:
-            self._pool.add(position - self.n_body, states[self.request.capture])
+            n_certain = len(self.tokens) if self.answer is None else self.answer.n_certain
+            self._pool.add(position - self.n_body, states[self.request.capture], n_certain)
         if position != self.n_body or self._conditional is None:
             return True
         conditional = self._conditional
@@ -261,16 +262,20 @@ class _Pool:
 
     def __init__(self) -> None:
         self._deciding: FloatArray | None = None
-        self._total: np.ndarray | None = None
+        self._total: FloatArray | None = None
         self._n = 0
         self._waiting: dict[int, FloatArray] = {}
 
-    def add(self, place: int, states: FloatArray) -> None:
-        """The states at the last prompt token (place 0) or at an answer's token, counted from 1."""
+    def add(self, place: int, states: FloatArray, n_certain: int) -> None:
+        """The states at the last prompt token (place 0) or at an answer's token, counted from 1, of
+        which the first `n_certain` will not be taken back."""
         if place == 0:
             self._deciding = states.copy()
         elif place > self._n:
             self._waiting[place] = states
+            self.settle(n_certain)
+            if place in self._waiting:
+                self._waiting[place] = states.copy()  # the next pass overwrites them
 
     def settle(self, n_certain: int) -> None:
         """The answer's first `n_certain` tokens will not be taken back."""
@@ -278,7 +283,7 @@ class _Pool:
             self._n += 1
             states = self._waiting.pop(self._n)
             if self._total is None:
-                self._total = np.zeros(states.shape, np.float64)
+                self._total = np.zeros_like(states)
             self._total += states
 
     def states(self, n_answer: int) -> States | None:
@@ -286,5 +291,5 @@ class _Pool:
         if self._deciding is None:
             return None
         self.settle(n_answer)
-        total = np.zeros(self._deciding.shape) if self._total is None else self._total
-        return States(self._deciding, (total / max(1, self._n)).astype(np.float32), self._n)
+        total = np.zeros_like(self._deciding) if self._total is None else self._total
+        return States(self._deciding, total / np.float32(max(1, self._n)), self._n)
