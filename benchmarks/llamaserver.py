@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
@@ -34,7 +33,7 @@ class LlamaServer:
         self, program: Path, model: Path, *, n_slots: int, n_ctx: int, threads: int
     ) -> None:
         self._port = _free_port()
-        self._log = ExitStack().enter_context(tempfile.TemporaryFile())
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed in `close`)
         n_cells = n_slots * -(-n_ctx // _CELLS) * _CELLS
         self._process = subprocess.Popen(
             [

@@ -13,9 +13,9 @@ ended requests makes all the batches. Steering acts in every layer but the first
 - A stream is one answer, timed from its fifth token on.
 - A turn is a prompt that is 8 tokens longer than the one before, and an answer of four; three chats
   of the same prompts go on in turn: plain, with a steering that stays, and with another one every
-  turn. The figure is what a turn takes above the plain one.
-- In a real chat the prompt holds the answers, too. Steered ones are read again, plain: what a turn
-  takes longer to its first words by that stands beside the figures.
+  turn. The figure is what a turn takes above the plain one, where both read the same tokens.
+- In a real chat the prompt holds the answers, too. Steered ones are read again, plain, as is the
+  token before them: what a turn takes longer to its first words by that stands beside the figures.
 - `--requests N` puts N short requests through one scheduler on the demo model, in a process of its
   own, steered in all kinds of ways or not, some of them cancelled, some failing, and looks at the
   resident memory after a tenth of them and at the end.
@@ -35,7 +35,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -237,9 +237,11 @@ class Chat:
         self._before: list[int] = []
 
     def turn(self) -> None:
-        """A short answer to a prompt that holds no answers."""
+        """A short answer to a prompt that holds no answers, nor the prompts' last tokens, which are
+        read steered: plain and steered turns read the same tokens."""
         text, turn = next(self._texts)
-        answer(self._session, next(self._steerings), text[: FIRST + GROWTH * turn], SHORT)
+        prompt = [*text[: FIRST + GROWTH * turn], text[-1]]
+        answer(self._session, next(self._steerings), prompt, SHORT)
 
     def quoting_turn(self) -> float:
         """Seconds to the first words of an answer to a prompt that holds all answers so far."""
@@ -259,34 +261,42 @@ class Chat:
 
 
 def resident_memory(model: Model, n_requests: int) -> tuple[float, float]:
-    """Resident MB after a tenth of the requests and after all of them."""
+    """Resident MB after a tenth of the requests and after all of them, when none runs."""
     rng = np.random.default_rng(0)
-    beginning, *_ = random_prompts(model, 1, 16)
+    (beginning,) = random_prompts(model, 1, 16)
     conditional = query_conditioned(model)
-    found: list[float] = []
-    n_ended, left = 0, set[int]()
+
+    def some() -> Request:
+        return _some_request(model, rng, beginning, conditional)
+
+    early = n_requests // 10
+    found = []
     with Scheduler(model, n_slots=WIDTH, n_ctx=64, n_cells=WIDTH * 48) as scheduler:
-        for n_asked in itertools.count():
-            if n_asked < n_requests:
-                request = _some_request(model, rng, beginning, conditional)
-                left.add(scheduler.submit(request))
-            if len(left) < 2 * WIDTH and n_asked < n_requests - 1:
-                continue
-            if rng.random() < 0.1:
-                ticket = int(rng.choice(sorted(left)))
-                scheduler.cancel(ticket)
-                left.discard(ticket)
-                n_ended += 1
-            ended = {e.ticket for e in scheduler.step() if e.completion or e.error} & left
-            left -= ended
-            n_ended += len(ended)
-            if not found and n_ended >= n_requests // 10:
-                found.append(_resident())
-            if not left:
-                break
-        if n_ended != n_requests or scheduler.n_running or scheduler.n_waiting:
-            raise SystemExit(f"{n_ended} of {n_requests} requests have ended")
-        return found[0], _resident()
+        for n in (early, n_requests - early):
+            _come_and_go(scheduler, n, some, rng)
+            found.append(_resident())
+    return found[0], found[1]
+
+
+def _come_and_go(
+    scheduler: Scheduler, n: int, some: Callable[[], Request], rng: np.random.Generator
+) -> None:
+    """Let `n` requests come, as many waiting as run, and go; one is cancelled every tenth step."""
+    n_asked = n_ended = 0
+    left: set[int] = set()
+    while n_asked < n or left:
+        while n_asked < n and len(left) < 2 * WIDTH:
+            left.add(scheduler.submit(some()))
+            n_asked += 1
+        if rng.random() < 0.1:
+            ticket = int(rng.choice(sorted(left)))
+            n_ended += scheduler.cancel(ticket) is not None
+            left.discard(ticket)
+        ended = {event.ticket for event in scheduler.step() if event.completion or event.error}
+        left -= ended
+        n_ended += len(ended)
+    if n_ended != n or scheduler.n_running or scheduler.n_waiting:
+        raise SystemExit(f"{n_ended} of {n} requests have ended")
 
 
 def _some_request(
