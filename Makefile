@@ -43,7 +43,11 @@ fuzz: $(VENV)/installed-dev
 	$(BIN)/python -m tests.fuzz --files 100000
 	$(BIN)/python -m tests.fuzz --files 100000 --kinds loaded applied
 
+# llama.cpp's own server is built for it where it is missing: some minutes.
 bench: $(VENV)/installed-dev
+	$(BIN)/python -m benchmarks.scheduler --server --repeat 9 --page docs/speed.md --threads 2 \
+	    --model smollm2 --requests 10000
+	$(BIN)/python -m benchmarks.scheduler --server --repeat 5 --page docs/speed.md --threads 2
 	$(BIN)/python -m benchmarks.runtime --tokens 96 --repeat 5 --page docs/speed.md
 	$(BIN)/python -m benchmarks.runtime --tokens 96 --page docs/speed.md --type Q8_0
 	$(BIN)/python -m benchmarks.runtime --tokens 96 --repeat 15 --page docs/speed.md \

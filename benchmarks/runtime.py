@@ -1,8 +1,9 @@
-"""What steering, batching and reading hidden states cost: `python -m benchmarks.runtime`.
+"""What batching and reading hidden states cost: `python -m benchmarks.runtime`.
 
 Every figure is a ratio of two things measured in one run, alternating, after a warm-up; the table
 shows the median ratio over the repetitions with its quartiles, and what is wanted. What a batch can
-gain at most is what llama.cpp's own passes gain by being wider: they are measured beside it.
+gain at most is what llama.cpp's own passes gain by being wider: they are measured beside it. What
+steering costs is measured by `benchmarks.scheduler`.
 Without `--model` a random 1 B-shaped llama (hidden 2048, 16 layers, feed-forward 8192) is made in
 `.cache/`. Times need a machine that does nothing else.
 """
@@ -16,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,10 +32,8 @@ from alignez_edge.runtime.capture import capture
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.sampler import Sampler
-from alignez_edge.runtime.session import Session
 from alignez_edge.runtime.types import Request, Sampling
 from alignez_edge.workload import (
-    SHORT,
     Job,
     exact_length,
     peak_rss,
@@ -42,7 +41,6 @@ from alignez_edge.workload import (
     random_injection,
     random_prompts,
     timed,
-    turn_jobs,
 )
 from benchmarks.steering_report import insert
 from tests.tinymodels import FILE_TYPES, byte_characters, quantize
@@ -54,7 +52,6 @@ PASSES = (1, 2, 4, 8, 16, 32)
 N_PASSES = 16
 N_PROMPT = 48
 WANTED = {
-    "steered decode / plain decode": (">=", 0.98),
     "batch of 16 / one by one through Llama": (">=", 3.0),
     "batch of 16 / bare llama_decode loop": (">=", 0.9),
     "prefill with capture / prefill (time)": ("<=", 1.05),
@@ -95,7 +92,8 @@ def main() -> None:
 
 
 class Ratio(NamedTuple):
-    """The median of ratios of times that were taken side by side, and their quartiles."""
+    """The median of a figure that was made of two things measured side by side, and its quartiles:
+    mostly a ratio of their times."""
 
     median: float
     low: float
@@ -103,25 +101,44 @@ class Ratio(NamedTuple):
 
     @classmethod
     def of(cls, a: Sequence[float], b: Sequence[float], scale: float = 1.0) -> Ratio:
-        found = np.quantile([scale * x / y for x, y in zip(a, b, strict=True)], (0.5, 0.25, 0.75))
-        return cls(*map(float, found))
+        """`a` over `b`, times `scale`."""
+        return cls._of([scale * x / y for x, y in zip(a, b, strict=True)])
+
+    @classmethod
+    def more(cls, a: Sequence[float], b: Sequence[float], scale: float = 1.0) -> Ratio:
+        """How much `a` is above `b`, times `scale`."""
+        return cls._of([scale * (x - y) for x, y in zip(a, b, strict=True)])
+
+    @classmethod
+    def _of(cls, values: Sequence[float]) -> Ratio:
+        return cls(*map(float, np.quantile(values, (0.5, 0.25, 0.75))))
 
     def __str__(self) -> str:
         spread = f" ({_short(self.low)} to {_short(self.high)})" if self.low < self.high else ""
         return _short(self.median) + spread
 
 
-def markdown(rates: dict[str, float], ratios: dict[str, Ratio], passes: dict[int, float]) -> str:
-    """The ratios with what is wanted, the rates, and the passes by width, as three tables."""
-    lines = ["| ratio | measured | wanted | met |", "| --- | ---: | ---: | --- |"]
+def tables(
+    ratios: Mapping[str, Ratio],
+    wanted: Mapping[str, tuple[str, float]],
+    rates: Mapping[str, float],
+) -> str:
+    """The figures beside what is wanted (`>=` or `<=` a limit), and the rates."""
+    lines = ["| figure | measured | wanted | met |", "| --- | ---: | ---: | --- |"]
     for what, ratio in ratios.items():
-        relation, limit = WANTED[what]
+        relation, limit = wanted[what]
         met = ratio.median >= limit if relation == ">=" else ratio.median <= limit
         shown = f"{'≥' if relation == '>=' else '≤'} {limit:g}"
         lines.append(f"| {what} | {ratio} | {shown} | {'yes' if met else '**no**'} |")
     lines += ["", "| beside it | measured |", "| --- | ---: |"]
     lines += [f"| {what} | {_short(rate)} |" for what, rate in rates.items()]
-    lines += ["", "| tokens in a pass of llama.cpp | " + " | ".join(map(str, passes)) + " |"]
+    return "\n".join(lines)
+
+
+def markdown(rates: dict[str, float], ratios: dict[str, Ratio], passes: dict[int, float]) -> str:
+    """The ratios with what is wanted, the rates, and the passes by width, as three tables."""
+    lines = [tables(ratios, WANTED, rates), ""]
+    lines.append("| tokens in a pass of llama.cpp | " + " | ".join(map(str, passes)) + " |")
     lines.append("| --- |" + " ---: |" * len(passes))
     by_width = list(passes.items())
     lines.append("| tokens/s | " + " | ".join(f"{n * 1000 / ms:.0f}" for n, ms in by_width) + " |")
@@ -130,7 +147,7 @@ def markdown(rates: dict[str, float], ratios: dict[str, Ratio], passes: dict[int
 
 
 def _short(value: float) -> str:
-    return f"{value:.0f}" if value >= 20 else f"{value:#.3g}"
+    return f"{value:.0f}" if abs(value) >= 20 else f"{value:#.3g}"
 
 
 def measure(
@@ -138,20 +155,9 @@ def measure(
 ) -> tuple[dict[str, float], dict[str, Ratio], dict[int, float]]:
     """Rates in tokens per second, the ratios that are wanted, milliseconds of passes by width."""
     prompts = random_prompts(model, WIDTH, N_PROMPT)
-    steering = random_injection(model)
     sampling = replace(exact_length(n_tokens), temperature=TEMPERATURE, top_p=1.0)  # as for pairs
     texts = [(p[:16], p[16:]) for p in random_prompts(model, WIDTH, 96)]
     n_read = sum(len(a) + len(b) for a, b in texts)
-
-    with Session(model, n_ctx=1024 if model.n_ctx_train >= 1024 else None) as session:
-        jobs = turn_jobs([(session, None), (session, steering)], prompts[0], n_tokens)
-        turns = alternate(4 * repeat + 1, *jobs)
-    plain_short, steered_short, plain_long, steered_long = turns
-    # A turn costs something once (the prompt, the switches) and something a token; the difference
-    # of two lengths leaves the latter.
-    plain = [b - a for a, b in zip(plain_short, plain_long, strict=True)]
-    steered = [b - a for a, b in zip(steered_short, steered_long, strict=True)]
-    added = [1000 * (b - a) for a, b in zip(plain_short, steered_short, strict=True)]
 
     requests = [Request(p, sampling.with_seed(i), i) for i, p in enumerate(prompts)]
     few = max(2, WIDTH // 8)
@@ -171,8 +177,6 @@ def measure(
     passes = alternate(repeat, *(partial(bare_passes, model, many[:n]) for n in PASSES))
 
     rates = {
-        "plain decode (tokens/s)": (n_tokens - SHORT) / statistics.median(plain),
-        "what steering adds to a turn (ms)": statistics.median(added),
         "one by one through Llama (tokens/s)": few * n_tokens / statistics.median(single),
         "batch of 16 (tokens/s)": WIDTH * n_tokens / statistics.median(batch),
         "prefill (tokens/s)": n_read / statistics.median(unread),
@@ -180,7 +184,6 @@ def measure(
         "capture / prefill of the same rows (time)": Ratio.of(read, same_rows).median,
     }
     ratios = {
-        "steered decode / plain decode": Ratio.of(plain, steered),
         "batch of 16 / one by one through Llama": Ratio.of(single, batch, WIDTH / few),
         "batch of 16 / bare llama_decode loop": Ratio.of(bare, batch),
         "prefill with capture / prefill (time)": Ratio.of(read, unread),

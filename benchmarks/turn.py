@@ -3,7 +3,8 @@
 The first table is NumPy alone, at synthetic sizes (a random bank and a random product, whose file
 is in memory): the nearest pairs, their SVD, then either the control vector or the exact adapters of
 both positions. The second counts, on a small random model, how often a turn lets llama.cpp reserve
-its graph anew: each pass before which a control vector or adapters were changed is one.
+its graph anew: each pass before which it was told of a control vector or of adapters is one. Of
+control vectors it is told once a context; later ones are written where its graph keeps them.
 
 Times need a machine that does nothing else.
 """
@@ -169,12 +170,9 @@ class _Given:
     def at(self, states: FloatArray) -> Injection | None:
         return self.injection
 
-    def needs_reference(self) -> bool:
-        return False
-
 
 def graph_reserves() -> dict[str, int]:
-    """By kind of turn, the passes of a turn before which something was changed."""
+    """By kind of turn, the passes of a turn before which llama.cpp was told of something."""
     with tempfile.TemporaryDirectory() as folder:
         path = tiny_model(Path(folder), n_layer=5)
         with Model.load(path, threads=1) as model:
@@ -199,7 +197,7 @@ def graph_reserves() -> dict[str, int]:
 
 
 def _reserves(model: Model, steering: Injection | Conditional) -> int:
-    """Passes of the second turn under `steering` that come right after a change."""
+    """Passes of the second turn under `steering` before which llama.cpp was told of something."""
     names = ("llama_set_adapter_cvec", "llama_set_adapters_lora", "llama_decode")
     real = {name: getattr(context.cpp, name) for name in names}
     events: list[str] = []
@@ -216,7 +214,7 @@ def _reserves(model: Model, steering: Injection | Conditional) -> int:
     with Session(model) as session:
         for turn in (tokens, [*tokens, *tokens[1:]]):
             if events:  # what the first turn changed after its last pass belongs to the second
-                del events[: -events[::-1].index("llama_decode")]
+                del events[: len(events) - events[::-1].index("llama_decode")]
             for name in names:
                 setattr(context.cpp, name, spy(name))
             try:

@@ -14,8 +14,10 @@ from alignez_edge.evaluation.measures import Figure, Resamples
 from alignez_edge.pairs import PreferencePair
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.score import Scorer
-from alignez_edge.runtime.types import Injection
-from benchmarks import build, forms, grid, steering, steering_report
+from alignez_edge.runtime.types import Injection, Sampling
+from benchmarks import build, forms, grid, scheduler, steering, steering_report, turn
+from benchmarks.llamacpp import built
+from benchmarks.llamaserver import LlamaServer
 from tests.profiles import random_profile
 
 
@@ -58,6 +60,42 @@ def test_build_is_timed_and_weighed(tiny_llama: Path, capsys: pytest.CaptureFixt
     assert set(found["seconds"]) == steps
     assert found["seconds"]["total"] >= sum(found["seconds"].values()) / 2
     assert result["bare MB"] > 0
+
+
+def test_the_scheduler_is_measured(
+    tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.md"
+    name = f"scheduler-{tiny_llama.stem}"
+    page.write_text(f"a\n<!-- {name} -->\n<!-- /{name} -->\nb\n", encoding="utf-8")
+    arguments = ["--model", str(tiny_llama), "--threads", "1", "--tokens", "8", "--repeat", "1"]
+    arguments += ["--requests", "60", "--no-server"]
+    scheduler.main([*arguments, "--page", str(page)])
+    table = capsys.readouterr().out
+    for what in scheduler.WANTED:
+        assert (f"| {what} | " in table) == ("llama-server" not in what)
+    assert table in page.read_text("utf-8")
+    scheduler.main([*arguments, "--json"])
+    result = json.loads(capsys.readouterr().out)
+    assert set(result["16 steerings / plain, batch of 16"]) == {"median", "low", "high"}
+    assert result["batch of 16 (tokens/s)"] > 0
+
+
+def test_a_steering_that_stays_is_told_of_once_a_context() -> None:
+    found = turn.graph_reserves()
+    assert {n for what, n in found.items() if "control vector" in what} == {0}
+    assert {n for what, n in found.items() if "exact" in what} == {3}
+
+
+@pytest.mark.skipif(built("llama-server") is None, reason="llama-server is not built")
+def test_llamas_server_answers_at_once_and_ends(tiny_llama: Path) -> None:
+    program = built("llama-server")
+    assert program is not None
+    sampling = Sampling(top_p=1.0, max_tokens=5)
+    with LlamaServer(program, tiny_llama, n_slots=3, n_ctx=32, threads=1) as server:
+        assert server.answers([[1, 2, 3], [4, 5], [6]], sampling) == [5, 5, 5]
+    with pytest.raises(OSError):
+        server.answers([[1, 2, 3]], sampling)
 
 
 def test_slopes_over_a_grid_are_least_squares() -> None:
