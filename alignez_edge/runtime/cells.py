@@ -15,19 +15,21 @@ class Cells:
 
     def __init__(self, n_cells: int) -> None:
         self._holders = np.zeros(n_cells, np.int32)
+        self._free = list(range(n_cells))
 
     @property
     def n_free(self) -> int:
         """Cells that nobody holds."""
-        return int(np.count_nonzero(self._holders == 0))
+        return len(self._free)
 
     def take(self, n: int) -> list[int]:
         """`n` free cells, held once from now on. Raises `ValueError` where there are fewer."""
-        found = np.flatnonzero(self._holders == 0)[:n]
-        if len(found) < n:
-            raise ValueError(f"{n} cells are wanted, {len(found)} are free")
+        if n > len(self._free):
+            raise ValueError(f"{n} cells are wanted, {len(self._free)} are free")
+        found = self._free[len(self._free) - n :]
+        del self._free[len(self._free) - n :]
         self._holders[found] = 1
-        return found.tolist()
+        return found
 
     def hold(self, cells: Sequence[int]) -> None:
         """One sequence more has these cells, each named once."""
@@ -35,4 +37,6 @@ class Cells:
 
     def drop(self, cells: Sequence[int]) -> None:
         """One sequence fewer has these cells, each named once."""
-        self._holders[list(cells)] -= 1
+        left = self._holders[list(cells)] - 1
+        self._holders[list(cells)] = left
+        self._free += [cell for cell, n in zip(cells, left.tolist(), strict=True) if not n]

@@ -28,6 +28,7 @@ class VectorPlaces:
         self._told: FloatArray | None = None
         self._seen: dict[int, tuple[int, int | None]] = {}
         self._tensors: dict[int, int] = {}
+        self._steered: set[int] = set()
         self._tried = False
 
     @property
@@ -65,11 +66,16 @@ class VectorPlaces:
         sure = {buffer for layer, (_, buffer) in self._seen.items() if told[layer].any()}
         if len(self._seen) == len(self._names) and all(b in sure for _, b in self._seen.values()):
             self._tensors = {layer: tensor for layer, (tensor, _) in self._seen.items()}
+            self._steered = set(self._tensors)
 
     def write(self, vectors: FloatArray | None) -> None:
         """Let the graph add `vectors`, `(n_layer, n_embd)`; None: zeros."""
         rows = np.zeros(self._shape, np.float32) if vectors is None else vectors
         rows = np.ascontiguousarray(rows, np.float32)
-        size = rows[0].nbytes
-        for layer, tensor in self._tensors.items():
-            ggml.tensor_set(tensor, rows.ctypes.data + layer * size, 0, size)
+        begin, size = rows.ctypes.data, rows[0].nbytes
+        steered = set(np.flatnonzero(rows.any(axis=1)).tolist())
+        # Of an interrupted call nobody knows how far it came.
+        before, self._steered = self._steered, set(self._tensors)
+        for layer in before | steered:
+            ggml.tensor_set(self._tensors[layer], begin + layer * size, 0, size)
+        self._steered = steered
