@@ -46,6 +46,7 @@ def assert_same_answers(
     a: list[Completion],
     b: list[Completion],
     injection: Injection | None = None,
+    tolerance: float = 1e-2,
 ) -> None:
     """The same greedy answers, or at the first other token a choice within rounding.
 
@@ -59,7 +60,7 @@ def assert_same_answers(
                 answer = one.tokens[: split + 1]
                 (rows,) = scorer.log_probs(request.tokens, answer, [request.steering or injection])
                 x, y = pairs[split]
-                assert abs(rows[split, x] - rows[split, y]) < 1e-2
+                assert abs(rows[split, x] - rows[split, y]) < tolerance
 
 
 @pytest.mark.parametrize("steered", [False, True])
