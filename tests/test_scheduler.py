@@ -600,7 +600,7 @@ def test_a_beginning_is_computed_once(
             first = next((w for w in scheduler._running if w.ticket == tickets[0]), None)
             if first is None:
                 pytest.skip("it has not begun yet")
-            scheduler._end(first, OSError("it broke off"))
+            first.end(OSError("it broke off"))
         log.run(scheduler)
         n_computed = sum(len(span) for spans in passes for span in spans)
         assert_idle(scheduler)

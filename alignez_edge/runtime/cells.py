@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 
 class Cells:
-    """A mirror of the cells of one cache: each is held by any number of sequences, or free.
+    """A mirror of the cells of one cache: each is held by any number of sequences, or free. `held`
+    are the cells of sequences that are there already.
 
     The numbers are this class' own; only how many are held is what llama.cpp sees, too.
     """
 
-    def __init__(self, n_cells: int) -> None:
+    def __init__(self, n_cells: int, held: Iterable[Sequence[int]] = ()) -> None:
         self._holders = np.zeros(n_cells, np.int32)
-        self._free = list(range(n_cells))
+        for cells in held:
+            self.hold(cells)
+        self._free = np.flatnonzero(self._holders == 0).tolist()
 
     @property
     def n_free(self) -> int:

@@ -137,6 +137,10 @@ class Answer:
         """Whether nothing more is to be drawn."""
         return self.finish_reason is not None
 
+    def text_from(self, begin: int) -> str:
+        """What was let out of the text after its first `begin` characters."""
+        return self._stream.text[begin:] if self._stream.n_shown > begin else ""
+
     @property
     def n_certain(self) -> int:
         """The tokens that no stop string can take back any more."""

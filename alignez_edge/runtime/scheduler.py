@@ -30,9 +30,10 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from alignez_edge.errors import BusyError
 from alignez_edge.runtime.context import Context, window
@@ -63,8 +64,6 @@ _ALIKE = Grouping(by_vectors=False, readers_alone=False)
 
 Progress = Callable[[int, int], None]
 """Called once a step with the number of finished answers and of tokens drawn so far."""
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,8 @@ class Scheduler:
         self._events: list[Event] = []
         self._tickets = itertools.count()
         self._pool: ThreadPoolExecutor | None = None
-        self.n_drawn = 0
+        self._torn = False
+        self._n_told = 0
 
     @property
     def n_waiting(self) -> int:
@@ -130,6 +130,11 @@ class Scheduler:
     def n_running(self) -> int:
         """Requests that have one."""
         return len(self._running)
+
+    @property
+    def n_drawn(self) -> int:
+        """Tokens of answers so far."""
+        return self._n_told + sum(len(w.answer.tokens) for w in self._running if w.answer)
 
     def submit(self, request: Request) -> int:
         """Have a request answered; its ticket names it in the events of `step`.
@@ -147,9 +152,14 @@ class Scheduler:
 
     def cancel(self, ticket: int) -> Completion | None:
         """End a request at once: what it has said so far. None where it has ended already."""
+        self._mend()
         for work in (*self._running, *self._waiting):
             if work.ticket == ticket:
-                return self._release(work)
+                with self._whole():
+                    completion = work.finish()
+                    work.told_end = True
+                    self._release(work)
+                return completion
         return None
 
     def step(self) -> list[Event]:
@@ -158,11 +168,15 @@ class Scheduler:
         What is raised for one request ends that one, with an event. Anything else, such as Ctrl-C,
         passes through, and all requests can go on after it.
         """
-        self._admit()
-        for spans in self._passes():
-            self._compute(spans)
-        events, self._events = self._events, []
-        return sorted(events, key=lambda event: event.ticket)
+        self._mend()
+        with self._whole():
+            self._admit()
+            for spans in self._passes():
+                self._compute(spans)
+            self._tell()
+            self._events.sort(key=lambda event: event.ticket)
+            events, self._events = self._events, []
+            return events
 
     def complete(
         self, requests: Iterable[Request], on_progress: Progress | None = None
@@ -217,44 +231,71 @@ class Scheduler:
             return Grouping(self._forced, recurrent)
         return Grouping(recurrent or not steers_rows(self.model), recurrent)
 
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Around what an interrupt must not leave half done: it is mended before anything else."""
+        try:
+            yield
+        except BaseException:
+            self._torn = True
+            raise
+
+    def _mend(self) -> None:
+        """After an interrupt: everything is again as the requests' own records say."""
+        if self._torn:
+            self._running = [work for work in self._running if not work.told_end]
+            started = {work.ticket for work in self._running}
+            self._waiting = deque(
+                work
+                for work in self._waiting
+                if work.ticket not in started and not work.told_end
+            )
+            self._slots.mend([_slot(work) for work in self._running])
+            for work in self._running:
+                self._slots.cut(_slot(work), work.resumable(work.n_computed))
+            self._torn = False
+
     def _admit(self) -> None:
         """Give free slots to those that wait, in their order."""
-        while self._waiting:
-            work = self._waiting[0]
+        for work in list(self._waiting):
             work.start()
             if work.done:  # nothing is to be computed at all
-                self._end(work)
+                work.end()
                 continue
-            body = work.tokens[: work.n_body]
-            slot = self._slots.enter(body, work.need)
-            if slot is None:
+            work.slot = self._slots.enter(work.tokens[: work.n_body], work.need)
+            if work.slot is None:
                 return
-            self._waiting.popleft()
-            work.slot = slot
-            leader, common = self._leader(body)
-            if leader is not None and common - len(slot.tokens) > _WORTH_WAITING:
-                work.leader, work.common = leader, common
             self._running.append(work)
+            self._waiting.remove(work)
+            self._follow(work)
 
-    def _leader(self, body: list[int]) -> tuple[Work | None, int]:
-        """The running request that is about to compute most of what a prompt begins with."""
-        best, most = None, 0
-        for other in () if self._context.recurrent else self._running:
-            if other.leader is None and other.reads_prompt:
+    def _follow(self, work: Work) -> None:
+        """Let a prompt wait for the running request that is about to compute most of what it begins
+        with, if that saves enough."""
+        work.leader, work.common = None, 0
+        if self._context.recurrent or not work.wants_logits:
+            return
+        body = work.tokens[: work.n_body]
+        for other in self._running:
+            if other is not work and other.leader is None and other.reads_prompt:
                 common = common_prefix(other.tokens[: other.n_body], body)
-                if common > most:
-                    best, most = other, common
-        return best, most
+                if common > work.common and other.wants_logits:
+                    work.leader, work.common = other, common
+        if work.common - work.n_computed <= _WORTH_WAITING:
+            work.leader = None
 
     def _may_read(self, work: Work) -> bool:
         """Whether a prompt need not wait, or no longer, for another one's beginning."""
-        leader, slot = work.leader, work.slot
-        if leader is None or slot is None:
+        leader = work.leader
+        if leader is None:
             return True
-        if leader.slot is not None:  # else it has ended
-            if leader.slot.n_plain < work.common:
-                return False
-            self._slots.share(leader.slot, slot, work.common)
+        if leader.slot is None:  # it has ended: what it left is there, and another one may lead
+            self._slots.complete(_slot(work), work.tokens[: work.n_body])
+            self._follow(work)
+            return work.leader is None
+        if leader.slot.n_plain < work.common:
+            return False
+        self._slots.share(leader.slot, _slot(work), work.common)
         work.leader = None
         return True
 
@@ -283,7 +324,6 @@ class Scheduler:
 
     def _compute(self, spans: list[Span]) -> None:
         """One pass, and what comes of it."""
-        spans = [span for span in spans if span.work.slot is not None]
         try:
             reads = self._decode(spans)
             for span in spans:
@@ -298,7 +338,7 @@ class Scheduler:
         for span in spans:
             span.work.alone = span.work.alone and len(spans) > 1
             if span.work.done:
-                self._end(span.work)
+                span.work.end()
 
     def _decode(self, spans: Sequence[Span]) -> dict[TensorName, list[int]]:
         """Compute the spans in one pass; the rows that were read, by tensor."""
@@ -360,7 +400,7 @@ class Scheduler:
             if work.saw(position, states):
                 return True
         except Exception as error:
-            self._end(work, error)
+            work.end(error)
         else:
             self._slots.cut(_slot(work), position)
         return False
@@ -368,38 +408,29 @@ class Scheduler:
     def _draw(self, rows: Sequence[tuple[Work, int, int]]) -> None:
         """Let every answer draw from the logits at its entry of the pass."""
 
-        def draw(row: tuple[Work, int, int]) -> str | Exception:
+        def draw(row: tuple[Work, int, int]) -> None:
             work, position, entry = row
             try:
-                return work.computed(self._context, position, entry)
+                if work.outcome is None:
+                    work.computed(self._context, position, entry)
             except Exception as error:
-                return error
+                work.end(error)
 
         threads = len(rows) * self.model.n_vocab >= _WORTH_THREADS
-        if threads and all(work.answer is not None for work, *_ in rows):
-            # llama.cpp sorts the rows of recurrent models when the first one is asked for.
-            self._context.logits(rows[0][2])
-            said = self._in_threads(draw, rows)
-        else:
-            said = list(map(draw, rows))
-        for (work, _, _), text in zip(rows, said, strict=True):
-            if isinstance(text, Exception):
-                self._end(work, text)
-            elif work.answer is not None:
-                self.n_drawn += 1
-                if text:
-                    self._events.append(Event(work.ticket, text))
-
-    def _in_threads(
-        self, job: Callable[[_Item], _Result], items: Sequence[_Item]
-    ) -> list[_Result]:
-        """`map` over threads, none of which is at work any more when this ends, however it ends.
-        Every answer has a sampler and a row of logits to itself: the order is irrelevant."""
+        if not threads or any(work.answer is None for work, *_ in rows):
+            for row in rows:
+                draw(row)
+            return
+        # llama.cpp sorts the rows of recurrent models when the first one is asked for.
+        self._context.logits(rows[0][2])
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.model.threads)
-        futures = [self._pool.submit(job, item) for item in items]
+        # Every answer has a sampler and a row of logits to itself: the order is irrelevant. None of
+        # the threads is at work any more when this ends, however it ends.
+        futures = [self._pool.submit(draw, row) for row in rows]
         try:
-            return [future.result() for future in futures]
+            for future in futures:
+                future.result()
         finally:
             wait(futures)
 
@@ -409,7 +440,7 @@ class Scheduler:
         for span in spans:
             self._undo(span)
             if len(spans) == 1:
-                self._end(span.work, error)
+                span.work.end(error)
             else:
                 span.work.alone = True
 
@@ -418,20 +449,28 @@ class Scheduler:
         if span.work.slot is not None:
             self._slots.cut(span.work.slot, span.work.resumable(span.start))
 
-    def _end(self, work: Work, error: Exception | None = None) -> None:
-        """Let a request go, and tell of it; nothing where it has ended already."""
-        if work in self._running or work in self._waiting:
-            completion = self._release(work)
-            done = None if error is not None else completion
-            self._events.append(Event(work.ticket, completion=done, error=error))
+    def _tell(self) -> None:
+        """Events of what has become of the requests since the last step; the ended ones go."""
+        for work in [work for work in (*self._waiting, *self._running) if work.news]:
+            said, outcome = work.said(), work.outcome
+            event = Event(work.ticket, said, *(outcome or ()))
+            # In one statement, so that nothing is told twice or never.
+            self._events, work.n_told, work.told_end = (
+                [*self._events, event],
+                work.n_told + len(said),
+                outcome is not None,
+            )
+            if outcome is not None:
+                self._release(work)
 
-    def _release(self, work: Work) -> Completion:
-        """Take a request out; what it has said."""
+    def _release(self, work: Work) -> None:
+        """Take a request out that has been told of."""
+        if work in self._running and work.answer is not None:
+            self._n_told += len(work.answer.tokens)
         (self._running if work in self._running else self._waiting).remove(work)
         slot, work.slot = work.slot, None
         if slot is not None:
             self._slots.leave(slot)
-        return work.finish()
 
 
 def _slot(work: Work) -> Slot:

@@ -113,6 +113,28 @@ class Slots:
                     kept -= len(other.tokens)
                     self.cut(other, 0)
 
+    def complete(self, slot: Slot, body: list[int]) -> None:
+        """Let a slot that holds the beginning of a body hold what others hold of it, too."""
+        source, common = self._source(body)
+        if source is not None and source is not slot:
+            self.share(source, slot, common)
+
+    def mend(self, running: list[Slot]) -> None:
+        """After an interrupt anywhere in here: what is recorded of every slot is there, and nothing
+        else; all slots but the running ones are idle."""
+        for slot in self._slots:
+            length = min(len(slot.tokens), len(slot.cells))
+            if not self._context.remove(slot.sequence, length) and length:
+                length = 0
+                self._context.remove(slot.sequence)
+            del slot.cells[length:], slot.tokens[length:]
+            slot.n_plain = min(slot.n_plain, length)
+        self._cells = Cells(self._context.n_ctx, [slot.cells for slot in self._slots])
+        for slot in self._slots:
+            if slot not in running:
+                slot.need = 0
+                self.cut(slot, slot.n_plain)
+
     def _source(self, body: list[int]) -> tuple[Slot | None, int]:
         """The slot that holds most of a body in plain states, and how many tokens."""
         best, most = None, 0

@@ -17,6 +17,7 @@ from alignez_edge.runtime.types import (
     Completion,
     Conditional,
     Edits,
+    FinishReason,
     FloatArray,
     Injection,
     Request,
@@ -112,6 +113,8 @@ class Work:
         self.leader: Work | None = None
         self.common = 0
         self.alone = False
+        self.outcome: tuple[Completion | None, Exception | None] | None = None
+        self.n_told, self.told_end = 0, False
         most = len(rest) if given is not None else max(0, request.sampling.max_tokens)
         self.need = min(n_prompt + most, n_ctx)
         self.answer: Answer | None = None
@@ -130,6 +133,21 @@ class Work:
             if self.request.given is None:
                 n_prompt = self.n_body + 1
                 self.answer = Answer(self._model, self.request.sampling, n_prompt, self._n_ctx)
+
+    def end(self, error: Exception | None = None) -> None:
+        """It goes no further; what has come of it is its `outcome`."""
+        if self.outcome is None:
+            done = self.finish()
+            self.outcome = (done, None) if error is None else (None, error)
+
+    @property
+    def news(self) -> bool:
+        """Whether there is something to tell that was not told yet."""
+        return self.outcome is not None or bool(self.said())
+
+    def said(self) -> str:
+        """The text that became certain since it was told last."""
+        return "" if self.answer is None else self.answer.text_from(self.n_told)
 
     @property
     def n_computed(self) -> int:
@@ -154,9 +172,9 @@ class Work:
     @property
     def done(self) -> bool:
         """Whether nothing more is to be computed; only once it was started."""
-        if self.answer is not None:
-            return self.answer.finished
-        return self.n_computed >= len(self.tokens)
+        if self.answer is None:
+            return self.n_computed >= len(self.tokens)
+        return self.answer.finished and (self._pool is None or self.n_computed > self.n_body)
 
     def phase(self, position: int) -> _Phase:
         """How the token at a position is computed."""
@@ -200,22 +218,20 @@ class Work:
         self._conditional = None
         return not self._steered
 
-    def computed(self, context: Context, position: int, entry: int) -> str:
-        """Draw from the logits of batch entry `entry`, or let them be read; the text that became
-        certain by it."""
+    def computed(self, context: Context, position: int, entry: int) -> None:
+        """Draw from the logits of batch entry `entry`, or let them be read."""
         if self._logit_edits:
             context.edit_logits(entry, self._logit_edits)
         given, answer = self.request.given, self.answer
         if given is not None and given.on_row is not None:
             given.on_row(context, entry, position - self.n_body)
         if answer is None or answer.finished:
-            return ""
-        text = answer.step(context, entry)
+            return
+        answer.step(context, entry)
         del self.tokens[self.n_body + 1 + len(answer.tokens) :]
         self.tokens += answer.tokens[len(self.tokens) - self.n_body - 1 :]
         if self._pool is not None:
             self._pool.settle(answer.n_certain)
-        return text
 
     def resumable(self, start: int) -> int:
         """The tokens of the cache after which it can go on, where a pass that began at `start` was
@@ -231,8 +247,9 @@ class Work:
         if self.answer is None:
             assert given is not None
             seconds = time.perf_counter() - self._started
-            tokens = tuple(given.tokens)
-            done = Completion(self.request.index, "", tokens, n_prompt, "stop", seconds)
+            reason: FinishReason = "stop" if self.done else "interrupted"
+            tokens = tuple(self.tokens[n_prompt : self.n_computed])
+            done = Completion(self.request.index, "", tokens, n_prompt, reason, seconds)
         else:
             if not self.answer.finished:
                 self.answer.finish("interrupted")
