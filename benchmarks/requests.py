@@ -25,7 +25,7 @@ from pathlib import Path  # noqa: E402
 import numpy as np  # noqa: E402
 
 from alignez_edge.answers import write_answers  # noqa: E402
-from alignez_edge.axes import Axis, Wording  # noqa: E402
+from alignez_edge.axes import Axis  # noqa: E402
 from alignez_edge.builder import Builder  # noqa: E402
 from alignez_edge.choice import (  # noqa: E402
     N_MOST,
@@ -42,52 +42,11 @@ ANSWER_TOKENS = 48
 Judge = Callable[[str], float]
 """How much of an axis' positive side an answer shows, by an instrument."""
 
-SIMPLE = Axis(
-    "simple",
-    "simple",
-    "complicated",
-    positive_wording=Wording(
-        role="You are an assistant who explains everything in very simple words, as to a child.",
-        style="Answer in very simple words, as to a small child.",
-        person="somebody who always speaks in very simple words, as to a small child",
-    ),
-    negative_wording=Wording(
-        role="You are an assistant who writes in very complicated, scientific language.",
-        style="Answer in very complicated, scientific language.",
-        person="somebody who always speaks in very complicated, scientific language",
-    ),
-)
-LISTS = Axis(
-    "lists",
-    "structured as a list",
-    "written as one paragraph",
-    positive_wording=Wording(
-        role="You are an assistant who writes every answer as a list of bullet points.",
-        style="Answer with a list of bullet points.",
-        person="somebody who always answers with a list of bullet points",
-    ),
-    negative_wording=Wording(
-        role="You are an assistant who writes every answer as one flowing paragraph.",
-        style="Answer with one flowing paragraph, without a list.",
-        person="somebody who always answers in one flowing paragraph",
-    ),
-)
-QUESTIONS = Axis(
-    "questions",
-    "curious",
-    "assertive",
-    positive_wording=Wording(
-        role="You are a curious assistant, who answers every question with questions back.",
-        style="Answer with a question back.",
-        person="somebody who always answers with a question back",
-    ),
-    negative_wording=Wording(
-        role="You are an assertive assistant, who makes statements and never asks anything.",
-        style="Answer with statements only, and never ask anything.",
-        person="somebody who only makes statements and never asks anything",
-    ),
-)
-OWN = {axis.name: axis for axis in (SIMPLE, LISTS, QUESTIONS)}
+OWN = {
+    axis.name: axis
+    for axis in map(Axis.load, sorted((Path(__file__).parent / "axes").glob("*.toml")))
+}
+"""Axes that are not built in; they have no queries of their own."""
 AXES = {
     "smollm2": ("cheerful", "concise", "formal", "simple", "lists", "questions"),
     "demo": ("cheerful", "formal", "polite", "helpful"),

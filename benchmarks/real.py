@@ -1,0 +1,269 @@
+"""How far steering moves a real model, against the strongest prompt: `python -m benchmarks.real`.
+
+For each axis a profile is built by the library as it is. Questions of just-eval-instruct that no
+build has seen are then answered plain, prompted for either side, steered to either side, and both
+together. The prompt is the strongest form of request, by the instrument, on other questions.
+Instruments that nobody here wrote judge the answers; what they cost is what the plain model thinks
+of them. Everything is kept in a folder, and a run goes on where it was interrupted.
+"""
+
+from __future__ import annotations
+
+from alignez_edge.waiting import calm
+
+calm()  # before NumPy and llama.cpp are loaded
+
+import argparse  # noqa: E402
+import json  # noqa: E402
+import math  # noqa: E402
+from collections.abc import Sequence  # noqa: E402
+from dataclasses import asdict, dataclass  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+import numpy as np  # noqa: E402
+
+from alignez_edge.axes import Axis  # noqa: E402
+from alignez_edge.build import build_profile  # noqa: E402
+from alignez_edge.builder import takes_system  # noqa: E402
+from alignez_edge.config import ModelNames  # noqa: E402
+from alignez_edge.evaluation.measures import Figure, Floats, Resamples  # noqa: E402
+from alignez_edge.files import make_folder  # noqa: E402
+from alignez_edge.profile import Profile  # noqa: E402
+from alignez_edge.prompts import SIDES  # noqa: E402
+from alignez_edge.queries import read_queries  # noqa: E402
+from alignez_edge.requests import FORMS, RequestForm  # noqa: E402
+from alignez_edge.runtime.model import Model  # noqa: E402
+from benchmarks.instruments import INSTRUMENTS  # noqa: E402
+from benchmarks.real_answers import Answer, Answers, Arm, Say, Task  # noqa: E402
+from benchmarks.real_report import markdown  # noqa: E402
+from benchmarks.requests import OWN, questions  # noqa: E402
+from benchmarks.steering import plain_data, say  # noqa: E402
+from benchmarks.steering_report import insert  # noqa: E402
+
+AXES = ("cheerful", "concise", "formal", "simple", "lists", "questions", "polite")
+QUESTIONS = Path(__file__).parent / "questions"
+CACHE = Path(__file__).parent.parent / ".cache" / "real"
+MARKER = "real"
+N_SHOWN = 5
+N_SHARED = 50
+"""Questions of the build of an axis that has none of its own; the built-in axes have as many."""
+PLAIN = Arm("plain")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """An arm's answers, all `(n_query, n_seed)`; a score is NaN where there is nothing to judge."""
+
+    scores: Floats
+    nats: Floats
+    tokens: Floats
+
+    @classmethod
+    def of(cls, axis: str, answers: Sequence[Answer], n_seed: int) -> Judged:
+        """Of answers to one query after the other."""
+        scores = [INSTRUMENTS[axis].score(answer.text) for answer in answers]
+        columns = scores, [a.nats for a in answers], [a.tokens for a in answers]
+        return cls(*(np.array(column, float).reshape(-1, n_seed) for column in columns))
+
+
+def arms(form: RequestForm) -> dict[str, Arm]:
+    """All arms of an axis by name."""
+    found = [PLAIN]
+    for side, sign in zip(SIDES, "+-", strict=True):
+        strength = float(f"{sign}1")
+        found += [
+            Arm(f"prompted {sign}", form, side),
+            Arm(f"steered {sign}1", strength=strength),
+            Arm(f"both {sign}", form, side, strength),
+        ]
+    return {arm.name: arm for arm in found}
+
+
+def profile_of(
+    model: Model, name: str, axis: Axis, folder: Path, limit: int | None, say: Say
+) -> Profile:
+    """The profile that `folder` has, else one built by the library as it is."""
+    path = folder / f"{name}{'' if limit is None else f'-{limit}'}.gguf"
+    if path.exists():
+        return Profile.load(path)
+    last = ""
+
+    def on_progress(step: str, done: int, total: int) -> None:
+        nonlocal last
+        if step != last:
+            last = step
+            say(f"{name}: building the profile, {step}")
+
+    profile = build_profile(
+        model,
+        axis,
+        queries=build_queries(axis) if not axis.queries else None,
+        limit=limit,
+        work=folder / f"build-{path.stem}",
+        on_progress=on_progress,
+    )
+    profile.save(path)
+    return profile
+
+
+def build_queries(axis: Axis) -> list[str]:
+    """What a build asks: the axis' own questions, else some of the built-in axes'."""
+    return list(axis.queries) or list(questions("", axis))[:N_SHARED]
+
+
+def strongest(
+    answers: Answers, name: str, axis: Axis, forms: Sequence[RequestForm], queries: Sequence[str]
+) -> tuple[RequestForm, dict[str, float]]:
+    """The form whose sides the instrument finds farthest apart, and the spans of all."""
+    spans = {}
+    asked = [Arm(f"{form.name} {side}", form, side) for form in forms for side in SIDES]
+    tasks = [Task(arm, query, row, 0) for row, query in enumerate(queries) for arm in asked]
+    found = answers.to(axis, tasks)
+    for i, form in enumerate(forms):
+        above, below = (
+            Judged.of(name, found[2 * i + side :: len(asked)], 1).scores for side in (0, 1)
+        )
+        spans[form.name] = float(mean(above) - mean(below))
+    best = max(forms, key=lambda form: -math.inf if math.isnan(s := spans[form.name]) else s)
+    return best, spans
+
+
+def mean(scores: Floats) -> float:
+    """The mean of what could be judged; NaN where nothing could."""
+    known = scores[~np.isnan(scores)]
+    return float(known.mean()) if known.size else math.nan
+
+
+def figures(judged: dict[str, dict[str, Judged]]) -> dict[str, Any]:
+    """All figures of all axes, as nested tables; the leaves are `Figure`s.
+
+    An axis counts where prompting moves its instrument clear of 0 in the wanted direction.
+    """
+    n_query = len(next(iter(judged.values()))["plain"].nats)
+    resamples = Resamples(n_query)
+    axes: dict[str, Any] = {}
+    ratios: dict[str, list[Floats]] = {"steered": [], "both": []}
+    counted = []
+    for axis, found in judged.items():
+        score = {name: resamples.mean(arm.scores) for name, arm in found.items()}
+        cost = {name: resamples.ratio(arm.nats, arm.tokens) for name, arm in found.items()}
+        span = {
+            "prompted": score["prompted +"] - score["prompted -"],
+            "steered": score["steered +1"] - score["steered -1"],
+            "both": score["both +"] - score["both -"],
+        }
+        spans = {way: resamples.figure(sample) for way, sample in span.items()}
+        with np.errstate(invalid="ignore", divide="ignore"):
+            share = {way: span[way] / span["prompted"] for way in ratios}
+        counts = spans["prompted"].low > 0
+        if counts:
+            counted.append(axis)
+            for way, samples in ratios.items():
+                samples.append(share[way])
+        axes[axis] = {
+            "counts": bool(counts),
+            "plain": resamples.figure(score["plain"]),
+            "plain nats": resamples.figure(cost["plain"]),
+            "effect": {
+                name: resamples.figure(sample - score["plain"])
+                for name, sample in score.items()
+                if name != "plain"
+            },
+            "nats above plain": {
+                name: resamples.figure(sample - cost["plain"])
+                for name, sample in cost.items()
+                if name != "plain"
+            },
+            "nats above prompting": {
+                sign: resamples.figure(cost[f"steered {sign}1"] - cost[f"prompted {sign}"])
+                for sign in "+-"
+            },
+            "judged": {name: int((~np.isnan(arm.scores)).sum()) for name, arm in found.items()},
+            "span": spans,
+            "ratio": {way: resamples.share(span[way], span["prompted"]) for way in ratios},
+        }
+    nothing = Figure(math.nan, math.nan, math.nan)
+    means = {
+        way: resamples.figure(np.mean(samples, axis=0)) if samples else nothing
+        for way, samples in ratios.items()
+    }
+    return {"axes": axes, "counted": counted, "mean ratio": means}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--model", default="smollm2", help="a short name or a GGUF file")
+    parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
+    parser.add_argument("--queries", type=int, default=60, help="questions to report on")
+    parser.add_argument("--choosing", type=int, default=24, help="questions to choose the form on")
+    parser.add_argument("--seeds", type=int, default=3, help="answers to each question")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens of an answer at most")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--limit", type=int, help="pairs of a build (default: the library's)")
+    parser.add_argument("--folder", type=Path, help="where everything is kept")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, no tables")
+    parser.add_argument("--readme", type=Path, help="put the tables between this file's markers")
+    options = parser.parse_args(arguments)
+
+    queries = read_queries(QUESTIONS / "report.jsonl", options.queries)
+    others = read_queries(QUESTIONS / "choosing.jsonl", options.choosing)
+    judged: dict[str, dict[str, Judged]] = {}
+    told: dict[str, Any] = {}
+    with Model.load(ModelNames().find(options.model), threads=options.threads) as model:
+        key = f"{model.path.stem}-{model.fingerprint.digest()[:16]}"
+        folder = make_folder(options.folder or CACHE / key)
+        answers = Answers(model, folder, options.tokens, say)
+        for name in options.axes:
+            axis = OWN.get(name) or Axis.builtin(name)
+            profile = profile_of(model, name, axis, folder, options.limit, say)
+            forms = [
+                form
+                for form in FORMS.values()
+                if form.fits(axis) and (form.name != "system" or takes_system(model))
+            ]
+            say(f"{name}: which form of prompting is the strongest?")
+            form, spans = strongest(answers, name, axis, forms, others)
+            say(f"{name}: {form.name}, of {', '.join(f'{k} {v:+.2f}' for k, v in spans.items())}")
+            found = arms(form)
+            tasks = [
+                Task(arm, query, row, seed)
+                for row, query in enumerate(queries)
+                for seed in range(options.seeds)
+                for arm in found.values()
+            ]
+            made = answers.to(axis, tasks, profile)
+            by_arm = {arm: made[i :: len(found)] for i, arm in enumerate(found)}
+            judged[name] = {arm: Judged.of(name, own, options.seeds) for arm, own in by_arm.items()}
+            told[name] = {
+                "form": form.name,
+                "form spans": spans,
+                "instrument": asdict(INSTRUMENTS[name])["name"],
+                "profile": {
+                    "form": profile.report.get("request", {}).get("form"),
+                    "pairs": profile.pairs,
+                    "layers": list(profile.layers),
+                    "unit": profile.unit,
+                },
+                "first answers": [
+                    {"query": query}
+                    | {arm: own[row * options.seeds].text for arm, own in by_arm.items()}
+                    for row, query in enumerate(queries[:N_SHOWN])
+                ],
+            }
+    result = {
+        "model": model.path.name,
+        "queries": len(queries),
+        "seeds": options.seeds,
+        "tokens": options.tokens,
+    } | figures(judged)
+    for name, facts in told.items():
+        result["axes"][name] |= facts
+    text = markdown(result)
+    if options.readme:
+        insert(text, options.readme, MARKER)
+    print(json.dumps(plain_data(result), ensure_ascii=False) if options.json else text)
+
+
+if __name__ == "__main__":
+    main()

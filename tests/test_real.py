@@ -1,0 +1,97 @@
+"""The benchmark on real models: its arithmetic, its questions, and that it runs and goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from alignez_edge.axes import Axis
+from alignez_edge.queries import read_queries
+from alignez_edge.runtime.model import Model
+from benchmarks import real
+from benchmarks.real_answers import Answers
+from benchmarks.real_report import ARMS
+from tests.profiles import random_profile
+
+
+def test_no_build_has_seen_the_questions() -> None:
+    report, others = (
+        read_queries(real.QUESTIONS / f"{name}.jsonl") for name in ("report", "choosing")
+    )
+    assert (len(report), len(others)) == (60, 24)
+    assert not set(report) & set(others)
+    assert all(len(query) <= 300 for query in (*report, *others))
+    for name in real.AXES:
+        asked = real.build_queries(real.OWN.get(name) or Axis.builtin(name))
+        assert len(asked) >= 40 and not set(asked) & {*report, *others}
+
+
+def test_the_ratio_is_the_span_of_steering_over_that_of_prompting() -> None:
+    rng = np.random.default_rng(0)
+    base, ones = rng.normal(size=(12, 2)), np.ones((12, 2))
+    moves = {"plain": 0.0, "prompted +": 1.0, "prompted -": -1.0, "both +": 2.0, "both -": -2.0}
+    moves |= {"steered +1": 0.5, "steered -1": -1.0}
+
+    def axis(scale: float) -> dict[str, real.Judged]:
+        return {
+            name: real.Judged(base + scale * move, (2 + abs(move)) * ones, ones)
+            for name, move in moves.items()
+        }
+
+    found = real.figures({"cheerful": axis(1.0), "polite": axis(0.0), "formal": axis(-1.0)})
+    assert found["counted"] == ["cheerful"]
+    assert found["mean ratio"]["steered"].mean == pytest.approx(0.75)
+    assert found["mean ratio"]["both"].mean == pytest.approx(2.0)
+    table = found["axes"]["cheerful"]
+    assert table["effect"]["steered +1"].low == pytest.approx(0.5), "arms are paired"
+    assert table["nats above plain"]["both -"].mean == pytest.approx(2.0)
+    assert table["nats above prompting"]["+"].mean == pytest.approx(-0.5)
+
+
+def test_it_runs_and_goes_on(
+    tiny_chat: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with Model.load(tiny_chat, threads=1) as model:
+        for draw, name in enumerate(("cheerful", "concise")):
+            random_profile(model, draw, name).save(tmp_path / f"{name}.gguf")
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- real -->\n<!-- /real -->\nb\n", encoding="utf-8")
+    arguments = ["--model", str(tiny_chat), "--threads", "1", "--folder", str(tmp_path)]
+    arguments += ["--axes", "cheerful", "concise", "--queries", "2", "--choosing", "2"]
+    arguments += ["--seeds", "2", "--tokens", "8"]
+    real.main([*arguments, "--readme", str(page)])
+    table = capsys.readouterr().out.strip()
+    assert page.read_text("utf-8") == f"a\n<!-- real -->\n{table}\n<!-- /real -->\nb\n"
+    lines = [line for line in table.splitlines() if line.startswith("| ")]
+    heads = [i for i, line in enumerate(lines) if line.startswith("| ---")]
+    columns = [line.replace("\\|", "").count("|") - 1 for line in lines]
+    assert columns[0] == 3 + len(ARMS) + 2
+    for start, end in zip(heads, [*(i - 1 for i in heads[1:]), len(lines)], strict=True):
+        assert len({columns[i] for i in range(start - 1, end)}) == 1
+    rows = [line.split(" ", 2)[1] for line in lines[heads[0] + 1 : heads[1] - 1]]
+    assert rows == ["cheerful", "concise", "mean"]
+
+    log = tmp_path / "answers.jsonl"
+    whole = log.read_text("utf-8").splitlines()
+    log.write_text("\n".join(whole[:-3]) + '\n{"key": "torn', encoding="utf-8")
+    real.main([*arguments, "--json"])
+    result = json.loads(capsys.readouterr().out)
+    assert list(result["axes"]) == ["cheerful", "concise"]
+    assert [len(table["first answers"]) for table in result["axes"].values()] == [2, 2]
+    assert log.read_text("utf-8").splitlines()[: len(whole) - 3] == whole[:-3]
+    assert {json.loads(line)["key"] for line in log.read_text("utf-8").splitlines()} == {
+        json.loads(line)["key"] for line in whole
+    }
+
+    def nothing(*_: object) -> None:
+        raise AssertionError("everything is there already")
+
+    monkeypatch.setattr(Answers, "_make", nothing)
+    real.main(arguments)
+    capsys.readouterr()
