@@ -266,7 +266,7 @@ def _unit(
         natural = int(np.argmin(np.abs(grid - 1.0)))
         place = min(natural, inside - 1)
         return round(float(grid[place]), 4), "cost" if place < natural else "grid"
-    enough = np.flatnonzero(effect[:inside] >= target)
+    enough = np.flatnonzero(effect[:inside] >= target - 1e-9)
     if enough.size:
         return round(float(grid[enough[0]]), 4), "prompting"
     best = int(np.argmax(effect[:inside]))
