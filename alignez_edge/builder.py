@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from alignez_edge import prompts
+from alignez_edge import free_running, prompts
 from alignez_edge.answers import DESCRIPTION_TOKENS
 from alignez_edge.axes import Axis
 from alignez_edge.choice import (
@@ -41,14 +41,12 @@ from alignez_edge.fit import TensorName
 from alignez_edge.free_running import (
     CHUNK,
     GRID,
-    N_QUESTIONS,
     FreeReading,
     form_for,
     n_texts,
     probe_for,
     read_questions,
 )
-from alignez_edge.free_running import N_TOKENS as N_ANSWER
 from alignez_edge.methods import Way
 from alignez_edge.pairs import (
     ANSWER_TOKENS,
@@ -320,7 +318,7 @@ class Builder:
         few, those of `more`, in which the directions have no part."""
         form, probe = self._prompting(choice)
         asked = dict.fromkeys((*(pair.query for pair in pairs), *more))
-        return list(islice((q for q in asked if self._fits(q, (form, probe))), N_QUESTIONS))
+        return list(islice((q for q in asked if self._fits(q, (form, probe))), free_running.N_QUESTIONS))
 
     def free_running(
         self,
@@ -335,7 +333,7 @@ class Builder:
         allow `way`."""
         form, probe = self._prompting(choice)
         facts = [list(questions), GRID, profile.natural().order[1], way, form.name, probe.name]
-        log = self.cache / f"calibration-{digest([self.settings, facts, N_ANSWER])}.jsonl"
+        log = self.cache / f"calibration-{digest([self.settings, facts, free_running.N_TOKENS])}.jsonl"
         lines = _whole_lines(log)
         whole = len(lines) if len(lines) == len(questions) else len(lines) // CHUNK * CHUNK
         if whole < len(lines):
