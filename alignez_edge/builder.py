@@ -318,7 +318,8 @@ class Builder:
         few, those of `more`, in which the directions have no part."""
         form, probe = self._prompting(choice)
         asked = dict.fromkeys((*(pair.query for pair in pairs), *more))
-        return list(islice((q for q in asked if self._fits(q, (form, probe))), free_running.N_QUESTIONS))
+        short = (query for query in asked if self._fits(query, (form, probe)))
+        return list(islice(short, free_running.N_QUESTIONS))
 
     def free_running(
         self,
@@ -332,8 +333,9 @@ class Builder:
         of how many such measurements this is. Raises `BadInputError` where this model does not
         allow `way`."""
         form, probe = self._prompting(choice)
-        facts = [list(questions), GRID, profile.natural().order[1], way, form.name, probe.name]
-        log = self.cache / f"calibration-{digest([self.settings, facts, free_running.N_TOKENS])}.jsonl"
+        names = [way, form.name, probe.name]
+        facts = [list(questions), GRID, free_running.N_TOKENS, profile.natural().order[1], names]
+        log = self.cache / f"calibration-{digest([self.settings, facts])}.jsonl"
         lines = _whole_lines(log)
         whole = len(lines) if len(lines) == len(questions) else len(lines) // CHUNK * CHUNK
         if whole < len(lines):
