@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -383,3 +384,31 @@ def test_wrong_use_of_what_a_build_tells(
     said = alignez("build", *arguments, *use, "--quiet")
     assert (said.code, said.out) == (2, "")
     assert said.err.startswith(error) and "\x1b" not in said.err
+
+
+def test_a_verdict_is_shown_wherever_a_profile_is(
+    alignez: Alignez,
+    home: Path,
+    tiny_chat: Path,
+    chat_model: Model,
+) -> None:
+    told = {"verdict": "wrong way", "reason": "it goes backwards.", "figures": {}}
+    library = ProfileLibrary(home / "profiles")
+    library.save("bad", random_profile(chat_model, name="bad", report={"verdict": told}))
+    works = {**told, "verdict": "works", "reason": "it does."}
+    library.save("good", random_profile(chat_model, 1, name="good", report={"verdict": works}))
+    library.save("old", random_profile(chat_model, 2, name="old"))
+    listed = alignez("profile", "list", "--json").out.splitlines()
+    found = {entry["name"]: entry["verdict"] for entry in map(json.loads, listed)}
+    assert [found[name] for name in ("bad", "good", "old")] == ["wrong way", "works", None]
+    assert "not measured" in alignez("profile", "list").out
+    shown = alignez("profile", "show", "bad")
+    assert "wrong way: it goes backwards." in shown.out
+    use = ["-m", tiny_chat, "--threads", 1]
+    checked = alignez("profile", "verify", "bad", *use)
+    assert checked.code == 1 and "does not work as it should: wrong way" in checked.err
+    assert "wrong way: it goes backwards." in checked.out
+    assert [alignez("profile", "verify", name, *use).code for name in ("good", "old")] == [0, 0]
+    for name in ("bad", "good", "old"):
+        said = alignez("chat", "-p", name, *use, stdin="/quit\n")
+        assert ("bad: wrong way: it goes backwards." in said.err) == (name == "bad"), said.err

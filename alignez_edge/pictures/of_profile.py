@@ -46,7 +46,7 @@ def strength_of(profile: Profile) -> Picture:
     if not np.abs(rows).max() < LARGEST:
         raise BadInputError(f"the numbers of the profile {_name(profile)} are too large to draw")
     x, above, cost = (tuple(column.tolist()) for column in rows[np.argsort(rows[:, 0])].T)
-    asked = found.prompted or ((), ())
+    asked = [tuple(map(float, levels)) for levels in found.prompted or ((), ())]
     names = (
         ("effect", "towards the wanted side (nats per token)")
         if found.free
