@@ -8,6 +8,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,15 @@ def sibling(tiny_model: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def bright(alignez: Alignez, use: list[object], pairs_file: Path) -> Path:
-    """A profile in the user's library, built for `tiny_chat`."""
+    """A profile in the user's library, built for `tiny_chat`, and said to work: a random model has
+    no axis, and the pairs are few."""
     said = alignez("build", *NEW_AXIS, *use, "--pairs", pairs_file, "--json", "--quiet")
     assert said.code == 0, said.err
-    return Path(records(said.out)[0]["profile"])
+    path = Path(records(said.out)[0]["profile"])
+    profile = Profile.load(path)
+    works = {"verdict": "works", "reason": "it does.", "figures": {}}
+    replace(profile, report={**profile.report, "verdict": works}).save(path)
+    return path
 
 
 # verify
@@ -62,7 +68,8 @@ def test_verify_on_the_model_of_the_build(
     assert (said.code, said.err.count("warning")) == (0, 0)
     lines = said.out.splitlines()
     assert lines[0] == "bright: bright / dark"
-    assert [line.split()[0] for line in lines[1:]] == ["file", "made", "model", "answer", "effect"]
+    heads = [line.split()[0] for line in lines[1:]]
+    assert heads == ["file", "made", "model", "answer", "effect", "verdict"]
     assert lines[4] == "  answer    the same model"
     (record,) = records(alignez("profile", "verify", bright, *use, "--json", "--quiet").out)
     assert (record["fit"], record["differing"], record["as_before"]) == ("same", [], True)
@@ -116,8 +123,6 @@ def test_verify_finds_a_file_that_is_not_what_it_was(
     bright: Path,
     tmp_path: Path,
 ) -> None:
-    from dataclasses import replace
-
     profile = Profile.load(bright)
     shape = profile.vector.deciding.shape
     false = tmp_path / "false.gguf"
@@ -171,7 +176,7 @@ def test_list_and_show_tell_every_fact(
     bright: Path,
 ) -> None:
     head, *rows = alignez("profile", "list").out.splitlines()
-    assert head.split() == ["name", "axis", "model", "strength", "effect", "size", "origin"]
+    assert head.split()[3:] == ["strength", "effect", "verdict", "size", "origin"]
     (row,) = (row for row in rows if row.startswith("bright "))
     assert row.endswith("user") and "kB" in row
     (facts,) = records(alignez("profile", "show", "bright", "--json").out)
