@@ -107,7 +107,10 @@ class Verification:
 
 
 def with_kept_pairs(
-    profile: Profile, model: Model, pairs: Sequence[PreferencePair], n_ctx: int | None = None
+    profile: Profile,
+    model: Model,
+    pairs: Sequence[PreferencePair | KeptPair],
+    n_ctx: int | None = None,
 ) -> Profile:
     """The profile with the first `N_KEPT` of `pairs` that are not too long, measured on `model`."""
     short = [pair for pair in pairs if all(len(getattr(pair, k)) <= MAX_CHARS for k in _TEXTS)]
