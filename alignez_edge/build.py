@@ -5,8 +5,7 @@ Every finished step is kept in the work folder (`builder.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,19 +13,24 @@ from typing import TYPE_CHECKING, Any
 from alignez_edge.axes import Axis
 from alignez_edge.bank import Bank
 from alignez_edge.builder import Builder, Progress, queries_of
+from alignez_edge.choice import RequestChoice
 from alignez_edge.conditioned import Neighbourhood, Recipe
 from alignez_edge.errors import BadInputError
 from alignez_edge.files import alone_in, printable
 from alignez_edge.fit import fit, tensor_of
-from alignez_edge.geometry import Geometry
+from alignez_edge.free_running import FreeReading, calibrate_freely
+from alignez_edge.geometry import Geometry, agreement
 from alignez_edge.heads import attention_heads
-from alignez_edge.methods import DEFAULT_METHOD, check_method
+from alignez_edge.methods import DEFAULT_METHOD, Way, check_method
 from alignez_edge.pairs import PreferencePair, read_labelled_pairs
 from alignez_edge.profile import Profile
+from alignez_edge.prompts import SIDES, is_plain
 from alignez_edge.provenance import ModelFile, Provenance, Source, Texts, versions, with_provenance
 from alignez_edge.requests import AUTO, check_request
 from alignez_edge.vectors import ControlVector, check_layers
-from alignez_edge.verify import with_kept_pairs
+from alignez_edge.verdict import KEY as VERDICT
+from alignez_edge.verdict import judge
+from alignez_edge.verify import ways_of, with_kept_pairs
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model
@@ -79,6 +83,10 @@ def build_profile(
     """
     check_method(method, neighbors, layers)
     check_request(request, axis)
+    if limit is not None and limit < MIN_PAIRS:
+        raise BadInputError(
+            f"a limit of {limit} pairs", f"a build needs at least {MIN_PAIRS} of them"
+        )
     _check_steerable(model, method, layers)
     file = ModelFile.of(model)
     builder = Builder(
@@ -97,10 +105,13 @@ def build_profile(
             labelled = read_labelled_pairs(pairs, axis)
             source = Source.of_pairs(labelled.pairs)
             found = builder.that_fit(labelled)
+            taken = {pair.query for pair in labelled.pairs}
+            unasked = [query for query in axis.queries if query not in taken]
         else:
             asked, wanted = queries_of(axis, queries, limit)
             source = Source.of_queries(asked, include=texts == "all")
             found, choice = builder.generated(asked, request, wanted)
+            unasked = [query for query in asked if query not in set(found.queries)]
         usable = found.pairs
         if len(usable) < MIN_PAIRS:
             dropped = ", ".join(f"{n} {reason}" for reason, n in found.dropped.items())
@@ -126,7 +137,9 @@ def build_profile(
         judges = [usable[i] for i in held_back]
         if choice is not None:
             profile = replace(profile, report={**profile.report, "request": choice.report()})
-        profile = _calibrated(builder, profile, judges)
+        questions = builder.questions(judges, unasked, choice)
+        profile = _calibrated(builder, profile, questions, choice, keep=texts != "none")
+        profile = replace(profile, report={"held_back": len(judges), **profile.report})
         if texts != "none":
             profile = with_kept_pairs(profile, model, judges, ctx)
         told = Provenance(
@@ -162,6 +175,7 @@ def _found(
     with builder.states(pairs, tensor, heads.n_dims if heads else model.n_embd) as states:
         result = fit(states, rows, method, layers, builder.progress, heads)
         geometry = Geometry.measure(states, rows)
+        agreeing = agreement(states, result.layers, len(pairs))
         near = None
         if neighbors is not None:
             remembered = rows[:BANK_PAIRS]
@@ -177,26 +191,58 @@ def _found(
         "report": {
             "separation": [round(float(x), 4) for x in result.separation],
             "interlayer_cosine": [round(float(x), 4) for x in result.interlayer],
+            "agreement": round(agreeing, 4),
             **geometry.to_report(),
         },
     }
 
 
-def _calibrated(builder: Builder, profile: Profile, held_back: Sequence[PreferencePair]) -> Profile:
-    """`profile`, whose units are all 1, with its units and curves as measured on `held_back`."""
-    found = profile
-    if profile.exact_unit is not None:
-        unit = None
-        with suppress(BadInputError):  # this model cannot be edited exactly
-            unit = builder.calibration(held_back, profile, "exact").unit
-        found = profile.with_exact_unit(unit)
-    calibration = builder.calibration(held_back, profile, profile.way)
-    report = {"held_back": len(held_back), "unit_limit": calibration.limit}
+def _calibrated(
+    builder: Builder,
+    profile: Profile,
+    questions: Sequence[str],
+    choice: RequestChoice | None,
+    *,
+    keep: bool,
+) -> Profile:
+    """`profile` with its units, its curves and the verdict, as measured on its answers to
+    `questions`, which it remembers with `keep`."""
+    ways = ways_of(profile, builder.model)
+    if profile.exact_unit is not None and "exact" not in ways:
+        profile = profile.with_exact_unit(None)  # this model cannot be edited exactly
+    if not questions:
+        raise BadInputError(
+            "no query is left to calibrate with", "use more queries, or a larger window: --ctx"
+        )
+    read = {
+        way: builder.free_running(questions, profile, way, choice, (step, len(ways)))
+        for step, way in enumerate(ways)
+    }
+    made = with_units(profile, read)
+    told = list(questions) if keep else len(questions)
+    return replace(made, report={**made.report, "questions": told})
+
+
+def with_units(profile: Profile, read: Mapping[Way, Sequence[FreeReading]]) -> Profile:
+    """`profile` with its units, curves and verdict from free-running answers, by way of injection;
+    the verdict is on the last."""
+    one_side = is_plain(profile.axis, "negative")
+    found = {way: calibrate_freely(each, one_side=one_side) for way, each in read.items()}
+    vector, *_, best = (*found.values(), *list(found.values())[-1:])
+    if "exact" in found:
+        profile = profile.with_exact_unit(found["exact"].unit, found["exact"].unit_negative)
+    agreeing = profile.report.get("agreement")
+    known = agreeing if isinstance(agreeing, float | int) else None
+    report = {
+        "unit_limit": dict(zip(SIDES, vector.limits, strict=True)),
+        VERDICT: judge(profile.axis, best.steered, best.prompted, known).report(),
+    }
     return replace(
-        found,
-        unit=calibration.unit,
-        calibration=calibration.curves(),
-        report=report | dict(profile.report),
+        profile,
+        unit=vector.unit,
+        unit_negative=vector.unit_negative,
+        calibration=vector.curves(),
+        report={**profile.report, **report},
     )
 
 

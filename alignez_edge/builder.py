@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from alignez_edge import prompts
+from alignez_edge import free_running, prompts
 from alignez_edge.answers import DESCRIPTION_TOKENS
 from alignez_edge.axes import Axis
-from alignez_edge.calibration import GRID, Calibration, Reading, calibrate, read_profile
 from alignez_edge.choice import (
     N_FIRST,
     N_KEPT,
@@ -37,8 +36,17 @@ from alignez_edge.consensus import FloatArray as Array
 from alignez_edge.consensus import Text, evidence, spans
 from alignez_edge.embeddings import HiddenStates
 from alignez_edge.errors import BadInputError
-from alignez_edge.files import cache_dir, make_folder, user_dir, write_atomic
+from alignez_edge.files import append_whole, cache_dir, make_folder, user_dir, write_atomic
 from alignez_edge.fit import TensorName
+from alignez_edge.free_running import (
+    CHUNK,
+    GRID,
+    FreeReading,
+    form_for,
+    n_texts,
+    probe_for,
+    read_questions,
+)
 from alignez_edge.methods import Way
 from alignez_edge.pairs import (
     ANSWER_TOKENS,
@@ -64,7 +72,6 @@ STATES_CHUNK = 4
 TEMPERATURE = 0.8
 _PROMPTS = 1024
 """Prompts that are remembered: those of a chunk are asked for more than once."""
-_BOTH_SIGNS = (*GRID, *(-strength for strength in GRID))
 
 
 @dataclass
@@ -108,8 +115,7 @@ class Builder:
         form = FORMS[choice.form]
         # One probe tells pairs from what is none almost as well as all (docs/method.md, section 1):
         # the one that the model understands best.
-        others = (probe for probe in PROBES if probe.family != form.family)
-        probe = max(others, key=lambda probe: choice.weights.get(probe.name, 1.0))
+        probe = probe_for(form, choice.weights)
         weight = np.array([choice.weights.get(probe.name, 1.0) or 1.0])
 
         def score(pairs: Sequence[tuple[Text, Text]]) -> Array:
@@ -305,25 +311,67 @@ class Builder:
         self.progress("value function", 1, 1)
         return trained.steering
 
-    def calibration(
-        self, pairs: Sequence[PreferencePair], profile: Profile, way: Way
-    ) -> Calibration:
-        """Measure `profile`, at unit 1, on the held-back `pairs` over the grid; finished ones are
-        read back. Raises `BadInputError` where this model does not allow `way`."""
-        key = digest(
-            [self.settings, [asdict(pair) for pair in pairs], list(GRID), profile.order[1], way]
-        )
-        log = self.cache / f"calibration-{key}.jsonl"
-        readings = [Reading.from_json(line) for line in _whole_lines(log)][: len(pairs)]
-        with log.open("a", encoding="utf-8") as file:
-            for done, pair in enumerate(pairs[len(readings) :], len(readings)):
-                self.progress("calibration", done, len(pairs))
-                reading = read_profile(profile, self.model, pair, _BOTH_SIGNS, way, n_ctx=self.ctx)
-                file.write(reading.to_json() + "\n")
-                file.flush()
-                readings.append(reading)
-        self.progress("calibration", len(pairs), len(pairs))
-        return calibrate(Reading.mean(readings))
+    def questions(
+        self, pairs: Sequence[PreferencePair], more: Sequence[str], choice: RequestChoice | None
+    ) -> list[str]:
+        """What is asked to calibrate: the queries of the held-back `pairs`, and where they are too
+        few, those of `more`, in which the directions have no part."""
+        form, probe = self._prompting(choice)
+        asked = dict.fromkeys((*(pair.query for pair in pairs), *more))
+        short = (query for query in asked if self._fits(query, (form, probe)))
+        return list(islice(short, free_running.N_QUESTIONS))
+
+    def free_running(
+        self,
+        questions: Sequence[str],
+        profile: Profile,
+        way: Way,
+        choice: RequestChoice | None,
+        step: tuple[int, int] = (0, 1),
+    ) -> list[FreeReading]:
+        """The free-running answers to `questions`; finished ones are read back. `step` says which
+        of how many such measurements this is. Raises `BadInputError` where this model does not
+        allow `way`."""
+        form, probe = self._prompting(choice)
+        names = [way, form.name, probe.name]
+        facts = [list(questions), GRID, free_running.N_TOKENS, profile.natural().order[1], names]
+        log = self.cache / f"calibration-{digest([self.settings, facts])}.jsonl"
+        lines = _whole_lines(log)
+        whole = len(lines) if len(lines) == len(questions) else len(lines) // CHUNK * CHUNK
+        if whole < len(lines):
+            log.write_text("".join(f"{line}\n" for line in lines[:whole]), "utf-8")
+        readings = [FreeReading.from_json(line) for line in lines[:whole]]
+        each = 2 * n_texts(questions)
+        done = each * step[0] + 2 * n_texts(questions[:whole])
+
+        def tick() -> None:
+            nonlocal done
+            self.progress("calibration", done, each * step[1])
+            done += 1
+
+        for start in range(whole, len(questions), CHUNK):
+            found = read_questions(
+                profile,
+                self.model,
+                questions[start : start + CHUNK],
+                form=form,
+                probe=probe,
+                seed=self.seed,
+                way=way,
+                width=self.width,
+                n_ctx=self.ctx,
+                tick=tick,
+            )
+            text = "".join(f"{reading.to_json()}\n" for reading in found)
+            append_whole(log, text.encode("utf-8", "replace"))
+            readings += found
+        self.progress("calibration", each * (step[0] + 1), each * step[1])
+        return readings
+
+    def _prompting(self, choice: RequestChoice | None) -> tuple[RequestForm, RequestForm]:
+        """The form in which either side is prompted for, and the one that answers are judged by."""
+        form = form_for(choice.form if choice else "")
+        return form, probe_for(form, choice.weights if choice else {})
 
 
 def queries_of(

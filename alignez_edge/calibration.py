@@ -107,6 +107,56 @@ class Calibration:
         return {name: tuple(map(float, getattr(self, name))) for name in names}
 
 
+@dataclass(frozen=True)
+class Measured:
+    """The curves that a profile keeps, in nats per token, over its own strengths (1: as
+    calibrated): `effect` and `cost` of steering, and `(2,)` those of prompting for either side
+    (None where they are not known).
+
+    `free` says that they are means of answers written freely (evidence and likelihood under the
+    plain model, `free_running.py`); else they are margin and KL on given answers.
+    """
+
+    strengths: FloatArray
+    effect: FloatArray
+    cost: FloatArray
+    prompted: tuple[FloatArray, FloatArray] | None
+    free: bool
+
+    def at(self, strength: float) -> tuple[float, float]:
+        """Effect and cost at a strength, by linear interpolation; 0 is the base model."""
+        place = int(np.searchsorted(self.strengths, 0.0))
+        curves = (np.insert(curve, place, 0.0) for curve in (self.strengths, *self._both))
+        x, effect, cost = curves
+        return float(np.interp(strength, x, effect)), float(np.interp(strength, x, cost))
+
+    @property
+    def _both(self) -> tuple[FloatArray, FloatArray]:
+        return self.effect, self.cost
+
+    @classmethod
+    def of(cls, profile: Profile) -> Measured | None:
+        """Those of a profile; None where it keeps none."""
+
+        def curve(key: str) -> FloatArray:
+            value = profile.calibration.get(key, ())
+            return np.array(value if isinstance(value, tuple) else (), np.float64)
+
+        free = "effect" in profile.calibration
+        keys = ("effect", "cost") if free else ("margin", "drift")
+        strengths, effect, cost = curve("strengths"), *map(curve, keys)
+        if not len(strengths) or not len(strengths) == len(effect) == len(cost):
+            return None
+        prefix = "prompted" if free else "asked"
+        asked = tuple(curve(f"{prefix}_{key}") for key in keys)
+        with np.errstate(over="ignore"):
+            own = strengths / np.array([profile.scale(np.sign(s) or 1.0) for s in strengths])
+            own = np.copysign(own, strengths)
+        some = strengths != 0
+        both = (asked[0], asked[1]) if len(asked[0]) == len(asked[1]) == 2 else None
+        return cls(own[some], effect[some], cost[some], both, free)
+
+
 def read_pair(
     model: Model,
     plain: Sequence[int],

@@ -77,7 +77,7 @@ def evidence(
     from alignez_edge.runtime.score import score_batch
 
     words = words_of(axis)
-    answers = [_tokens(model, text, n_tokens) for text in texts]
+    answers = [answer_tokens(model, text, n_tokens) for text in texts]
     counts = [counted(model, tokens, words) for tokens in answers]
     found = np.full((len(texts), len(probes)), np.nan)
     jobs: list[tuple[int, int, float]] = []
@@ -179,7 +179,7 @@ def _size(text: str) -> int:
     return len(text.encode("utf-8", "surrogateescape"))
 
 
-def _tokens(model: Model, text: Text, n_tokens: int) -> tuple[int, ...]:
+def answer_tokens(model: Model, text: Text, n_tokens: int) -> tuple[int, ...]:
     """The tokens of an answer as the model itself would write it, with the end if it ended."""
     own = text.text.strip()
     if not own:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from alignez_edge.embeddings import POSITIONS
 from alignez_edge.layers import interlayer_cosine
 from alignez_edge.subspace import cosine, first_direction
 
@@ -134,3 +135,22 @@ def numbers(values: Any, size: int) -> Numbers:
 
 def _rounded(values: Sequence[float] | Floats) -> Numbers:
     return tuple(round(float(x), 4) + 0.0 for x in values)
+
+
+def agreement(states: HiddenStates, layers: Sequence[int], n_pairs: int) -> float:
+    """The share of the pairs that point the way of all the others together.
+
+    For each pair the cosines of its difference, chosen less rejected, with those of the other pairs
+    are added up over `layers` and both positions; it agrees where the sum is above 0. Near 1 where
+    the pairs differ along one axis, near 1/2 where their sides are mixed up.
+    """
+    total = np.zeros((n_pairs, n_pairs))
+    for layer in layers:
+        for position in POSITIONS:
+            both = states.layer(layer, position, range(n_pairs))
+            rows = both.chosen.astype(np.float64) - both.rejected
+            lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+            rows = np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
+            total += rows @ rows.T
+    np.fill_diagonal(total, 0.0)
+    return float((total.sum(axis=1) > 0).mean())

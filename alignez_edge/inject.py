@@ -123,15 +123,14 @@ def shares(
     at the query."""
     nothing = np.zeros((model.n_layer, model.n_embd))
     if profile.value is not None:
-        found = (profile.value * (strength * profile.unit)).injection(model)
+        found = (profile.value * profile.scale(strength)).injection(model)
         return Share(nothing, nothing, logit_edits=found.logit_edits if found else ())
     if way == "control-vector":
         vector = turn.vector(model.n_layer) if turn else profile.vector
-        scale = strength * profile.unit
+        scale = profile.scale(strength)
         deciding, answer = (v.astype(np.float64) for v in (vector.deciding, vector.answer))
         return Share(scale * deciding, scale * answer)
-    assert profile.exact_unit is not None
-    scale = strength * profile.exact_unit
+    scale = profile.scale(strength, way)
     if turn is not None:
         edits = {position: turn.edit(position) for position in POSITIONS}
     else:

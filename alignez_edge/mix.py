@@ -161,6 +161,7 @@ def orthogonalise(profile: Profile, against: Profile, *more: Profile) -> Profile
         layers=vector.layers,
         fingerprint=profile.fingerprint,
         unit=profile.unit,
+        unit_negative=profile.unit_negative,
         method=printable(f"{profile.method}, orthogonalised", MAX_TEXT),
         seed=profile.seed,
         pairs=profile.pairs,
@@ -174,7 +175,12 @@ def orthogonalise(profile: Profile, against: Profile, *more: Profile) -> Profile
     # What is left is orthogonal to what went, so this is the square of its length against before.
     if (share := interference(found, profile)) < _LEAST:
         raise nothing
-    return replace(found, unit=found.unit / math.sqrt(share))
+    grown, negative = 1 / math.sqrt(share), found.unit_negative
+    return replace(
+        found,
+        unit=found.unit * grown,
+        unit_negative=None if negative is None else negative * grown,
+    )
 
 
 def mix(terms: Iterable[tuple[Profile, float]], name: str, *, orthogonal: bool = False) -> Profile:
@@ -275,7 +281,7 @@ def _sum(terms: Sequence[tuple[Profile, float]], like: ControlVector) -> Control
     deciding, answer = np.zeros((2, like.n_layer, like.n_embd))
     with np.errstate(over="ignore", invalid="ignore"):
         for profile, strength in terms:
-            scale = strength * profile.unit
+            scale = profile.scale(strength)
             deciding += scale * profile.vector.deciding.astype(np.float64)
             answer += scale * profile.vector.answer.astype(np.float64)
         rows = deciding.astype(np.float32), answer.astype(np.float32)
@@ -296,7 +302,7 @@ def _sum_of_edits(terms: Sequence[tuple[Profile, float]]) -> ExactForm | None:
         total = Edit({})
         for profile, strength in terms:
             assert profile.exact is not None
-            total = total + profile.exact.edits[position] * (strength * profile.exact.unit)
+            total = total + profile.exact.edits[position] * profile.scale(strength, "exact")
         rank = max((edit.rank for edit in total.layers.values()), default=0)
         if rank > MAX_RANK:
             raise BadInputError(

@@ -120,6 +120,8 @@ class PairStore:
         """
         self.path = Path(path)
         self.notice: str | None = None
+        self.torn = False
+        """Whether a kill has torn the last line, so that its chunk has to be made again."""
         self._pairs: dict[str, PreferencePair] = {}
         self._dropped: dict[str, str] = {}
         make_folder(self.path.parent)
@@ -174,6 +176,7 @@ class PairStore:
         if rest and not _is_json(rest):
             data = whole + b"\n" if whole else b""
             self._truncate(len(data), newline=False)
+            self.torn = True
         elif rest:
             self._truncate(len(data), newline=True)
         shown = printable(str(self.path))
@@ -266,6 +269,10 @@ def generate_pairs(
         # Some more than are missing, as some of them will be dropped.
         size = max(_LEAST_CHUNK, math.ceil(_MORE * (wanted - len(found.pairs))))
         part = queries[end : end + min(size, chunk)]
+        if not store.torn:
+            # What a build with another limit has finished stays as it is, and is not asked again.
+            kept = next((n for n, query in enumerate(part) if query not in store), 0)
+            part = part[:kept] or part
         end += len(part)
         missing = [query for query in part if query not in store]
         if missing:

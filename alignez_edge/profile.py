@@ -57,7 +57,9 @@ class Profile:
     """What steers one model along one axis.
 
     `vector` has its natural lengths and edits only `layers`; `unit` is the calibrated scale, so
-    that strength `s` adds `s * unit * vector` and strength 1 means 'as calibrated'. `calibration`
+    that strength `s` adds `s * unit * vector` and strength 1 means 'as calibrated'. Negative
+    strengths have a scale of their own, `unit_negative`, and those of the exact edit
+    `exact_unit_negative`; None means that both signs are alike (see `scale`). `calibration`
     holds curves (tuples of numbers) and single numbers by name; `report` is anything that JSON can
     say. `pairs` were used, `dropped` counts those that were not by reason. The axis' queries are
     not kept. `exact` is what is injected in place of the vector where the model allows it; None
@@ -86,6 +88,8 @@ class Profile:
     exact: ExactForm | None = None
     neighbours: Neighbourhood | None = None
     value: ReControl | None = None
+    unit_negative: float | None = None
+    exact_unit_negative: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "axis", replace(self.axis, queries=()))
@@ -102,9 +106,14 @@ class Profile:
             )
         if self.exact is not None:
             self._check_exact(self.exact)
-        object.__setattr__(self, "unit", float(self.unit))
-        if not math.isfinite(self.unit) or self.unit <= 0:
-            raise ValueError(f"the calibrated scale must be a positive number, not {self.unit}")
+        for name in ("unit", "unit_negative", "exact_unit_negative"):
+            if (scale := getattr(self, name)) is None and name != "unit":
+                continue
+            object.__setattr__(self, name, float(scale))
+            if not math.isfinite(scale) or scale <= 0:
+                raise ValueError(f"the calibrated scale must be a positive number, not {scale}")
+        if self.exact_unit is None:
+            object.__setattr__(self, "exact_unit_negative", None)
         for name in ("method", "author", "licence", "created_at", "model"):
             check_text(name, getattr(self, name))
         for name, count in (("seed", self.seed), ("pairs", self.pairs)):
@@ -161,12 +170,30 @@ class Profile:
             return self.neighbours.exact_unit
         return self.exact.unit if self.exact is not None else None
 
-    def with_exact_unit(self, unit: float | None) -> Profile:
-        """The profile with another unit of its exact edit; None takes the edit out."""
+    def with_exact_unit(self, unit: float | None, negative: float | None = None) -> Profile:
+        """The profile with other units of its exact edit; None takes the edit out, `negative`
+        None means that both signs are alike."""
         if self.neighbours is not None:
-            return replace(self, neighbours=replace(self.neighbours, exact_unit=unit))
+            near = replace(self.neighbours, exact_unit=unit)
+            return replace(self, neighbours=near, exact_unit_negative=negative)
         assert self.exact is not None
-        return replace(self, exact=replace(self.exact, unit=unit) if unit is not None else None)
+        exact = replace(self.exact, unit=unit) if unit is not None else None
+        return replace(self, exact=exact, exact_unit_negative=negative)
+
+    def scale(self, strength: float, way: Way = "control-vector") -> float:
+        """What the vector is multiplied by at a strength, or the exact edit where that is the
+        `way`: the strength times the unit of its sign."""
+        if way in ("exact", "reference"):
+            assert self.exact_unit is not None
+            unit, negative = self.exact_unit, self.exact_unit_negative
+        else:
+            unit, negative = self.unit, self.unit_negative
+        return strength * (negative if strength < 0 and negative is not None else unit)
+
+    def natural(self) -> Profile:
+        """The profile with all units 1: its strengths are natural lengths."""
+        plain = replace(self, unit=1.0, unit_negative=None)
+        return plain.with_exact_unit(1.0) if plain.exact_unit is not None else plain
 
     @cached_property
     def order(self) -> tuple[str, str]:
@@ -176,6 +203,9 @@ class Profile:
         """
         digest = hashlib.sha256(self.vector.deciding.tobytes() + self.vector.answer.tobytes())
         digest.update(repr(self.unit).encode())
+        for scale in (self.unit_negative, self.exact_unit_negative):
+            if scale is not None:
+                digest.update(f"-{scale!r}".encode())
         if self.exact is not None:
             form = self.exact
             digest.update(repr(form.unit).encode())
@@ -257,7 +287,7 @@ def _checked_curves(calibration: Mapping[str, Any]) -> dict[str, float | tuple[f
             raise ValueError(f"calibration {key} must be 1 to {MAX_NUMBERS} finite numbers")
         curves[key] = float(numbers) if numbers.ndim == 0 else tuple(numbers.tolist())
     strengths = curves.get("strengths")
-    for key in ("margin", "drift"):
+    for key in ("margin", "drift", "effect", "cost"):
         if isinstance(strengths, tuple) and key in curves:
             curve = curves[key]
             if not isinstance(curve, tuple) or len(curve) != len(strengths):

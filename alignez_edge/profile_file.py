@@ -36,11 +36,12 @@ from alignez_edge.prompts import SIDES
 from alignez_edge.vectors import ControlVector, FloatArray, check_layers
 
 ARCHITECTURE = "steering-profile"
-VERSION = (1, 3)
+VERSION = (1, 4)
 """Major and minor version of the file. What a newer minor adds is ignored; a newer major is
 refused, because what we would do with it might not be what it means."""
 MAX_CELLS = 1 << 22  # n_layer * n_embd; the largest open model has half of it
 _AXIS_TEXTS = ("description", "positive_prompt", "negative_prompt")
+_NEGATIVE = ("unit_negative", "exact_unit_negative")
 _TEXTS = ("author", "licence", "created_at", "model")
 
 
@@ -94,6 +95,9 @@ def _write(profile: Profile, path: Path) -> None:
         if profile.layers:
             add_integers(writer, "profile.layers", profile.layers)
         writer.add_float64("profile.unit", profile.unit)
+        for key in _NEGATIVE:
+            if (scale := getattr(profile, key)) is not None:
+                writer.add_float64(f"profile.{key}", scale)
         for key, curve in sorted(profile.calibration.items()):
             if isinstance(curve, tuple):
                 writer.add_key_value(
@@ -171,8 +175,14 @@ def _profile_of(file: GGUFFile) -> Profile:
         exact=exact_of(file, keys, n_layer, n_embd),
         neighbours=neighbours_of(file, keys, n_layer, n_embd),
         value=value,
+        unit_negative=_optional(keys, "profile.unit_negative"),
+        exact_unit_negative=_optional(keys, "profile.exact_unit_negative"),
         **{key: keys.text(f"profile.{key}") for key in _TEXTS},
     )
+
+
+def _optional(keys: Keys, key: str) -> float | None:
+    return keys.real(key) if key in keys else None
 
 
 def _wording(keys: Keys, side: Side) -> Wording:

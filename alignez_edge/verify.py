@@ -18,6 +18,15 @@ from alignez_edge.calibration import GRID, Reading, calibrate, read_profile
 from alignez_edge.errors import BadInputError
 from alignez_edge.files import printable
 from alignez_edge.fingerprint import Comparison, compare
+from alignez_edge.free_running import (
+    CHUNK,
+    N_QUESTIONS,
+    FreeReading,
+    form_for,
+    n_texts,
+    probe_for,
+    read_questions,
+)
 from alignez_edge.inject import way_into
 from alignez_edge.pairs import PreferencePair
 from alignez_edge.steering import check_fit
@@ -98,7 +107,10 @@ class Verification:
 
 
 def with_kept_pairs(
-    profile: Profile, model: Model, pairs: Sequence[PreferencePair], n_ctx: int | None = None
+    profile: Profile,
+    model: Model,
+    pairs: Sequence[PreferencePair | KeptPair],
+    n_ctx: int | None = None,
 ) -> Profile:
     """The profile with the first `N_KEPT` of `pairs` that are not too long, measured on `model`."""
     short = [pair for pair in pairs if all(len(getattr(pair, k)) <= MAX_CHARS for k in _TEXTS)]
@@ -145,19 +157,20 @@ def recalibrate(profile: Profile, model: Model, on_progress: Progress | None = N
     """The profile with strength 1 measured anew on `model`, by the kept pairs.
 
     The directions stay what they were. It is then a profile of this model, and its report says
-    where it came from. Raises `ProfileFileError` where it does not fit, and `BadInputError` where
-    it carries no pairs.
+    where it came from. A profile that knows which questions it was calibrated on answers these
+    again; an older one is measured on the answers of its kept pairs. Raises `ProfileFileError`
+    where it does not fit, and `BadInputError` where it carries neither.
     """
     check_fit(profile, model)
     kept = kept_pairs(profile)
+    if questions := kept_questions(profile):
+        return _recalibrated_freely(profile, model, questions, kept, on_progress)
     if not kept:
         raise BadInputError(
             f"the profile {printable(profile.name)} carries no pairs to calibrate with",
             "build one for this model: alignez build --like FILE -m MODEL",
         )
-    ways = [profile.way]
-    if profile.exact_unit is not None and way_into(model, profile, "auto")[0] == "exact":
-        ways.append("exact")
+    ways = ways_of(profile, model)
     found = {}
     for step, way in enumerate(ways):
         readings = []
@@ -173,6 +186,7 @@ def recalibrate(profile: Profile, model: Model, on_progress: Progress | None = N
     made = replace(
         made,
         unit=vector.unit,
+        unit_negative=None,
         calibration=vector.curves(),
         fingerprint=model.fingerprint,
         model=printable(model.facts.name),
@@ -186,6 +200,75 @@ def recalibrate(profile: Profile, model: Model, on_progress: Progress | None = N
     if on_progress:
         on_progress(len(ways) * len(kept), len(ways) * len(kept))
     return replace(made, report={**made.report, KEY: again})
+
+
+def ways_of(profile: Profile, model: Model) -> list[Way]:
+    """The ways whose units are measured on `model`; the last is the one that `auto` takes."""
+    exact = profile.exact_unit is not None and way_into(model, profile, "auto")[0] == "exact"
+    return [profile.way, "exact"] if exact else [profile.way]
+
+
+def kept_questions(profile: Profile) -> tuple[str, ...]:
+    """The questions that a profile was calibrated on; none where its report tells of none that are
+    sound."""
+    found = profile.report.get("questions")
+    if not isinstance(found, list) or not 0 < len(found) <= N_QUESTIONS:
+        return ()
+    sound = all(isinstance(text, str) and 0 < len(text) <= MAX_CHARS for text in found)
+    return tuple(found) if sound and all(_is_text(text) for text in found) else ()
+
+
+def _recalibrated_freely(
+    profile: Profile,
+    model: Model,
+    questions: Sequence[str],
+    kept: Sequence[KeptPair],
+    on_progress: Progress | None,
+) -> Profile:
+    """`recalibrate` by free-running answers to the questions of the build."""
+    from alignez_edge.build import with_units
+    from alignez_edge.choice import RequestChoice
+
+    try:
+        choice = RequestChoice.of(profile.report["request"])
+        weights = {str(name): float(weight) for name, weight in choice.weights.items()}
+        form = form_for(choice.form)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        weights, form = {}, form_for("")
+    ways = ways_of(profile, model)
+    done, total = 0, 2 * n_texts(questions) * len(ways)
+
+    def tick() -> None:
+        nonlocal done
+        if on_progress:
+            on_progress(done, total)
+        done += 1
+
+    found = {}
+    for way in ways:
+        readings: list[FreeReading] = []
+        for start in range(0, len(questions), CHUNK):
+            readings += read_questions(
+                profile,
+                model,
+                questions[start : start + CHUNK],
+                form=form,
+                probe=probe_for(form, weights),
+                seed=profile.seed,
+                way=way,
+                tick=tick,
+            )
+        found[way] = readings
+    made = replace(
+        with_units(profile, found),
+        fingerprint=model.fingerprint,
+        model=printable(model.facts.name),
+    )
+    again = [asdict(_measured(made, model, pair)) for pair in kept]
+    if on_progress:
+        on_progress(total, total)
+    told = {"from": profile.model, "unit": profile.unit, "pairs": len(questions)}
+    return replace(made, report={**made.report, "recalibrated": told, KEY: again})
 
 
 def _natural(profile: Profile, way: Way) -> list[float]:
@@ -210,10 +293,15 @@ def _kept(value: Any) -> KeptPair:
         text = value[key]
         if not isinstance(text, str) or not text.strip() or len(text) > MAX_CHARS:
             raise ValueError(f"{key} is no text of bounded length")
-        if any("\ud800" <= char <= "\udfff" for char in text):
+        if not _is_text(text):
             raise ValueError(f"{key} holds half a character")
     query, chosen, rejected = (value[key] for key in _TEXTS)
     return KeptPair(query, chosen, rejected, _two(value["margin"]), _two(value["drift"]))
+
+
+def _is_text(text: str) -> bool:
+    """Whether it is whole characters."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _two(values: Any) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from alignez_edge.errors import BadInputError
 from alignez_edge.methods import BY_QUERY, DEFAULT_METHOD, METHODS, check_method
 from alignez_edge.requests import AUTO, FORMS, check_request
 
+from .layout import terminal_width, wrap
 from .options import (
     DEFAULT_WIDTH,
     ContextOption,
@@ -23,6 +24,9 @@ from .options import (
     grouped,
 )
 from .output import Output, duration
+
+MIN_LIMIT = 4
+"""Pairs without which no profile can be built."""
 
 if TYPE_CHECKING:
     from alignez_edge.axes import Axis
@@ -147,8 +151,8 @@ def build(
     with the same options, it goes on where it was.
     """
     check_width(parallel)
-    if limit is not None and limit < 1:
-        raise BadInputError(f"--limit is {limit}; it must be at least 1")
+    if limit is not None and limit < MIN_LIMIT:
+        raise BadInputError(f"--limit is {limit}; it must be at least {MIN_LIMIT}")
     check_seed(seed)
     wanted = parse_layers(layers) if layers is not None else None
     check_method(method, neighbors, wanted)
@@ -201,7 +205,8 @@ def build(
     profile.save(target)
     seconds = {step: round(spent, 2) for step, spent in progress.seconds.items()}
     out.record(_record(profile, target, seconds))
-    out.result(_summary(profile, target, output, sum(seconds.values())))
+    shown = _summary(profile, target, output, sum(seconds.values()), loading.words())
+    out.result(shown)
 
 
 def check_seed(seed: int) -> None:
@@ -300,6 +305,8 @@ def _target(axis: Axis, output: str | None) -> Path:
 
 
 def _record(profile: Profile, path: Path, seconds: dict[str, float]) -> dict[str, object]:
+    from .cards import verdict_facts
+
     return {
         "profile": str(path),
         "axis": profile.name,
@@ -308,9 +315,11 @@ def _record(profile: Profile, path: Path, seconds: dict[str, float]) -> dict[str
         "pairs": profile.pairs,
         "pairs_dropped": sum(profile.dropped.values()),
         "strength": profile.unit,
+        "strength_negative": profile.unit_negative or profile.unit,
         "seconds": seconds,
         "calibration": dict(profile.calibration),
         "request": profile.report.get("request"),
+        **verdict_facts(profile),
     }
 
 
@@ -333,8 +342,15 @@ def _asked(profile: Profile) -> str:
     )
 
 
-def _summary(profile: Profile, path: Path, output: str | None, seconds: float) -> str:
-    from .cards import EFFECT, carried, effect_table, forms
+def _summary(profile: Profile, path: Path, output: str | None, seconds: float, model: str) -> str:
+    from .cards import (
+        carried,
+        effect_table,
+        effect_title,
+        forms,
+        strength_line,
+        verdict_line,
+    )
 
     dropped = sum(profile.dropped.values())
     layers = ", ".join(map(str, profile.layers))
@@ -346,12 +362,13 @@ def _summary(profile: Profile, path: Path, output: str | None, seconds: float) -
         *([f"  asked       {asked}"] if (asked := _asked(profile)) else []),
         *([f"  layers      {layers}"] if layers else []),
         f"  acts as     {forms(profile)}",
-        f"  strength 1  {profile.unit:.2f} natural lengths",
+        f"  strength 1  {strength_line(profile)}",
         f"  texts       {carried(profile)} in the file",
         f"  time        {duration(seconds)}",
     ]
     if effect := effect_table(profile, indent="  "):
-        lines += ["", EFFECT, effect]
+        lines += ["", effect_title(profile), effect]
+    lines += ["", *wrap(verdict_line(profile, long=True), min(terminal_width(), 80))]
     name = output or profile.name
-    lines += ["", f'try: alignez run -p {name} "Tell me about bread."  (or -p {name}:-1)']
+    lines += ["", f'try: alignez run{model} -p {name} "Tell me about bread."  (or -p {name}:-1)']
     return "\n".join(lines)

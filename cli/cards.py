@@ -7,50 +7,56 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from alignez_edge.calibration import Measured
     from alignez_edge.mix import Mixture
     from alignez_edge.profile import Profile
 
-EFFECT = "effect on pairs that were held back, in nats per token"
+FREE = "effect on {n} answers that the model wrote freely, in nats per token (cost: above plain)"
+GIVEN = "effect on pairs that were held back, in nats per token"
 
 
 def effect_table(profile: Profile, indent: str = "") -> str:
-    """What strength 1 does to the pairs that were held back, beside asking; '' if not measured."""
-    import numpy as np
-
+    """What strength 1 of either sign does, beside prompting; '' if not measured."""
+    from alignez_edge.calibration import Measured
     from alignez_edge.prompts import SIDES, is_plain, trait
 
     from .layout import table
 
-    strengths, margin, drift = (_curve(profile, key) for key in ("strengths", "margin", "drift"))
-    if not strengths or not margin or not drift:
+    found = Measured.of(profile)
+    if found is None:
         return ""
-    rows = [["", "preference", "drift"]]
+    rows = [_heads(found)]
     for sign, word in ((1, "+1"), (-1, "-1")):
-        at = sign * profile.unit
-        rows.append(
-            [f"strength {word}", *_cells(np.interp(at, strengths, c) for c in (margin, drift))]
-        )
-    asked = _curve(profile, "asked_margin"), _curve(profile, "asked_drift")
-    if len(asked[0]) == len(asked[1]) == 2:
+        rows.append([f"strength {word}", *_cells(found.at(sign))])
+    if found.prompted is not None:
         for side, name in enumerate(SIDES):
             if not is_plain(profile.axis, name):
-                what = f"asking for {trait(profile.axis, name)}"
-                rows.append([what, *_cells(curve[side] for curve in asked)])
+                what = f"prompting for {trait(profile.axis, name)}"
+                rows.append([what, *_cells(curve[side] for curve in found.prompted)])
     return table(rows, indent)
 
 
-def effect_of(profile: Profile) -> tuple[float, float | None] | None:
-    """How far strengths +1 and -1 move the held-back pairs apart, in nats per token, and that as
-    a share of what asking does; None where it was not measured."""
-    import numpy as np
+def effect_title(profile: Profile) -> str:
+    """What `effect_table` is a table of."""
+    from alignez_edge.calibration import Measured
 
-    strengths, margin = (_curve(profile, key) for key in ("strengths", "margin"))
-    if not strengths or not margin:
+    found = Measured.of(profile)
+    asked = profile.report.get("questions")
+    n = len(asked) if isinstance(asked, list) else asked
+    return FREE.format(n=f"{n} × 13") if found is not None and found.free else GIVEN
+
+
+def effect_of(profile: Profile) -> tuple[float, float | None] | None:
+    """How far strengths +1 and -1 lie apart, in nats per token, and that as a ratio to prompting;
+    None where it was not measured."""
+    from alignez_edge.calibration import Measured
+
+    found = Measured.of(profile)
+    if found is None:
         return None
-    high, low = np.interp([profile.unit, -profile.unit], strengths, margin)
-    asked = _curve(profile, "asked_margin")
-    target = asked[0] - asked[1] if len(asked) == 2 else 0.0
-    return float(high - low), float(high - low) / target if target > 0 else None
+    span = found.at(1.0)[0] - found.at(-1.0)[0]
+    target = float(found.prompted[0][0] - found.prompted[0][1]) if found.prompted else 0.0
+    return span, span / target if target > 0 else None
 
 
 def effect_line(profile: Profile) -> str:
@@ -58,8 +64,37 @@ def effect_line(profile: Profile) -> str:
     found = effect_of(profile)
     if found is None:
         return ""
-    span, share = found
-    return f"{share:.2f} of asking" if share is not None else f"{span:+.3f} nats"
+    span, ratio = found
+    return f"{ratio:.2f} of prompting" if ratio is not None else f"{span:+.3f} nats"
+
+
+def verdict_line(profile: Profile, *, long: bool = False) -> str:
+    """The verdict on a profile in a word, or with its reason; whether it was not measured."""
+    from alignez_edge.verdict import Verdict
+
+    found = Verdict.of(profile)
+    if found is None:
+        return "not measured"
+    return str(found) if long else found.verdict
+
+
+def verdict_facts(profile: Profile) -> dict[str, str | None]:
+    """The same for JSON: `verdict` and `reason`, null where it was not measured."""
+    from alignez_edge.verdict import Verdict
+
+    found = Verdict.of(profile)
+    return {
+        "verdict": found.verdict if found else None,
+        "reason": found.reason if found else None,
+    }
+
+
+def strength_line(profile: Profile) -> str:
+    """What strengths 1 and -1 are."""
+    unit, negative = profile.unit, profile.unit_negative
+    if negative is None or negative == unit:
+        return f"{unit:.2f} natural lengths"
+    return f"{unit:.2f} natural lengths, -1 {negative:.2f}"
 
 
 def size_line(path: Path) -> str:
@@ -69,24 +104,28 @@ def size_line(path: Path) -> str:
 
 def curve_table(profile: Profile, indent: str = "") -> str:
     """The measured curve over strengths of the profile; '' where there is none."""
+    from alignez_edge.calibration import Measured
+
     from .layout import table
 
-    curves = [_curve(profile, key) for key in ("margin", "drift")]
+    found = Measured.of(profile)
+    if found is None:
+        return ""
     rows = [
-        [f"{strength / profile.unit:+.2f}", *_cells(values)]
-        for strength, *values in zip(_curve(profile, "strengths"), *curves, strict=False)
+        [f"{strength:+.2f}", *_cells(values)]
+        for strength, *values in zip(found.strengths, found.effect, found.cost, strict=True)
     ]
-    return table([["strength", "preference", "drift"], *rows], indent) if rows else ""
+    head = _heads(found)
+    return table([["strength", *head[1:]], *rows], indent)
+
+
+def _heads(found: Measured) -> list[str]:
+    return ["", "effect", "cost"] if found.free else ["", "preference", "drift"]
 
 
 def _cells(values: Iterable[float]) -> list[str]:
     preference, drift = values
-    return [f"{preference:+.3f}", f"{drift:.3f}"]
-
-
-def _curve(profile: Profile, key: str) -> tuple[float, ...]:
-    value = profile.calibration.get(key, ())
-    return value if isinstance(value, tuple) else ()
+    return [f"{preference:+.3f}", f"{drift:+.3f}" if drift < 0 else f"{drift:.3f}"]
 
 
 def sides(profile: Profile) -> str:
@@ -97,7 +136,7 @@ def facts(profile: Profile, path: Path) -> dict[str, Any]:
     from alignez_edge.mix import Mixture
 
     axis = profile.axis
-    span, share = effect_of(profile) or (None, None)
+    span, ratio = effect_of(profile) or (None, None)
     return {
         "path": str(path),
         "axis": axis.name,
@@ -109,8 +148,10 @@ def facts(profile: Profile, path: Path) -> dict[str, Any]:
         "layers": list(profile.layers),
         "acts_as": forms(profile),
         "strength": profile.unit,
+        "strength_negative": profile.unit_negative or profile.unit,
+        **verdict_facts(profile),
         "effect": span,
-        "share_of_asking": share,
+        "ratio_to_prompting": ratio,
         "pairs": profile.pairs,
         "pairs_dropped": sum(profile.dropped.values()),
         "dropped": dict(profile.dropped),
@@ -202,7 +243,8 @@ def card(profile: Profile, path: Path) -> str:
         ("method", profile.method),
         ("layers", ", ".join(map(str, profile.layers))),
         ("acts as", forms(profile)),
-        ("strength 1", f"{profile.unit:.2f} natural lengths{measured_anew(profile)}"),
+        ("verdict", verdict_line(profile, long=True)),
+        ("strength 1", strength_line(profile) + measured_anew(profile)),
         ("pairs", f"{profile.pairs}" + (f" (dropped: {dropped})" if dropped else "")),
         ("seed", str(profile.seed)),
         *origin(profile),
@@ -217,7 +259,8 @@ def card(profile: Profile, path: Path) -> str:
         table([(key, printable(value)) for key, value in rows if value], indent="  "),
     ]
     if effect := effect_table(profile, indent="  "):
-        lines += ["", EFFECT, effect, "", "the curve", curve_table(profile, indent="  ")]
+        lines += ["", effect_title(profile), effect]
+        lines += ["", "the curve", curve_table(profile, indent="  ")]
     if mixture := Mixture.of(profile):
         lines += ["", interference(mixture)]
     return "\n".join(lines)

@@ -40,12 +40,18 @@ def chat(
     Ctrl-C ends an answer, at the prompt it ends the chat. Turn number i is drawn with the seed
     --seed + i, counted from 0.
     """
+    from alignez_edge.files import printable
     from alignez_edge.runtime.session import Session
+    from alignez_edge.verdict import Verdict
 
     steering, preamble = steered.load(), prompted.load()
     with loading.load(out) as model, Session(model, n_ctx=ctx) as session:
         check_fit(steering, model, out)
         check_preamble(preamble, model, ctx, out)
+        for profile, _ in steering.terms:
+            found = Verdict.of(profile)
+            if found is not None and not found.works:
+                out.notice(f"{printable(profile.name)}: {found}")
         sampling = drawing.sampling(model)
         conversation = Conversation(model, session, sampling, steering, preamble, out)
         terminal = sys.stdin.isatty() and sys.stdout.isatty()

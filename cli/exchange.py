@@ -198,7 +198,8 @@ class _Importer(ExitStack):
         self._out.record(
             {"profile": str(target), "axis": profile.name, "kind": origin, "layers": layers}
         )
-        self._out.result(f'{target}\ntry: alignez run -p {called} "Tell me about bread."')
+        words = self._loading.words()
+        self._out.result(f'{target}\ntry: alignez run{words} -p {called} "Tell me about bread."')
 
     def _vector(self, file: Path, library: ProfileLibrary, name: str) -> tuple[Path, Profile]:
         from alignez_edge.exchange.importing import free_place, imported_profile, notices_of

@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 import math
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 
 import typer
 
+from alignez_edge.config import DEMO
 from alignez_edge.errors import BadInputError
 from alignez_edge.methods import WAYS, Way
 
@@ -103,8 +105,6 @@ class ModelOptions:
     @property
     def is_demo(self) -> bool:
         """Whether the demo model is meant."""
-        from alignez_edge.config import DEMO
-
         return self._named() in (None, DEMO)
 
     def load(self, out: Output) -> Model:
@@ -123,6 +123,14 @@ class ModelOptions:
             return Model.demo(threads=self.threads, gpu_layers=self.gpu_layers, lora=lora)
         path = ModelNames().find(name)
         return Model.load(path, threads=self.threads, gpu_layers=self.gpu_layers, lora=lora)
+
+    def words(self) -> str:
+        """What a suggested command needs so that it takes this model: ` -m NAME`, or nothing where
+        it is the one that is taken anyway."""
+        usual = os.environ.get(MODEL_VARIABLE) or DEMO
+        if self.model is None or self.model == usual:
+            return ""
+        return f" -m {shlex.quote(self.model)}"
 
     def _named(self) -> str | None:
         return self.model if self.model is not None else os.environ.get(MODEL_VARIABLE) or None

@@ -11,7 +11,16 @@ import typer
 from alignez_edge.errors import AlignezError, BadInputError
 
 from . import exchange
-from .cards import card, effect_line, facts, fits, interference, sides, size_line
+from .cards import (
+    card,
+    effect_line,
+    facts,
+    fits,
+    interference,
+    sides,
+    size_line,
+    verdict_line,
+)
 from .options import grouped, load_steering
 from .output import Output
 from .verify import verify
@@ -24,8 +33,8 @@ app = typer.Typer(help="The library of profiles.", no_args_is_help=True, rich_ma
 def list_(*, out: Output) -> None:
     """List the profiles that can be used by name.
 
-    The strength is that of 1, in natural lengths; the effect is what 1 does to pairs that were
-    held back, against asking in the prompt.
+    The strength is that of 1, in natural lengths; the effect is how far +1 and -1 move answers
+    apart, against prompting; the verdict says whether it works.
     """
     from alignez_edge.files import printable
     from alignez_edge.library import ProfileLibrary
@@ -33,7 +42,7 @@ def list_(*, out: Output) -> None:
 
     from .layout import table
 
-    rows = [("name", "axis", "model", "strength", "effect", "size", "origin")]
+    rows = [("name", "axis", "model", "strength", "effect", "verdict", "size", "origin")]
     library = ProfileLibrary()
     if trouble := library.trouble():
         out.notice(f"profiles of your own are not listed: {trouble}")
@@ -41,7 +50,7 @@ def list_(*, out: Output) -> None:
         try:
             profile = Profile.load(entry.path)
         except AlignezError as failure:
-            rows.append((entry.name, "cannot be used", "", "", "", "", entry.origin))
+            rows.append((entry.name, "cannot be used", "", "", "", "", "", entry.origin))
             out.notice(f"{entry.name}: {printable(failure.message)}")
             out.record({"name": entry.name, "path": str(entry.path), "error": failure.message})
             continue
@@ -52,6 +61,7 @@ def list_(*, out: Output) -> None:
                 printable(profile.model or "?", 40),
                 f"{profile.unit:.2f}",
                 effect_line(profile),
+                verdict_line(profile),
                 size_line(entry.path),
                 entry.origin,
             )

@@ -41,12 +41,14 @@ def verify(
 
     It is made for the same model, for one of the same shape with other weights (a finetune: use it
     with care, or --calibrate), or it does not fit (exit code 2). Then the few pairs that it carries
-    are replayed; an effect that is not the one it tells of is exit code 1.
+    are replayed; an effect that is not the one it tells of is exit code 1, and so is a verdict of
+    the build other than `works`.
     """
     from alignez_edge.files import place_of
     from alignez_edge.fingerprint import Fit
     from alignez_edge.library import ProfileLibrary
     from alignez_edge.profile import Profile
+    from alignez_edge.verdict import Verdict
     from alignez_edge.verify import verify as replay
 
     path = ProfileLibrary().find(name)
@@ -78,6 +80,9 @@ def verify(
         raise AlignezError(
             "the effect is not the one that the profile tells of", _advice(profile, model)
         )
+    verdict = Verdict.of(profile)
+    if verdict is not None and not verdict.works:
+        raise AlignezError(f"the profile does not work as it should: {verdict.verdict}")
 
 
 def _calibrated(
@@ -132,7 +137,7 @@ def _advice(profile: Profile, model: Model) -> str:
 def _card(profile: Profile, path: Path, model: Model, found: Verification) -> list[str]:
     from alignez_edge.files import printable
 
-    from .cards import sides
+    from .cards import sides, verdict_line
     from .layout import table
 
     facts = model.facts
@@ -146,6 +151,7 @@ def _card(profile: Profile, path: Path, model: Model, found: Verification) -> li
         rows.append(("effect", "not checked: the profile carries no pairs to replay"))
     else:
         rows.append(("effect", _effect(found.before, found.now, found.pairs)))
+    rows.append(("verdict", verdict_line(profile, long=True)))
     return [
         f"{profile.name}: {sides(profile)}",
         table([(key, printable(value)) for key, value in rows], indent="  "),
@@ -166,6 +172,8 @@ def _record(
 
     from alignez_edge.fingerprint import compare
 
+    from .cards import verdict_facts
+
     comparison = compare(profile.fingerprint, model.fingerprint)
     effects = (found.before, found.now) if found else (None, None)
     return {
@@ -178,4 +186,5 @@ def _record(
         "effect_before": asdict(effects[0]) if effects[0] else None,
         "effect_now": asdict(effects[1]) if effects[1] else None,
         "as_before": found.as_before if found else None,
+        **verdict_facts(profile),
     }

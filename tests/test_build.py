@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignez_edge import choice
+from alignez_edge import choice, free_running
 from alignez_edge import pairs as pairs_module
 from alignez_edge.axes import Axis
 from alignez_edge.build import MAX_HELD_BACK, MIN_PAIRS, build_profile, split
@@ -38,6 +38,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
     monkeypatch.setattr("alignez_edge.answers.DESCRIPTION_TOKENS", 32)
     monkeypatch.setattr(pairs_module, "ANSWER_TOKENS", 12)
+    monkeypatch.setattr(free_running, "N_TOKENS", 6)
+    monkeypatch.setattr(free_running, "N_QUESTIONS", 4)
     return tmp_path / "home"
 
 
@@ -240,6 +242,46 @@ def test_limit_is_the_number_of_usable_pairs(llama_model: Model) -> None:
     assert profile.pairs == 4 and 0 < sum(profile.dropped.values()) <= len(QUERIES) - 4
 
 
+def test_a_larger_limit_goes_on_with_the_kept_pairs(
+    llama_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = tmp_path / "work"
+    queries = [*QUERIES, *MORE]
+    build_profile(llama_model, AXIS, queries=queries, limit=4, work=work, request="style")
+    before = (work / "pairs.jsonl").read_text("utf-8").splitlines()
+    asked: list[str] = []
+    write = pairs_module.write_answers
+
+    def watched(complete: Any, axis: Axis, tasks: Any, **more: Any) -> Any:
+        asked.extend(query for query, _ in tasks)
+        return write(complete, axis, tasks, **more)
+
+    monkeypatch.setattr(pairs_module, "write_answers", watched)
+    build_profile(llama_model, AXIS, queries=queries, limit=6, work=work, request="style")
+    after = (work / "pairs.jsonl").read_text("utf-8").splitlines()
+    assert after[: len(before)] == before and len(after) > len(before)
+    kept = {json.loads(line)["query"] for line in before[1:]}
+    assert asked and not kept & set(asked), "a finished pair was generated again"
+
+
+def test_the_questions_of_the_calibration_are_no_pairs_of_the_directions(
+    llama_model: Model, tmp_path: Path
+) -> None:
+    queries = [*QUERIES, *MORE]
+    options: dict[str, Any] = {"limit": 8, "work": tmp_path, "request": "style"}
+    profile = build_profile(llama_model, AXIS, queries=queries, **options)
+    _, *lines = map(json.loads, (tmp_path / "pairs.jsonl").read_text("utf-8").splitlines())
+    usable = [line["query"] for line in lines if "dropped" not in line][:8]
+    train, held_back = split(len(usable))
+    questions = profile.report["questions"]
+    assert questions[: len(held_back)] == [usable[i] for i in held_back]
+    assert not {usable[i] for i in train} & set(questions)
+    assert profile.report["verdict"]["figures"]["questions"] == len(questions) > len(held_back)
+    assert profile.unit_negative is not None
+    bare = build_profile(llama_model, AXIS, queries=queries, texts="none", **options)
+    assert bare.report["questions"] == len(questions) and QUERIES[3] not in str(bare.report)
+
+
 def test_the_form_of_request_is_chosen_kept_and_not_tried_again(
     llama_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -321,6 +363,7 @@ def test_ctrl_c_passes_through(llama_model: Model) -> None:
         ({"queries": []}, "has no queries"),
         ({"queries": None}, "has no queries"),
         ({"queries": QUERIES[:2]}, "usable pairs"),
+        ({"limit": 3}, "a limit of 3 pairs"),
     ],
 )
 def test_what_cannot_be_built_is_one_line(

@@ -22,9 +22,12 @@ BUILD_KEYS = [
     "pairs",
     "pairs_dropped",
     "strength",
+    "strength_negative",
     "seconds",
     "calibration",
     "request",
+    "verdict",
+    "reason",
 ]
 DEMO_MODEL = ROOT / "alignez_edge" / "demo" / "demo-model.gguf"
 NEW_AXIS = ["bright", "--positive", "bright", "--negative", "dark"]
@@ -86,7 +89,8 @@ def test_build_into_a_file_says_what_to_try(
     options = ["--pairs", pairs_file, "--layers", "2-3", "-o", target]
     said = alignez("build", *NEW_AXIS, *use, *options)
     assert said.code == 0 and target.is_file()
-    assert f"alignez run -p {target}" in said.out
+    assert f"alignez run -m {use[1]} -p {target}" in said.out
+    assert "not enough to tell: only 2 questions could be held back" in said.out
     assert "8 (1 dropped: 1 equal answers)" in said.out
     assert Profile.load(target).layers == (2, 3)
 
@@ -100,7 +104,7 @@ def test_build_into_a_file_says_what_to_try(
         (["--method", "caa", "--neighbors", "3"], "error: the method caa does not look at"),
         (["--neighbors", "0"], "error: 0 neighbours are too few"),
         (["--method", "recontrol", "--layers", "2"], "error: the method recontrol edits no"),
-        (["--limit", "0"], "error: --limit is 0"),
+        (["--limit", "3"], "error: --limit is 3; it must be at least 4"),
         (["--request", "stile"], "error: no form of request is called 'stile'"),
         (["--request", "style"], "error: --pairs and --request exclude each other"),
         (["--seed", "-1"], "error: --seed is -1"),

@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +45,15 @@ def sibling(tiny_model: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def bright(alignez: Alignez, use: list[object], pairs_file: Path) -> Path:
-    """A profile in the user's library, built for `tiny_chat`."""
+    """A profile in the user's library, built for `tiny_chat`, and said to work: a random model has
+    no axis, and the pairs are few."""
     said = alignez("build", *NEW_AXIS, *use, "--pairs", pairs_file, "--json", "--quiet")
     assert said.code == 0, said.err
-    return Path(records(said.out)[0]["profile"])
+    path = Path(records(said.out)[0]["profile"])
+    profile = Profile.load(path)
+    works = {"verdict": "works", "reason": "it does.", "figures": {}}
+    replace(profile, report={**profile.report, "verdict": works}).save(path)
+    return path
 
 
 # verify
@@ -61,7 +68,8 @@ def test_verify_on_the_model_of_the_build(
     assert (said.code, said.err.count("warning")) == (0, 0)
     lines = said.out.splitlines()
     assert lines[0] == "bright: bright / dark"
-    assert [line.split()[0] for line in lines[1:]] == ["file", "made", "model", "answer", "effect"]
+    heads = [line.split()[0] for line in lines[1:]]
+    assert heads == ["file", "made", "model", "answer", "effect", "verdict"]
     assert lines[4] == "  answer    the same model"
     (record,) = records(alignez("profile", "verify", bright, *use, "--json", "--quiet").out)
     assert (record["fit"], record["differing"], record["as_before"]) == ("same", [], True)
@@ -115,8 +123,6 @@ def test_verify_finds_a_file_that_is_not_what_it_was(
     bright: Path,
     tmp_path: Path,
 ) -> None:
-    from dataclasses import replace
-
     profile = Profile.load(bright)
     shape = profile.vector.deciding.shape
     false = tmp_path / "false.gguf"
@@ -170,7 +176,7 @@ def test_list_and_show_tell_every_fact(
     bright: Path,
 ) -> None:
     head, *rows = alignez("profile", "list").out.splitlines()
-    assert head.split() == ["name", "axis", "model", "strength", "effect", "size", "origin"]
+    assert head.split()[3:] == ["strength", "effect", "verdict", "size", "origin"]
     (row,) = (row for row in rows if row.startswith("bright "))
     assert row.endswith("user") and "kB" in row
     (facts,) = records(alignez("profile", "show", "bright", "--json").out)
@@ -383,3 +389,31 @@ def test_wrong_use_of_what_a_build_tells(
     said = alignez("build", *arguments, *use, "--quiet")
     assert (said.code, said.out) == (2, "")
     assert said.err.startswith(error) and "\x1b" not in said.err
+
+
+def test_a_verdict_is_shown_wherever_a_profile_is(
+    alignez: Alignez,
+    home: Path,
+    tiny_chat: Path,
+    chat_model: Model,
+) -> None:
+    told = {"verdict": "wrong way", "reason": "it goes backwards.", "figures": {}}
+    library = ProfileLibrary(home / "profiles")
+    library.save("bad", random_profile(chat_model, name="bad", report={"verdict": told}))
+    works = {**told, "verdict": "works", "reason": "it does."}
+    library.save("good", random_profile(chat_model, 1, name="good", report={"verdict": works}))
+    library.save("old", random_profile(chat_model, 2, name="old"))
+    listed = alignez("profile", "list", "--json").out.splitlines()
+    found = {entry["name"]: entry["verdict"] for entry in map(json.loads, listed)}
+    assert [found[name] for name in ("bad", "good", "old")] == ["wrong way", "works", None]
+    assert "not measured" in alignez("profile", "list").out
+    shown = alignez("profile", "show", "bad")
+    assert "wrong way: it goes backwards." in shown.out
+    use = ["-m", tiny_chat, "--threads", 1]
+    checked = alignez("profile", "verify", "bad", *use)
+    assert checked.code == 1 and "does not work as it should: wrong way" in checked.err
+    assert "wrong way: it goes backwards." in checked.out
+    assert [alignez("profile", "verify", name, *use).code for name in ("good", "old")] == [0, 0]
+    for name in ("bad", "good", "old"):
+        said = alignez("chat", "-p", name, *use, stdin="/quit\n")
+        assert ("bad: wrong way: it goes backwards." in said.err) == (name == "bad"), said.err

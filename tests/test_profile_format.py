@@ -50,6 +50,8 @@ def written(
     profiles = all_profiles(llama_model)
     carrying = replace(llama_model.fingerprint, adapter=f"{'0' * 64}:0.5")
     profiles.append(replace(profiles[0], fingerprint=carrying))
+    both = next(profile for profile in profiles if profile.exact is not None)
+    profiles.append(replace(both, unit_negative=0.5, exact_unit_negative=0.25))
     pairs = []
     for i, profile in enumerate(profiles):
         profile.save(folder / f"{i}.gguf")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignez_edge.errors import BadInputError, ProfileFileError
+from alignez_edge.mix import mix
 from alignez_edge.profile import Profile
 from alignez_edge.runtime.model import Model
+from alignez_edge.runtime.types import Injection
 from alignez_edge.steering import Steering
 from alignez_edge.vectors import ControlVector
 from tests.profiles import random_profile
@@ -55,6 +58,36 @@ def test_strength_one_is_the_calibrated_unit(llama_model: Model) -> None:
     assert injection is not None
     np.testing.assert_array_equal(injection.deciding, p.vector.deciding * np.float32(0.25))
     np.testing.assert_array_equal(injection.answer, p.vector.answer * np.float32(0.25))
+
+
+def test_negative_strengths_have_a_unit_of_their_own(llama_model: Model, tmp_path: Path) -> None:
+    profile = random_profile(llama_model, unit=2.0, unit_negative=0.5)
+
+    def rows(steering: Steering | Profile) -> np.ndarray:
+        injection = steering.injection(llama_model)
+        assert isinstance(injection, Injection)
+        return injection.deciding
+
+    vector = profile.vector.deciding
+    np.testing.assert_allclose(rows(profile), 2.0 * vector, rtol=1e-6)
+    np.testing.assert_allclose(rows(-profile), -0.5 * vector, rtol=1e-6)
+    np.testing.assert_allclose(rows(profile * -0.5), -0.25 * vector, rtol=1e-6)
+    # The sum of the strengths tells the sign: terms of one profile are one.
+    np.testing.assert_allclose(rows(profile * 1.0 + profile * -3.0), -1.0 * vector, rtol=1e-6)
+    np.testing.assert_allclose(rows(-(profile * -1.0)), 2.0 * vector, rtol=1e-6)
+    other = random_profile(llama_model, 1, "formal")
+    mixed = mix([(profile, -1.0), (other, 1.0)], "both")
+    np.testing.assert_array_equal(rows(mixed), rows(profile * -1.0 + other))
+    alike = replace(profile, unit_negative=None)
+    assert alike.order != profile.order
+    np.testing.assert_allclose(rows(-alike), -2.0 * vector, rtol=1e-6)
+    profile.save(tmp_path / "x.gguf")
+    again = Profile.load(tmp_path / "x.gguf")
+    assert (again.unit, again.unit_negative, again.order) == (2.0, 0.5, profile.order)
+    assert again.natural().scale(-1.5) == -1.5
+    for wrong in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="positive number"):
+            replace(profile, unit_negative=wrong)
 
 
 def test_the_order_of_terms_is_irrelevant_to_the_bit(llama_model: Model) -> None:

@@ -29,6 +29,7 @@ from alignez_edge.verify import (
     kept_pairs,
     recalibrate,
     verify,
+    with_kept_pairs,
 )
 from tests.profiles import random_profile
 
@@ -90,15 +91,9 @@ def test_on_its_own_model_everything_is_as_it_was(built: Profile, llama_model: M
     assert all(pair.query == f"And {pair.chosen[7:-1]}?" for pair in kept)
 
 
-def test_the_kept_pairs_lie_on_the_calibrations_curve(built: Profile) -> None:
-    """All held-back pairs are kept here, so their mean is what the curve has at the unit."""
+def test_the_kept_pairs_are_those_held_back(built: Profile) -> None:
     assert len(kept_pairs(built)) == built.report["held_back"]
-    strengths, margin = built.calibration["strengths"], built.calibration["margin"]
-    assert isinstance(strengths, tuple) and isinstance(margin, tuple)
-    i = int(np.searchsorted(strengths, built.unit))
-    low, high = sorted(margin[max(i - 1, 0) : i + 1])
-    measured = Effect.of(kept_pairs(built)).margin[0]
-    assert low - 0.02 <= measured <= high + 0.02
+    assert len(built.report["questions"]) == built.report["held_back"]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -115,6 +110,9 @@ def test_another_vector_under_the_same_words_is_found_out(
 ) -> None:
     nothing = ControlVector.zeros(llama_model.n_layer, llama_model.n_embd)
     turned = ControlVector(-built.vector.deciding, -built.vector.answer)
+    # With one unit for both signs, the turned one does exactly the opposite.
+    alike = replace(built, unit=1.0, unit_negative=None)
+    built = with_kept_pairs(alike, llama_model, kept_pairs(built))
     before = Effect.of(kept_pairs(built))
     assert abs(before.span) > SLACK, "there is an effect to be missed"
     for vector in (nothing, turned):
@@ -159,7 +157,6 @@ def test_without_texts_only_the_models_are_compared(
 
 def test_long_texts_are_not_kept(llama_model: Model, tmp_path: Path) -> None:
     from alignez_edge.pairs import PreferencePair
-    from alignez_edge.verify import with_kept_pairs
 
     short = PreferencePair("And tea?", "Yes!", "No.", "", "")
     pairs = [replace(short, chosen="x" * (MAX_CHARS + 1)), short]

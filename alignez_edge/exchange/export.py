@@ -76,7 +76,7 @@ def export_control_vector(
     """
     if profile.value is not None:
         raise _moves_logits(profile)
-    rows = _scaled(getattr(profile.vector, part), strength * profile.unit)
+    rows = _scaled(getattr(profile.vector, part), profile.scale(strength))
     write_control_vector(path, rows, profile.fingerprint.architecture)
     notices = notices_of(profile, part)
     if profile.exact is not None:
@@ -156,7 +156,7 @@ def factors(profile: Profile, model: Model, strength: float, part: Part) -> Fact
         raise no_lora(profile)
     check_fit(profile, model)
     edit = form.edits[part]
-    scale = strength * form.unit
+    scale = profile.scale(strength, "exact")
     tensors = list(adapter_tensors(model.gguf, edit, model.lora)) if scale else []
     if not tensors:
         raise BadInputError("this adapter changes nothing")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from alignez_edge.calibration import Measured
 from alignez_edge.errors import BadInputError
 from alignez_edge.files import printable
 from alignez_edge.geometry import LARGEST, Geometry, numbers, principal_plane
@@ -30,44 +31,42 @@ MOST_LAYERS = 6
 
 
 def strength_of(profile: Profile) -> Picture:
-    """What calibration measured on held-back pairs: margin and drift over strength.
+    """What calibration measured: effect and cost over strength.
 
     Raises `BadInputError` where the profile keeps no such curve.
     """
-    curves = profile.calibration
-    found = [curves.get(key) for key in ("strengths", "margin", "drift")]
-    if not all(isinstance(curve, tuple) for curve in found):
+    found = Measured.of(profile)
+    if found is None:
         raise BadInputError(
             f"the profile {_name(profile)} keeps no calibration curve", "measure it: alignez eval"
         )
-    strengths, margin, drift = (np.asarray(curve, np.float64) for curve in found)
-    # Files count strengths in natural lengths; 0 is the base model and always at 0.
-    with np.errstate(over="ignore"):
-        rows = np.stack([strengths / profile.unit, margin, drift], axis=1)[strengths != 0]
+    # 0 is the base model and always at 0.
+    rows = np.stack([found.strengths, found.effect, found.cost], axis=1)
     rows = np.concatenate([rows, np.zeros((1, 3))])
     if not np.abs(rows).max() < LARGEST:
         raise BadInputError(f"the numbers of the profile {_name(profile)} are too large to draw")
     x, above, cost = (tuple(column.tolist()) for column in rows[np.argsort(rows[:, 0])].T)
+    asked = [tuple(map(float, levels)) for levels in found.prompted or ((), ())]
+    names = (
+        ("effect", "towards the wanted side (nats per token)")
+        if found.free
+        else ("preference for the wanted answer", "margin over plain (nats per token)"),
+        ("cost", "above plain (nats per token)")
+        if found.free
+        else ("price", "drift from plain (nats per token)"),
+    )
     panels = [
         Chart(
-            title,
-            "strength (1: as calibrated)",
-            label,
-            (Curve("steered", x, y),),
-            _asked(curves.get(key)),
+            title, "strength (1: as calibrated)", label, (Curve("steered", x, y),), _asked(levels)
         )
-        for title, label, y, key in (
-            (
-                "preference for the wanted answer",
-                "margin over plain (nats per token)",
-                above,
-                "asked_margin",
-            ),
-            ("price", "drift from plain (nats per token)", cost, "asked_drift"),
-        )
+        for (title, label), y, levels in zip(names, (above, cost), asked, strict=True)
     ]
-    title = f"{_of(profile)}: margin and drift over strength, on pairs held back for calibration"
-    return Picture(title, (tuple(panels),))
+    what = (
+        "effect and cost over strength, on answers written freely"
+        if found.free
+        else "margin and drift over strength, on pairs held back for calibration"
+    )
+    return Picture(f"{_of(profile)}: {what}", (tuple(panels),))
 
 
 def layers_of(profile: Profile) -> Picture:
