@@ -47,6 +47,7 @@ import numpy as np
 from alignez_edge.builder import TEMPERATURE
 from alignez_edge.conditioned import Neighbourhood, Recipe
 from alignez_edge.config import PACKAGED, packaged_model
+from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.scheduler import Scheduler
 from alignez_edge.runtime.session import Session
@@ -209,10 +210,13 @@ def turns(model: Model, repeat: int) -> Figures:
         plain, stays, changes = alternate(CHATS * TURNS * repeat, *chats)
         talks = [Chat(sessions[0], texts, [None]), Chat(sessions[1], texts, own[:1])]
         first, first_steered = alternate(TURNS * repeat, *(talk.quoting_turn for talk in talks))
+        writing = seconds_of_injecting([chats[2]] * (TURNS * repeat))
     again = statistics.median(1000 * (b - a) for a, b in zip(first, first_steered, strict=True))
     return (
         {
             "a plain turn (ms)": 1000 * statistics.median(plain),
+            "writing the control vectors of such a turn (ms of processor time)": 1000
+            * statistics.median(writing),
             f"reading a steered answer of {SAID} tokens again (ms)": again,
         },
         {
@@ -222,6 +226,28 @@ def turns(model: Model, repeat: int) -> Figures:
             ),
         },
     )
+
+
+def seconds_of_injecting(turns: Iterable[Job]) -> list[float]:
+    """Processor time that each turn spends in setting control vectors: all that another steering
+    adds to a turn once, and far less than turns differ from each other by chance."""
+    real, spent, found = Context.inject, 0.0, []
+
+    def inject(context: Context, vectors: FloatArray | None) -> None:
+        nonlocal spent
+        begin = time.thread_time()
+        real(context, vectors)
+        spent += time.thread_time() - begin
+
+    Context.inject = inject  # type: ignore[assignment, method-assign]
+    try:
+        for turn in turns:
+            spent = 0.0
+            turn()
+            found.append(spent)
+    finally:
+        Context.inject = real  # type: ignore[method-assign]
+    return found
 
 
 class Chat:
