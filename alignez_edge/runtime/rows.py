@@ -120,6 +120,8 @@ class RowTap:
 
     def _name(self, kind: TensorName, layer: int) -> bytes:
         """The name of a layer's tensor in the graph."""
+        if not 0 <= layer < self._n_layer:
+            raise BadInputError(f"layer {layer} of a model of {self._n_layer} layers")
         if kind not in self._names:
             self._names[kind] = [
                 (mlp_output(self._gguf, at) if kind == "ffn_out" else f"{kind}-{at}").encode()
