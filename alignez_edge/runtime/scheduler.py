@@ -451,8 +451,10 @@ class Scheduler:
 
     def _tell(self) -> None:
         """Events of what has become of the requests since the last step; the ended ones go."""
-        for work in [work for work in (*self._waiting, *self._running) if work.news]:
+        for work in (*self._waiting, *self._running):
             said, outcome = work.said(), work.outcome
+            if not said and outcome is None:
+                continue
             event = Event(work.ticket, said, *(outcome or ()))
             # In one statement, so that nothing is told twice or never.
             self._events, work.n_told, work.told_end = (

@@ -93,9 +93,7 @@ class Slots:
 
     def cut(self, slot: Slot, length: int) -> None:
         """Keep the first `length` tokens of a slot, none where the model cannot forget in part."""
-        if not self._context.remove(slot.sequence, length) and length:
-            length = 0
-            self._context.remove(slot.sequence)
+        length = self._forget(slot, length)
         self._cells.drop(slot.cells[length:])
         del slot.cells[length:], slot.tokens[length:]
         slot.n_plain = min(slot.n_plain, length)
@@ -123,10 +121,7 @@ class Slots:
         """After an interrupt anywhere in here: what is recorded of every slot is there, and nothing
         else; all slots but the running ones are idle."""
         for slot in self._slots:
-            length = min(len(slot.tokens), len(slot.cells))
-            if not self._context.remove(slot.sequence, length) and length:
-                length = 0
-                self._context.remove(slot.sequence)
+            length = self._forget(slot, min(len(slot.tokens), len(slot.cells)))
             del slot.cells[length:], slot.tokens[length:]
             slot.n_plain = min(slot.n_plain, length)
         self._cells = Cells(self._context.n_ctx, [slot.cells for slot in self._slots])
@@ -134,6 +129,13 @@ class Slots:
             if slot not in running:
                 slot.need = 0
                 self.cut(slot, slot.n_plain)
+
+    def _forget(self, slot: Slot, length: int) -> int:
+        """Have llama.cpp keep the first `length` tokens of a slot; how many it could keep."""
+        if self._context.remove(slot.sequence, length) or not length:
+            return length
+        self._context.remove(slot.sequence)
+        return 0
 
     def _source(self, body: list[int]) -> tuple[Slot | None, int]:
         """The slot that holds most of a body in plain states, and how many tokens."""

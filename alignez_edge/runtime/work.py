@@ -140,11 +140,6 @@ class Work:
             done = self.finish()
             self.outcome = (done, None) if error is None else (None, error)
 
-    @property
-    def news(self) -> bool:
-        """Whether there is something to tell that was not told yet."""
-        return self.outcome is not None or bool(self.said())
-
     def said(self) -> str:
         """The text that became certain since it was told last."""
         return "" if self.answer is None else self.answer.text_from(self.n_told)
