@@ -40,7 +40,9 @@ FloatArray = npt.NDArray[np.float64]
 N_TOKENS = 24
 """Tokens of a text that are read: its first sentence or two."""
 _WORD = re.compile(r"[^\W\d_]+")
-_ROUNDS = 50
+_ROUNDS = 2000
+_SETTLED = 1e-9
+"""A change of weights, of mean 1, below which they are found."""
 _SHORT = 4
 """Letters that a word of a request must have to be left out of the score: shorter ones are "you",
 "are", "the", which any text has."""
@@ -117,11 +119,14 @@ def weigh(spans: FloatArray) -> FloatArray:
     values = np.where(known, spans, 0.0)
     weights = np.ones(spans.shape[1])
     for _ in range(_ROUNDS):
+        before = weights
         forms = _ratio(values @ weights, known @ weights**2)
         weights = np.maximum(_ratio(values.T @ forms, known.T @ forms**2), 0.0)
         if not weights.any():  # nothing is told by any of them
             return np.ones(spans.shape[1])
         weights /= weights.mean()
+        if np.abs(weights - before).max() < _SETTLED:
+            break
     return weights
 
 

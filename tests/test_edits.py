@@ -12,7 +12,7 @@ from alignez_edge.edits import Activation, Edit, LayerEdit
 N = 24
 seeds = st.integers(0, 2**32 - 1)
 strengths = st.floats(-4, 4, width=32)
-quick = settings(max_examples=40, deadline=None)
+quick = settings(max_examples=40)
 
 
 def orthonormal(rng: np.random.Generator, n: int, size: int = N) -> np.ndarray:

@@ -52,7 +52,7 @@ def planted(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @given(st.integers(0, 2**32 - 1))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_heads_direction_is_found(seed: int) -> None:
     theta, states = planted(seed)
     for place in PLANTED:

@@ -112,7 +112,7 @@ def test_unanimous_queries_still_have_an_interval() -> None:
 
 
 @given(st.lists(st.sampled_from([-1.0, -0.5, 0.0, 0.5, 1.0]), min_size=2, max_size=12))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_swapping_the_two_sides_swaps_everything(preferences: list[float]) -> None:
     values = np.array(preferences)[:, None]
     resamples = Resamples(len(preferences))

@@ -69,7 +69,7 @@ def cosines(a: Profile, b: Profile) -> npt.NDArray[np.float64]:
     return np.divide((x * y).sum(axis=2), lengths, out=np.zeros_like(lengths), where=lengths > 0)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(strengths=st.tuples(STRENGTHS, STRENGTHS, STRENGTHS))
 def test_a_mix_injects_the_sum_to_the_bit(
     llama_model: Model, strengths: tuple[float, float, float]

@@ -109,7 +109,7 @@ def model(request: pytest.FixtureRequest, tiny_model: Callable[..., Path]) -> It
         yield model
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, suppress_health_check=list(HealthCheck))
 @given(schedules)
 def test_steered_rows_are_llama_cpps_control_vector_to_the_bit(
     model: Model, schedule: Schedule

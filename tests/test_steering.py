@@ -114,7 +114,7 @@ def test_two_axes_commute_and_add_up(llama_model: Model) -> None:
         np.testing.assert_allclose(getattr(injection, name), wanted, rtol=1e-5, atol=1e-7)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(s=STRENGTHS, t=STRENGTHS, factor=STRENGTHS)
 def test_sums_are_linear(llama_model: Model, s: float, t: float, factor: float) -> None:
     p = random_profile(llama_model, 0, "a", (1, 2))

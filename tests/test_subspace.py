@@ -24,7 +24,7 @@ def planted(rng: np.random.Generator, noise: float = 1.0) -> tuple[np.ndarray, .
 
 
 @given(seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_planted_direction_is_found_and_oriented(seed: int) -> None:
     chosen, rejected, theta = planted(np.random.default_rng(seed))
     found = subspace.difference_subspace(chosen, rejected)
@@ -35,7 +35,7 @@ def test_planted_direction_is_found_and_oriented(seed: int) -> None:
 
 
 @given(seed=st.integers(0, 2**32 - 1), rank=st.integers(1, 6))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_subspace_is_orthonormal_and_its_shift_never_negative(seed: int, rank: int) -> None:
     rng = np.random.default_rng(seed)
     chosen, rejected = rng.normal(size=(2, N, D))
