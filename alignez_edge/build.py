@@ -15,6 +15,7 @@ from alignez_edge.bank import Bank
 from alignez_edge.builder import Builder, Progress, queries_of
 from alignez_edge.choice import RequestChoice
 from alignez_edge.conditioned import Neighbourhood, Recipe
+from alignez_edge.embeddings import Tensor
 from alignez_edge.errors import BadInputError
 from alignez_edge.files import alone_in, printable
 from alignez_edge.fit import fit, tensor_of
@@ -110,7 +111,7 @@ def build_profile(
         else:
             asked, wanted = queries_of(axis, queries, limit)
             source = Source.of_queries(asked, include=texts == "all")
-            found, choice = builder.generated(asked, request, wanted)
+            found, choice = builder.generated(asked, request, wanted, _tensor(model, method))
             unasked = [query for query in asked if query not in set(found.queries)]
         usable = found.pairs
         if len(usable) < MIN_PAIRS:
@@ -170,17 +171,18 @@ def _found(
         nothing = ControlVector.zeros(model.n_layer, model.n_embd)
         value = builder.value_function([pairs[i] for i in rows])
         return {"vector": nothing, "layers": (), "value": value}
-    tensor = tensor_of(method)
-    heads = attention_heads(model.gguf, model.lora) if tensor == "kqv_out" else None
-    with builder.states(pairs, tensor, heads.n_dims if heads else model.n_embd) as states:
+    tensor = _tensor(model, method)
+    assert tensor is not None
+    heads = attention_heads(model.gguf, model.lora) if tensor.name == "kqv_out" else None
+    with builder.states(pairs, tensor) as states:
         result = fit(states, rows, method, layers, builder.progress, heads)
         geometry = Geometry.measure(states, rows)
         agreeing = agreement(states, result.layers, len(pairs))
         near = None
         if neighbors is not None:
             remembered = rows[:BANK_PAIRS]
-            asked = builder.query_states([pairs[i].query for i in remembered], tensor)
-            bank = Bank.from_states(states, remembered, asked, result.layers, tensor)
+            asked = builder.query_states([pairs[i].query for i in remembered], tensor.name)
+            bank = Bank.from_states(states, remembered, asked, result.layers, tensor.name)
             unit = 1.0 if result.exact is not None else None
             near = Neighbourhood(bank, Recipe.of(method, neighbors), unit)
     return {
@@ -195,6 +197,15 @@ def _found(
             **geometry.to_report(),
         },
     }
+
+
+def _tensor(model: Model, method: str) -> Tensor | None:
+    """What a method reads of the pairs; None where that is no layer's state."""
+    if method == "recontrol":
+        return None
+    name = tensor_of(method)
+    heads = attention_heads(model.gguf, model.lora) if name == "kqv_out" else None
+    return Tensor(name, heads.n_dims if heads else model.n_embd)
 
 
 def _calibrated(

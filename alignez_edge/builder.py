@@ -23,6 +23,7 @@ from alignez_edge.answers import DESCRIPTION_TOKENS
 from alignez_edge.axes import Axis
 from alignez_edge.choice import (
     N_FIRST,
+    N_JUDGES,
     N_KEPT,
     N_MOST,
     N_QUERIES,
@@ -34,7 +35,7 @@ from alignez_edge.choice import (
 from alignez_edge.consensus import N_TOKENS as N_READ
 from alignez_edge.consensus import FloatArray as Array
 from alignez_edge.consensus import Text, evidence, spans
-from alignez_edge.embeddings import HiddenStates
+from alignez_edge.embeddings import CapturedStates, HiddenStates, Tensor
 from alignez_edge.errors import BadInputError
 from alignez_edge.files import append_whole, cache_dir, make_folder, user_dir, write_atomic
 from alignez_edge.fit import TensorName
@@ -55,12 +56,13 @@ from alignez_edge.pairs import (
     PreferencePair,
     generate_pairs,
 )
-from alignez_edge.requests import AUTO, FORMS, PROBES, RequestForm, RequestText
+from alignez_edge.requests import AUTO, FORMS, RequestForm, RequestText
 
 if TYPE_CHECKING:
     from alignez_edge.profile import Profile
     from alignez_edge.recontrol import ReControl
     from alignez_edge.runtime.model import Model
+    from alignez_edge.runtime.types import Completion, States
 
 FloatArray = npt.NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
@@ -106,10 +108,11 @@ class Builder:
         self.cache = make_folder(Path(self.work) if self.work else cache_dir() / "builds" / name)
 
     def generated(
-        self, queries: Sequence[str], request: str, limit: int
+        self, queries: Sequence[str], request: str, limit: int, tensor: Tensor | None
     ) -> tuple[PairSet, RequestChoice]:
         """The model's own pairs, `limit` of them as far as `queries` go, and the form that they
-        are asked for in: the one named `request`, or with `auto` the best one."""
+        are asked for in: the one named `request`, or with `auto` the best one. Their states at
+        `tensor` are kept as they come."""
         forms = self.forms()
         choice = RequestChoice(request) if request != AUTO else self.choice(forms, queries)
         form = FORMS[choice.form]
@@ -125,19 +128,38 @@ class Builder:
         store = PairStore(self.folder / "pairs.jsonl", {**self.settings, "request": form.name})
         if store.notice is not None:
             self.notice(store.notice)
-        found = generate_pairs(
-            self._complete,
-            self.axis,
-            queries,
-            store,
-            seed=self.seed,
-            form=form,
-            chat=self.chat,
-            limit=limit,
-            fits=lambda query: self._fits(query, (form, probe)),
-            score=score,
-            on_progress=lambda done, total: self.progress("pairs", done, total),
-        )
+        came: dict[tuple[RequestText, str], States] = {}
+
+        def complete(
+            requests: Sequence[RequestText], seeds: Sequence[int], max_tokens: Sequence[int]
+        ) -> Iterator[tuple[int, str, bool]]:
+            name = tensor.name if tensor else None
+            for done in self._completions(requests, seeds, max_tokens, name):
+                if done.states is not None:
+                    came[requests[done.index], done.text.strip()] = done.states
+                yield done.index, done.text, done.finish_reason == "stop"
+
+        def keep(pairs: Sequence[PreferencePair]) -> None:
+            """Keep the states of answers that are in the pair as they were written."""
+            sides = {_key(pair): [came.get(side) for side in _sides(pair)] for pair in pairs}
+            captured.add({k: [s for s in v if s] for k, v in sides.items() if all(v)})
+            came.clear()
+
+        with self._captured(tensor) as captured:
+            found = generate_pairs(
+                complete,
+                self.axis,
+                queries,
+                store,
+                seed=self.seed,
+                form=form,
+                chat=self.chat,
+                limit=limit,
+                fits=lambda query: self._fits(query, (form, probe)),
+                score=score,
+                keep=keep,
+                on_progress=lambda done, total: self.progress("pairs", done, total),
+            )
         return found, choice
 
     def forms(self) -> list[RequestForm]:
@@ -156,7 +178,7 @@ class Builder:
             raise BadInputError(
                 "all queries are too long for the context window", "use a larger one: --ctx"
             )
-        rounds = [N_FIRST, N_KEPT, N_QUERIES, N_TOKENS]
+        rounds = [N_FIRST, N_KEPT, N_QUERIES, N_JUDGES, N_TOKENS]
         facts = [self.settings, tried, [form.name for form in forms], rounds]
         kept = self.folder / f"request-{digest(facts)}.json"
         if kept.exists():
@@ -172,7 +194,7 @@ class Builder:
 
         choice = choose_request(
             self._complete,
-            lambda texts: self._evidence(texts, PROBES, N_TOKENS),
+            lambda texts, probes: self._evidence(texts, probes, N_TOKENS),
             self.axis,
             forms,
             tried,
@@ -238,6 +260,17 @@ class Builder:
     def _complete(
         self, requests: Sequence[RequestText], seeds: Sequence[int], max_tokens: Sequence[int]
     ) -> Iterator[tuple[int, str, bool]]:
+        for done in self._completions(requests, seeds, max_tokens):
+            yield done.index, done.text, done.finish_reason == "stop"
+
+    def _completions(
+        self,
+        requests: Sequence[RequestText],
+        seeds: Sequence[int],
+        max_tokens: Sequence[int],
+        tensor: TensorName | None = None,
+    ) -> Iterator[Completion]:
+        """The answers as they are finished, with their states at `tensor`, if one is named."""
         from alignez_edge.runtime.batch import generate_batch
         from alignez_edge.runtime.types import Request, Sampling
 
@@ -252,41 +285,51 @@ class Builder:
                     stop=self.model.stops,
                 ),
                 index,
+                capture=tensor,
             )
             for index, (request, seed, limit) in enumerate(
                 zip(requests, seeds, max_tokens, strict=True)
             )
         )
-        batch = generate_batch(self.model, jobs, width=self.width, n_ctx_per_sequence=self.ctx)
-        for completion in batch:
-            yield completion.index, completion.text, completion.finish_reason == "stop"
+        yield from generate_batch(self.model, jobs, width=self.width, n_ctx_per_sequence=self.ctx)
 
-    def states(
-        self, pairs: Sequence[PreferencePair], tensor: TensorName, n_dims: int
-    ) -> HiddenStates:
-        """The hidden states of all pairs, `n_dims` a layer, read with the request in context."""
-        from alignez_edge.runtime.capture import capture
-
-        name = f"states-{tensor}-{digest([self.settings, [asdict(p) for p in pairs]])}.f32"
-        states = HiddenStates(self.cache / name, (self.model.n_layer, n_dims))
+    def states(self, pairs: Sequence[PreferencePair], tensor: Tensor) -> HiddenStates:
+        """The hidden states of all pairs with the request in context: those that came with their
+        answers, the others read."""
+        name = f"states-{tensor.name}-{digest([self.settings, [asdict(p) for p in pairs]])}.f32"
+        states = HiddenStates(self.cache / name, (self.model.n_layer, tensor.n_dims))
         states.truncate(len(states) // STATES_CHUNK * STATES_CHUNK)
-        for start in range(len(states), len(pairs), STATES_CHUNK):
-            self.progress("embeddings", start, len(pairs))
-            items = [
-                (self._tokens(request), self.model.tokenize(answer, begin=False))
-                for pair in pairs[start : start + STATES_CHUNK]
-                for request, answer in zip(
-                    pair.requests(), (pair.chosen, pair.rejected), strict=True
-                )
-            ]
-            read = list(capture(self.model, items, tensor=tensor, n_ctx=self.ctx))
-            for chosen, rejected in zip(read[::2], read[1::2], strict=True):
-                states.append(
-                    deciding=(chosen.deciding, rejected.deciding),
-                    answer=(chosen.answer, rejected.answer),
-                )
+        with self._captured(tensor) as captured:
+            for start in range(len(states), len(pairs), STATES_CHUNK):
+                self.progress("embeddings", start, len(pairs))
+                chunk = pairs[start : start + STATES_CHUNK]
+                kept = [captured.get(_key(pair)) for pair in chunk]
+                read = self._read(chunk, tensor) if any(each is None for each in kept) else kept
+                for deciding, answer in filter(None, read):
+                    states.append(deciding, answer)
         self.progress("embeddings", len(pairs), len(pairs))
         return states
+
+    def _read(
+        self, pairs: Sequence[PreferencePair], tensor: Tensor
+    ) -> Iterator[tuple[Sequence[FloatArray], Sequence[FloatArray]]]:
+        """The states of pairs, each as `HiddenStates.append` takes it."""
+        from alignez_edge.runtime.capture import capture
+
+        items = [
+            (self._tokens(request), self.model.tokenize(answer, begin=False))
+            for pair in pairs
+            for request, answer in _sides(pair)
+        ]
+        read = list(capture(self.model, items, tensor=tensor.name, n_ctx=self.ctx))
+        for sides in zip(read[::2], read[1::2], strict=True):
+            yield [side.deciding for side in sides], [side.answer for side in sides]
+
+    def _captured(self, tensor: Tensor | None) -> CapturedStates:
+        """The states at `tensor` that came with the answers; without one, none."""
+        name, n_dims = (tensor.name, tensor.n_dims) if tensor else ("none", 0)
+        path = self.cache / f"captured-{name}-{digest(self.settings)}.f32"
+        return CapturedStates(path, (self.model.n_layer, n_dims))
 
     def query_states(self, queries: Sequence[str], tensor: TensorName) -> FloatArray:
         """The states at the last token of the plain prompts of `queries`: `(n, n_layer, n_embd)`,
@@ -372,6 +415,17 @@ class Builder:
         """The form in which either side is prompted for, and the one that answers are judged by."""
         form = form_for(choice.form if choice else "")
         return form, probe_for(form, choice.weights if choice else {})
+
+
+def _sides(pair: PreferencePair) -> tuple[tuple[RequestText, str], tuple[RequestText, str]]:
+    """What was asked and answered on either side."""
+    wanted, unwanted = pair.requests()
+    return (wanted, pair.chosen), (unwanted, pair.rejected)
+
+
+def _key(pair: PreferencePair) -> str:
+    """What a pair's states depend on, but for the settings of the build."""
+    return digest([[vars(request), answer] for request, answer in _sides(pair)])
 
 
 def queries_of(

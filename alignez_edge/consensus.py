@@ -145,9 +145,7 @@ def _ratio(total: FloatArray, weight: FloatArray) -> FloatArray:
     return np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)
 
 
-def counted(
-    model: Model, tokens: Sequence[int], words: frozenset[str]
-) -> npt.NDArray[np.bool_]:
+def counted(model: Model, tokens: Sequence[int], words: frozenset[str]) -> npt.NDArray[np.bool_]:
     """Which of a text's tokens count: those that are no part of one of `words`."""
     ends = np.cumsum([0, *(len(model.token_bytes(token)) for token in tokens)])
     data = b"".join(map(model.token_bytes, tokens))

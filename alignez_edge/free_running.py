@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 FloatArray = npt.NDArray[np.float64]
 
-STRENGTHS: tuple[float, ...] = (0.35, 0.5, 0.75, 1.0, 1.5)
+STRENGTHS: tuple[float, ...] = (0.2, 0.45, 0.8, 1.3)
 """Strengths that are measured, in natural lengths, with either sign."""
 GRID: tuple[float, ...] = (*(-s for s in reversed(STRENGTHS)), *STRENGTHS)
 N_QUESTIONS = 8
@@ -51,8 +51,8 @@ LEAST_SHARE = 0.25
 """Of the span of prompting, what strength 1 of either sign aims at, at least: the plain answers may
 lie at one side already, so that prompting for it moves nothing."""
 TEMPERATURE = 0.8
-_FIRST = 0.1
-"""The smallest unit."""
+_HALF = 0.5
+"""The strength at which half of what saturates is there."""
 PLAIN, POSITIVE, NEGATIVE = range(3)
 """Places of the unsteered answers in a reading; those of `GRID` follow."""
 DEFAULT_FORM = "style"
@@ -180,16 +180,18 @@ def read_questions(
         for n in range(0, len(texts), n_each):
             texts[n + NEGATIVE] = texts[n + PLAIN]
             tick()
-    found = evidence(model, axis, texts, [probe], n_tokens=N_TOKENS, n_ctx=n_ctx)[:, 0]
-    answers = [answer_tokens(model, text, N_TOKENS) or _nothing(model) for text in texts]
-    costs = np.zeros(len(texts))
+    unlike = {text: n for n, text in enumerate(dict.fromkeys(texts))}
+    told = evidence(model, axis, list(unlike), [probe], n_tokens=N_TOKENS, n_ctx=n_ctx)[:, 0]
+    answers = [answer_tokens(model, text, N_TOKENS) or _nothing(model) for text in unlike]
+    paid = np.zeros(len(unlike))
     some = [n for n, answer in enumerate(answers) if answer]
-    items = ((model.ask_tokens(texts[n].query), answers[n]) for n in some)
+    items = ((model.ask_tokens(list(unlike)[n].query), answers[n]) for n in some)
     for n, scores in zip(some, score_batch(model, items, n_ctx=n_ctx), strict=True):
-        costs[n] = -float(scores.mean(dtype=np.float64))
+        paid[n] = -float(scores.mean(dtype=np.float64))
         tick()
     for _ in range(len(texts) - len(some)):
         tick()
+    found, costs = (values[[unlike[text] for text in texts]] for values in (told, paid))
     return [
         FreeReading(
             question,
@@ -209,9 +211,9 @@ def n_texts(questions: Sequence[str]) -> int:
 def calibrate_freely(readings: Sequence[FreeReading], *, one_side: bool = False) -> FreeCalibration:
     """Choose the units from the readings of all questions.
 
-    For either sign the mean effect over strengths is taken for `a sqrt(s) + b s` and the mean cost
-    for `a s + b s^2`, both 0 at 0 (least squares over `STRENGTHS`: five noisy points say less one
-    by one than together). The unit is the smallest strength whose effect is that of prompting for
+    For either sign the mean effect over strengths is taken for `a s / (1/2 + s) + b s` and the mean
+    cost for `a s + b s^2`, both 0 at 0 (least squares over `STRENGTHS`: a few noisy points say less
+    one by one than together). The unit is the smallest strength whose effect is that of prompting for
     that side, and at least `LEAST_SHARE` of the span between the sides, as long as its cost stays
     within `MORE_COST` of what prompting for that side costs; where that is not reached, the
     strength of the largest effect within the bound. Where prompting moves nothing there is nothing
@@ -255,7 +257,7 @@ def _unit(
     effects: FloatArray, costs: FloatArray, target: float | None, bound: float
 ) -> tuple[float, str]:
     """The unit of a sign and what set it, from mean effects towards its side and mean costs."""
-    grid = np.arange(_FIRST, STRENGTHS[-1] + 0.005, 0.01)
+    grid = np.arange(STRENGTHS[0], STRENGTHS[-1] + 0.005, 0.01)
     effect, cost = _at(_effect_terms, grid) @ effects, _at(_cost_terms, grid) @ costs
     beyond = np.flatnonzero(cost > bound)
     inside = int(beyond[0]) if beyond.size else len(grid)
@@ -277,7 +279,7 @@ Terms = Callable[[FloatArray], FloatArray]
 
 
 def _effect_terms(s: FloatArray) -> FloatArray:
-    return np.stack([np.sqrt(s), s], axis=1)
+    return np.stack([s / (_HALF + s), s], axis=1)
 
 
 def _cost_terms(s: FloatArray) -> FloatArray:

@@ -243,6 +243,7 @@ def generate_pairs(
     limit: int | None = None,
     fits: Callable[[str], bool] = lambda query: True,
     score: Score | None = None,
+    keep: Callable[[Sequence[PreferencePair]], None] = lambda pairs: None,
     on_progress: Callable[[int, int], None] | None = None,
     chunk: int = CHUNK,
 ) -> PairSet:
@@ -251,6 +252,7 @@ def generate_pairs(
     `queries` are asked in `form`, one chunk after another, until `limit` usable pairs are there or
     the queries run out (None: all queries). Those that do not fit the model's window (`fits`) are
     passed over. `score` scores the pairs of a chunk; those that do not score above 0 are dropped.
+    `keep` is given those of a chunk that are left, before they reach the file.
     `on_progress(done, total)` counts completions. Every seed is derived from `seed`, the query, its
     side and its step, so neither a kill nor more queries change a pair.
     """
@@ -280,6 +282,7 @@ def generate_pairs(
             entries = _generate_chunk(complete, axis, short, form, chat, seed, score, report)
             if len(short) < len(part):
                 report(each * (len(part) - len(short)))
+            keep([pair for pair, reason in entries if reason is None])
             found_of = {entry[0].query: entry for entry in entries}
             # Pairs that are there stay as they are: a person may have edited them.
             store.append([found_of.get(query, _too_long(query)) for query in missing])

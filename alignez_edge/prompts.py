@@ -76,7 +76,7 @@ def trait(axis: Axis, side: Side) -> str:
 
 
 def an_assistant(trait: str) -> str:
-    """"a polite assistant", "a pirate", "an assistant who talks like a pirate"."""
+    """ "a polite assistant", "a pirate", "an assistant who talks like a pirate"."""
     if _is_verb(trait):
         return f"an assistant who {trait.strip()}"
     return trait.strip() if _is_noun(trait) else f"{with_article(trait)} assistant"
@@ -88,7 +88,7 @@ def be(trait: str) -> str:
 
 
 def very(trait: str) -> str:
-    """"very polite", and the other kinds of traits as `be` has them."""
+    """ "very polite", and the other kinds of traits as `be` has them."""
     return be(trait) if _is_verb(trait) or _is_noun(trait) else f"very {trait.strip()}"
 
 

@@ -35,7 +35,7 @@ from alignez_edge.builder import Builder
 from alignez_edge.demo.judge import AXES
 from alignez_edge.demo.world import demo_queries
 from alignez_edge.edits import Edit, LayerEdit
-from alignez_edge.embeddings import POSITIONS
+from alignez_edge.embeddings import POSITIONS, Tensor
 from alignez_edge.exact import adapter_bytes, adapter_tensors
 from alignez_edge.forms import ExactForm, exact_form
 from alignez_edge.heads import attention_heads
@@ -99,7 +99,7 @@ class Fitted:
         self._work = work_folder(model, self._axis, 0)
         self._queries = [entry["query"] for entry in demo_queries("build")]
         builder = Builder(model, self._axis, 0, width, None, self._work, lambda *_: None)
-        self.pairs = builder.generated(self._queries, AUTO, len(self._queries))[0].pairs
+        self.pairs = builder.generated(self._queries, AUTO, len(self._queries), None)[0].pairs
         self._rows, held_back = split(len(self.pairs))
         self.held_back = [self.pairs[i] for i in held_back]
         self._builder = builder
@@ -141,7 +141,7 @@ class Fitted:
     def _with_exact(self, edit: Callable[..., LayerEdit]) -> Profile:
         """The affine profile with another edit in its layers."""
         profile = self._profile("affine")
-        with self._builder.states(self.pairs, "ffn_out", self._model.n_embd) as states:
+        with self._builder.states(self.pairs, Tensor("ffn_out", self._model.n_embd)) as states:
             form = exact_form(states, self._rows, profile.layers, edit)
         return replace(profile, exact=form)
 
@@ -175,7 +175,7 @@ class Fitted:
         assert profile.exact is not None
         heads = attention_heads(model.gguf, model.lora)
         found = {}
-        with self._builder.states(self.pairs, "kqv_out", heads.n_dims) as states:
+        with self._builder.states(self.pairs, Tensor("kqv_out", heads.n_dims)) as states:
             for position, edit in profile.exact.edits.items():
                 pairs = list(adapter_tensors(model.gguf, edit, model.lora))
                 for layer in profile.layers:

@@ -11,7 +11,6 @@ from hypothesis import settings
 from alignez_edge.runtime.model import Model
 from tests import tinymodels
 
-
 # The same examples on every run; `--hypothesis-profile=default` looks for new ones.
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.load_profile("same")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ from alignez_edge import choice, free_running
 from alignez_edge import pairs as pairs_module
 from alignez_edge.axes import Axis
 from alignez_edge.build import MAX_HELD_BACK, MIN_PAIRS, build_profile, split
+from alignez_edge.builder import STATES_CHUNK, Builder
+from alignez_edge.embeddings import Tensor
 from alignez_edge.errors import AlignezError, BadInputError
 from alignez_edge.files import alone_in
 from alignez_edge.methods import BY_QUERY, METHODS
+from alignez_edge.pairs import PreferencePair
 from alignez_edge.profile import Profile
 from alignez_edge.requests import FORMS
 from alignez_edge.runtime.model import Model
@@ -173,7 +177,7 @@ def test_two_builds_do_not_write_the_same_files(
         with alone_in(work), pytest.raises(AlignezError, match="another process is at work"):
             build_profile(llama_model, AXIS, work=work, **source)  # type: ignore[arg-type]
     assert not list(work.iterdir())
-    build_profile(llama_model, AXIS, queries=QUERIES[:8], work=work)
+    build_profile(llama_model, AXIS, queries=QUERIES, request="style", work=work)
 
 
 def test_pairs_that_calibration_cannot_ask_are_left_out(llama_model: Model, tmp_path: Path) -> None:
@@ -225,20 +229,21 @@ def test_another_seed_writes_other_pairs(llama_model: Model, home: Path) -> None
 
 def test_pairs_that_a_person_edits_count(llama_model: Model, tmp_path: Path) -> None:
     work = tmp_path / "work"
-    before = build_profile(llama_model, AXIS, queries=QUERIES, work=work)
+    before = build_profile(llama_model, AXIS, queries=QUERIES, request="style", work=work)
     header, *lines = (work / "pairs.jsonl").read_text("utf-8").splitlines()
     records = [json.loads(line) for line in lines]
     usable = next(record for record in records if "dropped" not in record)
     usable["dropped"] = "not what I meant"
     write(work / "pairs.jsonl", [json.loads(header), *records])
-    after = build_profile(llama_model, AXIS, queries=QUERIES, work=work)
+    after = build_profile(llama_model, AXIS, queries=QUERIES, request="style", work=work)
     assert after.pairs == before.pairs - 1
     assert after.dropped["not what I meant"] == 1
     assert saved(after, tmp_path) != saved(before, tmp_path)
 
 
 def test_limit_is_the_number_of_usable_pairs(llama_model: Model) -> None:
-    profile = build_profile(llama_model, AXIS, queries=[*QUERIES, *QUERIES], limit=4)
+    queries = [*QUERIES, *QUERIES]
+    profile = build_profile(llama_model, AXIS, queries=queries, request="style", limit=4)
     assert profile.pairs == 4 and 0 < sum(profile.dropped.values()) <= len(QUERIES) - 4
 
 
@@ -287,9 +292,11 @@ def test_the_form_of_request_is_chosen_kept_and_not_tried_again(
 ) -> None:
     work = tmp_path / "work"
     report = build_profile(llama_model, AXIS, queries=QUERIES, work=work).report["request"]
-    assert report["form"] in report["scores"].keys() == set(FORMS) - {"own"}
-    tried = [score["pairs"] for score in report["scores"].values()]
-    assert sorted(tried)[:3] == [choice.N_FIRST] * 3 and min(sorted(tried)[3:]) == choice.N_QUERIES
+    scores = report["scores"]
+    one_step = {form.name for form in FORMS.values() if not form.two_steps} - {"own"}
+    assert report["form"] in scores and one_step == scores.keys() - {"two-steps"}
+    kept = [score for score in scores.values() if score["pairs"] > choice.N_FIRST]
+    assert choice.N_KEPT <= len(kept) <= choice.N_KEPT + 1
     header, *records = map(json.loads, (work / "pairs.jsonl").read_text("utf-8").splitlines())
     assert header["settings"]["request"] == report["form"]
     assert all(("dropped" in record) == (record.get("score", 0) <= 0) for record in records)
@@ -300,6 +307,36 @@ def test_the_form_of_request_is_chosen_kept_and_not_tried_again(
     monkeypatch.setattr("alignez_edge.builder.choose_request", no_more)
     again = build_profile(llama_model, AXIS, queries=QUERIES, work=work, method="mean")
     assert again.report["request"] == report
+
+
+def test_the_states_come_with_the_answers(
+    llama_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is read a second time but what a person has edited. (A random model's answers are
+    other tokens once they are read, so only the deciding token's states can be compared.)"""
+    read: list[int] = []
+    real = Builder._read
+
+    def spy(self: Builder, pairs: Sequence[PreferencePair], tensor: Tensor) -> Any:
+        read.append(len(pairs))
+        return real(self, pairs, tensor)
+
+    monkeypatch.setattr(Builder, "_read", spy)
+    builder = Builder(llama_model, AXIS, 0, 16, None, tmp_path, lambda *_: None)
+    tensor = Tensor("l_out", llama_model.n_embd)
+    found, _ = builder.generated(QUERIES, "style", len(QUERIES), tensor)
+    with builder.states(found.pairs, tensor) as states:
+        assert len(states) == len(found.pairs) and not read
+        for n, (pair, (deciding, answer)) in enumerate(
+            zip(found.pairs, real(builder, found.pairs, tensor), strict=True)
+        ):
+            for side in (0, 1):
+                kept = [np.stack(part[side]) for part in states.record(n)]
+                size = np.linalg.norm(kept[0])
+                assert np.linalg.norm(kept[0] - deciding[side]) < 0.02 * size, pair
+    edited = [replace(found.pairs[0], chosen="Bright!"), *found.pairs[1:]]
+    with builder.states(edited, tensor):
+        assert read == [min(STATES_CHUNK, len(edited))]
 
 
 def test_a_form_can_be_given(llama_model: Model, tmp_path: Path) -> None:

@@ -9,11 +9,12 @@ import numpy as np
 from alignez_edge.axes import Axis
 from alignez_edge.choice import FormScore, RequestChoice, choose_request, n_trials
 from alignez_edge.consensus import FloatArray, Text
-from alignez_edge.requests import FORMS, PROBES, RequestText
+from alignez_edge.requests import FORMS, RequestForm, RequestText
 
 POLITE = Axis("polite", "polite", "rude")
 QUERIES = [f"Question {n}?" for n in range(6)]
 MORE = [f"Question {n}?" for n in range(20)]
+WEIGHTS = {"style": 1.5, "role": 1.0, "interview": 0.5}
 TRIED = [FORMS[name] for name in ("style", "role", "system", "list", "two-steps")]
 
 
@@ -25,19 +26,18 @@ def complete(
         yield index, f"1. {request.system} {request.user} so", True
 
 
-def choose(
-    spans: dict[str, Sequence[float]], queries: Sequence[str] = QUERIES
-) -> RequestChoice:
+def choose(spans: dict[str, Sequence[float]], queries: Sequence[str] = QUERIES) -> RequestChoice:
     """A choice among forms whose pairs have these scores, one a query and then over again."""
 
-    def evidence(texts: Sequence[Text]) -> FloatArray:
+    def evidence(texts: Sequence[Text], probes: Sequence[RequestForm]) -> FloatArray:
         values = []
         for text in texts:
             scores = spans[text.form]
             span = scores[queries.index(text.query) % len(scores)]
             wanted = "rude" not in text.text
-            own = [FORMS[text.form].family == probe.family for probe in PROBES]
-            told = 0.3 + (np.array([1.5, 1.0, 0.5]) * span if wanted else np.zeros(3))
+            own = [FORMS[text.form].family == probe.family for probe in probes]
+            weights = np.array([WEIGHTS[probe.name] for probe in probes])
+            told = 0.3 + (weights * span if wanted else 0 * weights)
             values.append(np.where(own, np.nan, told))
         return np.array(values)
 
@@ -51,8 +51,8 @@ def choose(
 
 
 def test_trials_are_counted() -> None:
-    assert n_trials(TRIED, POLITE, QUERIES) == 3 * (4 * 2 + 4) + 3 * (4 + 2 + 2)
-    assert n_trials(TRIED, POLITE, MORE) == 3 * (4 * 2 + 4) + 5 * (4 + 2 + 2) + 6 * (4 + 2)
+    assert n_trials(TRIED, POLITE, QUERIES) == 3 * 4 * 2 + 3 * 3 * 2 + 6 * 4
+    assert n_trials(TRIED, POLITE, MORE) == 3 * 4 * 2 + 5 * 3 * 2 + 8 * 4 + 6 * (4 + 2)
 
 
 def test_two_that_are_as_good_as_each_other_are_tried_longer() -> None:
@@ -61,9 +61,9 @@ def test_two_that_are_as_good_as_each_other_are_tried_longer() -> None:
     spans["style"] = [0.28, 0.32, 0.3, 0.3]
     found = choose(spans, MORE)
     assert found.form == "style"
-    assert [score.pairs for score in found.scores] == [14, 14, 8, 3, 3]
+    assert [score.pairs for score in found.scores] == [14, 14, 8, 3]
     spans["role"] = [0.8] * 20
-    assert [score.pairs for score in choose(spans, MORE).scores] == [8, 8, 8, 3, 3]
+    assert [score.pairs for score in choose(spans, MORE).scores] == [8, 8, 8, 3]
 
 
 def test_the_largest_span_wins_but_one_that_is_unsure() -> None:
@@ -77,8 +77,16 @@ def test_the_largest_span_wins_but_one_that_is_unsure() -> None:
     assert scores["system"].span > scores["role"].span
     assert scores["role"] == FormScore("role", 0.25, 0.0224, 1.0, 6)
     ranked = [score.form for score in found.scores]
-    assert ranked == ["role", "style", "system", "list", "two-steps"]
-    assert [score.pairs for score in found.scores] == [6, 6, 6, 3, 3]
+    assert ranked == ["role", "style", "system", "list"]
+    assert [score.pairs for score in found.scores] == [6, 6, 6, 3]
+
+
+def test_two_steps_are_tried_where_one_is_among_the_best() -> None:
+    spans: dict[str, Sequence[float]] = {form.name: [0.1] for form in TRIED}
+    spans["list"], spans["two-steps"] = [0.3, 0.32], [0.5, 0.52]
+    found = choose(spans)
+    assert found.form == "two-steps"
+    assert [score.pairs for score in found.scores] == [6, 6, 6, 6, 3]
 
 
 def test_a_form_that_goes_the_wrong_way_never_wins() -> None:
@@ -100,6 +108,6 @@ def test_a_choice_is_kept_as_json_and_told_in_a_report() -> None:
     assert found.weights == {"style": 1.5, "role": 1.0, "interview": 0.5}
     report = found.report()
     assert RequestChoice.of(report) == found
-    assert report["form"] == "style" and list(report["scores"]) == [f.name for f in TRIED]
+    assert report["form"] == "style" and list(report["scores"]) == [f.name for f in TRIED[:-1]]
     assert report["scores"]["list"].keys() == {"span", "error", "right", "pairs"}
     assert RequestChoice("role").works and RequestChoice("role").report()["scores"] == {}

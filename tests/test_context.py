@@ -113,6 +113,30 @@ def test_the_last_injection_replaces_the_one_before(llama_model: Model) -> None:
     assert np.array_equal(expected, found)
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_written_vectors_are_what_llama_cpp_would_be_told(
+    llama_model: Model, monkeypatch: pytest.MonkeyPatch, at_once: bool
+) -> None:
+    """All layers at once where they lie in memory at equal distances, else tensor by tensor."""
+    if not at_once:
+        monkeypatch.setattr("alignez_edge.runtime.places._view", lambda tensors: None)
+    tokens = llama_model.tokenize(TEXT, begin=True)
+    low, high = layer_vectors(llama_model, 1), layer_vectors(llama_model, 4, 5)
+    expected = []
+    for vectors in (low, high, None):
+        with Context(llama_model) as context:
+            context.inject(vectors)
+            expected.append(decode_all(context, tokens))
+    with Context(llama_model) as context:
+        context.inject(high)
+        decode_all(context, tokens)
+        assert context._places.known and (context._places._view is not None) == at_once
+        for vectors, wanted in zip((low, high, None), expected, strict=True):
+            context.clear()
+            context.inject(vectors)
+            assert np.array_equal(decode_all(context, tokens), wanted)
+
+
 def test_an_unchanged_injection_calls_nothing(
     llama_model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alignez_edge.embeddings import HiddenStates
+from alignez_edge.embeddings import CapturedStates, HiddenStates
+from alignez_edge.runtime.types import States
 
 SHAPE = (3, 5)
 
@@ -49,3 +50,22 @@ def test_a_record_of_another_shape_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="does not fit"):
             states.append([np.zeros((3, 4))] * 2, [np.zeros((3, 4))] * 2)
         assert len(states) == 0
+
+
+def test_captured_states_are_found_by_their_pair(tmp_path: Path) -> None:
+    data = records(3)
+    sides = [[States(each[side, 0], each[side, 1], 1) for side in (0, 1)] for each in data]
+    path = tmp_path / "captured.f32"
+    with CapturedStates(path, SHAPE) as captured:
+        captured.add({"a": sides[0], "b": sides[1]})
+    with path.with_suffix(".keys").open("a") as keys, HiddenStates(path, SHAPE) as torn:
+        fill(torn, data[2:])  # a kill came before its key was whole
+        keys.write("c")
+    with CapturedStates(path, SHAPE) as captured:
+        assert captured.get("c") is None
+        captured.add({"c": sides[2]})
+    with CapturedStates(path, SHAPE) as captured:
+        for key, each in zip("abc", data, strict=True):
+            found = captured.get(key)
+            assert found is not None
+            np.testing.assert_array_equal(np.stack(found, axis=1), each)

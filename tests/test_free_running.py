@@ -26,6 +26,8 @@ from alignez_edge.requests import FORMS, PROBES
 from alignez_edge.runtime.model import Model
 from tests.profiles import random_profile
 
+N_EACH = 3 + len(GRID)
+
 
 def planted(
     up: float, down: float, asked: tuple[float, float], price: float = 0.0, paid: float = 0.0
@@ -44,7 +46,7 @@ def planted(
     return found
 
 
-@given(up=st.floats(1, 2), down=st.floats(1, 2), at=st.floats(0.4, 1.4))
+@given(up=st.floats(1, 2), down=st.floats(1, 2), at=st.floats(0.4, 1.25))
 def test_a_unit_of_either_sign_means_as_much_as_prompting(
     up: float, down: float, at: float
 ) -> None:
@@ -61,11 +63,11 @@ def test_the_sides_have_units_of_their_own() -> None:
 
 
 def test_the_cost_binds_above_that_of_prompting() -> None:
-    found = calibrate_freely(planted(1.0, 1.0, asked=(1.4, 1.4), price=1.0, paid=0.39))
+    found = calibrate_freely(planted(1.0, 1.0, asked=(1.25, 1.25), price=1.0, paid=0.39))
     assert found.limits == ("cost", "cost")
     assert found.unit == pytest.approx((0.39 + MORE_COST) ** 0.5, abs=0.0101)
     # That prompting costs nothing, or less than nothing, leaves the bound where it is.
-    less = calibrate_freely(planted(1.0, 1.0, asked=(1.4, 1.4), price=1.0, paid=-2.0))
+    less = calibrate_freely(planted(1.0, 1.0, asked=(1.25, 1.25), price=1.0, paid=-2.0))
     assert less.unit == pytest.approx(MORE_COST**0.5, abs=0.0101)
 
 
@@ -92,10 +94,10 @@ def test_one_side_only() -> None:
     assert found.unit == found.unit_negative == pytest.approx(0.6, abs=0.0101)
 
 
-@given(st.lists(st.floats(-3, 3), min_size=26, max_size=26))
+@given(st.lists(st.floats(-3, 3), min_size=2 * N_EACH, max_size=2 * N_EACH))
 def test_any_reading_gives_units_within_the_grid(values: list[float]) -> None:
-    n = 3 + len(GRID)
-    found = calibrate_freely([FreeReading("?", tuple(values[:n]), tuple(values[n:]))])
+    readings = [FreeReading("?", tuple(values[:N_EACH]), tuple(values[N_EACH:]))]
+    found = calibrate_freely(readings)
     for unit, limit in zip((found.unit, found.unit_negative), found.limits, strict=True):
         assert 0 < unit <= STRENGTHS[-1] and limit in ("prompting", "cost", "grid")
     assert set(found.curves()) >= {"strengths", "effect", "cost"}
@@ -146,7 +148,7 @@ def test_answers_are_read(llama_model: Model) -> None:
         assert min(reading.cost) > 0
     strong = read(1.0)
     assert [reading.texts[0] for reading in strong] == [reading.texts[0] for reading in still]
-    assert all(len(set(reading.texts)) > 5 for reading in strong)
+    assert all(len(set(reading.texts)) > 4 for reading in strong)
     alone = read(1.0, one_side=True)
     assert all(reading.texts[2] == reading.texts[0] for reading in alone)
     assert all(reading.evidence[2] == reading.evidence[0] for reading in alone)

@@ -274,15 +274,12 @@ class Context:
             if not vectors.any():
                 vectors = None
         before = self._injected
-        if vectors is None or before is None:
-            if vectors is before:
-                return
-        elif np.array_equal(before, vectors):
+        if vectors is before:
             return
         self._injected = _UNKNOWN
         if self._places.known:
             self._places.write(vectors)
-        else:
+        elif vectors is None or before is None or not np.array_equal(before, vectors):
             self._tell(vectors)
         self._injected = vectors
 

@@ -246,9 +246,7 @@ class Scheduler:
             self._running = [work for work in self._running if not work.told_end]
             started = {work.ticket for work in self._running}
             self._waiting = deque(
-                work
-                for work in self._waiting
-                if work.ticket not in started and not work.told_end
+                work for work in self._waiting if work.ticket not in started and not work.told_end
             )
             self._slots.mend([_slot(work) for work in self._running])
             for work in self._running:
