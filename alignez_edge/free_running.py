@@ -181,11 +181,12 @@ def read_questions(
             texts[n + NEGATIVE] = texts[n + PLAIN]
             tick()
     unlike = {text: n for n, text in enumerate(dict.fromkeys(texts))}
-    told = evidence(model, axis, list(unlike), [probe], n_tokens=N_TOKENS, n_ctx=n_ctx)[:, 0]
-    answers = [answer_tokens(model, text, N_TOKENS) or _nothing(model) for text in unlike]
-    paid = np.zeros(len(unlike))
+    own = list(unlike)
+    told = evidence(model, axis, own, [probe], n_tokens=N_TOKENS, n_ctx=n_ctx)[:, 0]
+    answers = [answer_tokens(model, text, N_TOKENS) or _nothing(model) for text in own]
+    paid = np.zeros(len(own))
     some = [n for n, answer in enumerate(answers) if answer]
-    items = ((model.ask_tokens(list(unlike)[n].query), answers[n]) for n in some)
+    items = ((model.ask_tokens(own[n].query), answers[n]) for n in some)
     for n, scores in zip(some, score_batch(model, items, n_ctx=n_ctx), strict=True):
         paid[n] = -float(scores.mean(dtype=np.float64))
         tick()
@@ -213,9 +214,9 @@ def calibrate_freely(readings: Sequence[FreeReading], *, one_side: bool = False)
 
     For either sign the mean effect over strengths is taken for `a s / (1/2 + s) + b s` and the mean
     cost for `a s + b s^2`, both 0 at 0 (least squares over `STRENGTHS`: a few noisy points say less
-    one by one than together). The unit is the smallest strength whose effect is that of prompting for
-    that side, and at least `LEAST_SHARE` of the span between the sides, as long as its cost stays
-    within `MORE_COST` of what prompting for that side costs; where that is not reached, the
+    one by one than together). The unit is the smallest strength whose effect is that of prompting
+    for that side, and at least `LEAST_SHARE` of the span between the sides, as long as its cost
+    stays within `MORE_COST` of what prompting for that side costs; where that is not reached, the
     strength of the largest effect within the bound. Where prompting moves nothing there is nothing
     to aim at: the unit is the natural length, within the bound. With `one_side` the other side is
     the plain answer, and strength -1 as long as +1.

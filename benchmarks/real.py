@@ -46,6 +46,9 @@ QUESTIONS = Path(__file__).parent / "questions"
 CACHE = Path(__file__).parent.parent / ".cache" / "real"
 MARKER = "real"
 N_SHOWN = 5
+LONG = {"concise": 2}
+"""How many times longer answers may be on an axis whose instrument needs it: a long answer that is
+cut is as short as any other."""
 N_SHARED = 50
 """Questions of the build of an axis that has none of its own; the built-in axes have as many."""
 PLAIN = Arm("plain")
@@ -113,13 +116,18 @@ def build_queries(axis: Axis) -> list[str]:
 
 
 def strongest(
-    answers: Answers, name: str, axis: Axis, forms: Sequence[RequestForm], queries: Sequence[str]
+    answers: Answers,
+    name: str,
+    axis: Axis,
+    forms: Sequence[RequestForm],
+    queries: Sequence[str],
+    n_tokens: int,
 ) -> tuple[RequestForm, dict[str, float]]:
     """The form whose sides the instrument finds farthest apart, and the spans of all."""
     spans = {}
     asked = [Arm(f"{form.name} {side}", form, side) for form in forms for side in SIDES]
     tasks = [Task(arm, query, row, 0) for row, query in enumerate(queries) for arm in asked]
-    found = answers.to(axis, tasks)
+    found = answers.to(axis, tasks, n_tokens, cost=False)
     for i, form in enumerate(forms):
         above, below = (
             Judged.of(name, found[2 * i + side :: len(asked)], 1).scores for side in (0, 1)
@@ -198,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--queries", type=int, default=60, help="questions to report on")
     parser.add_argument("--choosing", type=int, default=24, help="questions to choose the form on")
     parser.add_argument("--seeds", type=int, default=3, help="answers to each question")
-    parser.add_argument("--tokens", type=int, default=64, help="tokens of an answer at most")
+    parser.add_argument("--tokens", type=int, default=48, help="tokens of an answer at most")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--limit", type=int, help="pairs of a build (default: the library's)")
     parser.add_argument("--folder", type=Path, help="where everything is kept")
@@ -213,9 +221,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with Model.load(ModelNames().find(options.model), threads=options.threads) as model:
         key = f"{model.path.stem}-{model.fingerprint.digest()[:16]}"
         folder = make_folder(options.folder or CACHE / key)
-        answers = Answers(model, folder, options.tokens, say)
+        answers = Answers(model, folder, say)
         for name in options.axes:
             axis = OWN.get(name) or Axis.builtin(name)
+            n_tokens = LONG.get(name, 1) * options.tokens
             profile = profile_of(model, name, axis, folder, options.limit, say)
             forms = [
                 form
@@ -223,7 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 if form.fits(axis) and (form.name != "system" or takes_system(model))
             ]
             say(f"{name}: which form of prompting is the strongest?")
-            form, spans = strongest(answers, name, axis, forms, others)
+            form, spans = strongest(answers, name, axis, forms, others, n_tokens)
             say(f"{name}: {form.name}, of {', '.join(f'{k} {v:+.2f}' for k, v in spans.items())}")
             found = arms(form)
             tasks = [
@@ -232,11 +241,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 for seed in range(options.seeds)
                 for arm in found.values()
             ]
-            made = answers.to(axis, tasks, profile)
+            made = answers.to(axis, tasks, n_tokens, profile)
             by_arm = {arm: made[i :: len(found)] for i, arm in enumerate(found)}
             judged[name] = {arm: Judged.of(name, own, options.seeds) for arm, own in by_arm.items()}
             told[name] = {
                 "form": form.name,
+                "tokens": n_tokens,
                 "form spans": spans,
                 "instrument": asdict(INSTRUMENTS[name])["name"],
                 "profile": {

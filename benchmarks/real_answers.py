@@ -70,8 +70,8 @@ class Task:
 class Answers:
     """The answers of one model, kept in `folder`."""
 
-    def __init__(self, model: Model, folder: Path, n_tokens: int, say: Say) -> None:
-        self._model, self._n_tokens, self._say = model, n_tokens, say
+    def __init__(self, model: Model, folder: Path, say: Say) -> None:
+        self._model, self._say = model, say
         self._digest = model.fingerprint.digest()
         self._file = folder / "answers.jsonl"
         self._kept: dict[str, Answer] = {}
@@ -80,8 +80,17 @@ class Answers:
             key = row.pop("key")
             self._kept[key] = Answer(**row)
 
-    def to(self, axis: Axis, tasks: Sequence[Task], profile: Profile | None = None) -> list[Answer]:
-        """The answers, in order; those that are not kept yet are made chunk by chunk."""
+    def to(
+        self,
+        axis: Axis,
+        tasks: Sequence[Task],
+        n_tokens: int,
+        profile: Profile | None = None,
+        *,
+        cost: bool = True,
+    ) -> list[Answer]:
+        """The answers, in order; those that are not kept yet are made chunk by chunk. Without
+        `cost` their `nats` are left out."""
         injections = {
             strength: (profile * strength).injection(self._model)
             for strength in {task.arm.strength for task in tasks}
@@ -90,7 +99,7 @@ class Answers:
         marks = {strength: _mark(profile, strength) for strength in {0.0, *injections}}
         asked = self._requests(axis, tasks)
         keys = [
-            self._key(request, marks[task.arm.strength], task.draw, self._n_tokens)
+            self._key(request, marks[task.arm.strength], task.draw, n_tokens)
             for request, task in zip(asked, tasks, strict=True)
         ]
         missing = {key: i for i, key in enumerate(keys) if key not in self._kept}
@@ -101,7 +110,7 @@ class Answers:
                 (key, asked[i], tasks[i].query, injections.get(tasks[i].arm.strength), tasks[i])
                 for key, i in chunk
             ]
-            self._make(jobs)
+            self._make(jobs, n_tokens, cost)
             done += len(chunk)
             rest = (time.monotonic() - begin) / done * (n_left - done)
             self._say(f"{axis.name}: {done} of {n_left} answers; about {rest:.0f} s left")
@@ -130,6 +139,7 @@ class Answers:
                     for key, i in missing[start : start + CHUNK]
                 ],
                 DESCRIPTION_TOKENS,
+                cost=False,
             )
         for i, key in keys.items():
             items = prompts.parse_characteristics(self._kept[key].text)
@@ -140,7 +150,8 @@ class Answers:
     def _make(
         self,
         jobs: Sequence[tuple[str, RequestText, str, Injection | Conditional | None, Task]],
-        n_tokens: int | None = None,
+        n_tokens: int,
+        cost: bool = True,
     ) -> None:
         """Draw, score and keep the answers of one chunk."""
         requests = [
@@ -148,7 +159,7 @@ class Answers:
                 self._model.prompt(request.messages()).tokens,
                 Sampling(
                     seed=task.draw,
-                    max_tokens=n_tokens or self._n_tokens,
+                    max_tokens=n_tokens,
                     stop=self._model.stops,
                 ),
                 i,
@@ -158,7 +169,7 @@ class Answers:
         ]
         drawn = {done.index: done for done in generate_batch(self._model, requests, width=WIDTH)}
         # Those to one question side by side: they share its prompt.
-        order = sorted((i for i in drawn if drawn[i].tokens), key=lambda i: jobs[i][2])
+        order = sorted((i for i in drawn if cost and drawn[i].tokens), key=lambda i: jobs[i][2])
         items = [(self._model.ask_tokens(jobs[i][2]), drawn[i].tokens) for i in order]
         scored = score_batch(self._model, items)
         nats = {i: -float(found.sum()) for i, found in zip(order, scored, strict=True)}

@@ -86,7 +86,10 @@ def eval_(
     ] = None,
     asking: Annotated[
         bool,
-        typer.Option("--asking", help="Also answer with either side asked for in the prompt."),
+        typer.Option(
+            "--asking",
+            help="Also answer with either side asked for in the prompt, and with both together.",
+        ),
     ] = False,
     reference: Annotated[
         str | None,
@@ -173,6 +176,7 @@ def eval_(
                 *reference_arms(reference, against, steered.inject, made),
                 *(kinds.asked(made) if asking else ()),
                 *made,
+                *(kinds.both(made) if asking else ()),
                 *(kinds.prompted(preamble, made) if preamble.messages else ()),
             ]
             fitting = that_fit(model, arms, asked, ctx)

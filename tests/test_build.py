@@ -327,7 +327,7 @@ def test_the_states_come_with_the_answers(
     found, _ = builder.generated(QUERIES, "style", len(QUERIES), tensor)
     with builder.states(found.pairs, tensor) as states:
         assert len(states) == len(found.pairs) and not read
-        for n, (pair, (deciding, answer)) in enumerate(
+        for n, (pair, (deciding, _)) in enumerate(
             zip(found.pairs, real(builder, found.pairs, tensor), strict=True)
         ):
             for side in (0, 1):

@@ -100,10 +100,11 @@ def test_the_table_says_wins_and_prices(
     assert said.code == 0
     lines = said.out.splitlines()
     assert lines[0].startswith("Random model: 3 queries, 1 answer to each, judged by wordy-")
-    head = "arm            more    win  lose  tie  net win %"
+    head = "arm                more    win  lose  tie  net win %"
     assert lines[2].startswith(head) and lines[2].endswith("of asking")
-    arms = [line.split("  ")[0] for line in lines[3:7]]
-    assert arms == ["asked:polite+", "asked:polite-", "bright:-1", "bright:1"]
+    arms = [line.split("  ")[0] for line in lines[3:9]]
+    both = ["bright:-1 + asked", "bright:1 + asked"]
+    assert arms == ["asked:polite+", "asked:polite-", "bright:-1", "bright:1", *both]
     assert "the price, against plain answers:" in lines
     assert f"kept in {tmp_path / 'run'}" in said.err
 

@@ -407,3 +407,21 @@ def test_a_run_that_makes_no_sense_is_refused(
     (tmp_path / "run.json").write_text(json.dumps(run | change), "utf-8")
     with pytest.raises(BadInputError, match="does not say what a run is"):
         RunFolder(tmp_path)
+
+
+def test_prompting_asks_in_the_form_of_the_pairs_and_may_go_with_steering(tiny: Model) -> None:
+    profile = random_profile(tiny)
+    chosen = replace(profile, report={"request": {"form": "style"}})
+    made = [arms.steered("polite", chosen * s) for s in (-1.0, 0.0, 1.0)]
+    wanted = "Why? Answer in a very polite way."
+    plus, minus = arms.asked(made)
+    assert plus.messages("Why?", chat=True) == [{"role": "user", "content": wanted}]
+    assert minus.aims[0].side == "negative"
+    down, up = arms.both(made)
+    assert (down.name, up.name) == ("polite:-1 + asked", "polite:1 + asked")
+    assert up.messages("Why?", chat=True) == plus.messages("Why?", chat=True)
+    assert up.steering == made[-1].steering and down.aims[0].side == "negative"
+    # A profile of before says nothing of a form; two steps are no prompt that anybody writes.
+    for report in ({}, {"request": {"form": "two-steps"}}, {"request": "?"}):
+        old = arms.steered("polite", replace(profile, report=report) * 1.0)
+        assert {arm.form for arm in arms.asked([old])} == {"list"}

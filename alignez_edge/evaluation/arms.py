@@ -13,16 +13,20 @@ from typing import TYPE_CHECKING, Any, Literal
 from alignez_edge import prompts
 from alignez_edge.axes import Axis
 from alignez_edge.evaluation.runfolder import digest
+from alignez_edge.free_running import form_for
 from alignez_edge.preamble import Preamble
 from alignez_edge.prompts import SIDES, Side
+from alignez_edge.requests import FORMS, RequestText
 from alignez_edge.steering import Steering
 
 if TYPE_CHECKING:
     from alignez_edge.profile import Profile
     from alignez_edge.runtime.types import Message
 
-Kind = Literal["plain", "steered", "asked", "prompted", "reference"]
+Kind = Literal["plain", "steered", "asked", "both", "prompted", "reference"]
 PLAIN = "plain"
+ASKING: tuple[Kind, ...] = ("asked", "both")
+"""The kinds that put a wish into the prompt."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,9 @@ class Arm:
 
     `profile` and `strength` say what steers, as a person would say it; a sum of several profiles
     has the first one's strength. `aims` are what it is judged by: none for plain answers, the first
-    being its own. The kind `asked` puts the wish for the own aim into the prompt. `preamble` stands
-    before the query. `sweep` are the settings that tell it from its neighbours in a sweep.
+    being its own. The kind `asked` puts the wish for the own aim into the prompt, in the form of
+    request named `form`; `both` steers as well. `preamble` stands before the query. `sweep` are the
+    settings that tell it from its neighbours in a sweep.
     """
 
     name: str
@@ -56,14 +61,16 @@ class Arm:
     steering: Steering | None = None
     preamble: Preamble = field(default_factory=Preamble)
     sweep: Mapping[str, str | float] = field(default_factory=dict)
+    form: str = ""
 
-    def messages(self, query: str) -> list[Message]:
-        """The conversation that asks for the answer to `query`."""
-        text = query
-        if self.kind == "asked":
+    def messages(self, query: str, *, chat: bool) -> list[Message]:
+        """The conversation that asks for the answer to `query`; `chat` says whether the model has a
+        chat template."""
+        request = RequestText(query)
+        if self.kind in ASKING:
             own = self.aims[0]
-            text = prompts.prompted(query, own.axis, own.side)
-        return self.preamble.before([{"role": "user", "content": text}])
+            request = FORMS[self.form].request(query, own.axis, own.side, chat=chat)
+        return self.preamble.before(request.messages())
 
     def describe(self) -> dict[str, Any]:
         """The arm as the run folder keeps it."""
@@ -87,6 +94,7 @@ class Arm:
             ],
             "way": self.steering.way if self.steering else "",
             "kind": self.kind,
+            "form": self.form,
             "system": self.preamble.name or None,
             "system_digest": digest(self.preamble.messages) if self.preamble.messages else "",
             "sweep": dict(self.sweep),
@@ -134,15 +142,37 @@ def aim_of(profile: Profile, strength: float) -> Aim:
     return Aim(profile.axis, "negative" if strength < 0 else "positive")
 
 
-def asked(steered_arms: Iterable[Arm]) -> list[Arm]:
-    """The yardstick: for every axis of the arms, either side simply asked for in the prompt."""
-    axes = {aim.axis.name: aim.axis for arm in steered_arms for aim in arm.aims}
+def asked(steered_arms: Sequence[Arm]) -> list[Arm]:
+    """The yardstick: for every axis of the arms, either side simply asked for in the prompt, in the
+    form that the profile's pairs were asked for in."""
+    forms = {aim.axis.name: (aim.axis, "list") for arm in steered_arms for aim in arm.aims}
+    for arm in steered_arms:
+        for profile, _ in arm.steering.terms if arm.steering else ():
+            forms[profile.axis.name] = profile.axis, _form_of(profile)
     signs = {"positive": "+", "negative": "-"}
     return [
-        Arm(f"asked:{name}{signs[side]}", "asked", aims=(Aim(axis, side),))
-        for name, axis in axes.items()
+        Arm(f"asked:{name}{signs[side]}", "asked", aims=(Aim(axis, side),), form=form)
+        for name, (axis, form) in forms.items()
         for side in SIDES
     ]
+
+
+def both(steered_arms: Iterable[Arm]) -> list[Arm]:
+    """Each arm of one profile, steered, with the side that it aims at asked for as well."""
+    found = []
+    for arm in steered_arms:
+        terms = arm.steering.terms if arm.steering else ()
+        if len(terms) == 1 and arm.strength:
+            form = _form_of(terms[0][0])
+            found.append(replace(arm, name=f"{arm.name} + asked", kind="both", form=form))
+    return found
+
+
+def _form_of(profile: Profile) -> str:
+    """The form of request that a profile's pairs were asked for in, in one step."""
+    request = profile.report.get("request")
+    name = request.get("form") if isinstance(request, Mapping) else None
+    return form_for(name).name if name in FORMS else "list"
 
 
 def reference(name: str, steered_arms: Iterable[Arm], steering: Steering | None = None) -> Arm:

@@ -120,4 +120,4 @@ def that_fit(
 
 def prompt_of(model: Model, arm: Arm, query: str) -> tuple[int, ...]:
     """The tokens that ask for an arm's answer to a query."""
-    return model.prompt(arm.messages(query)).tokens
+    return model.prompt(arm.messages(query, chat=model.template is not None)).tokens

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alignez_edge.errors import AlignezError
-from alignez_edge.evaluation.arms import PLAIN, Aim, Arm
+from alignez_edge.evaluation.arms import ASKING, PLAIN, Aim, Arm
 from alignez_edge.evaluation.plan import Plan, prompt_of
 from alignez_edge.evaluation.results import results_of
 from alignez_edge.evaluation.runfolder import RunFolder
@@ -251,7 +251,7 @@ class _Work:
         with Scorer(self.model, n_ctx=self.plan.n_ctx) as scorer:
             (base,) = scorer.log_probs(prompts[0], answer)
             for arm, injection, prompt in zip(arms, injections, prompts, strict=True):
-                if query is None and (arm.kind == "asked" or arm.preamble.messages):
+                if query is None and (arm.kind in ASKING or arm.preamble.messages):
                     yield dict(_UNKNOWN)
                     continue
                 (rows,) = scorer.log_probs(prompt, answer, [injection])
