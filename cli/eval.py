@@ -21,7 +21,7 @@ from .evalarms import (
     swept_arms,
     unique,
 )
-from .evaltables import summary
+from .evaltables import summary, warnings
 from .judge import JudgeOptions, tested
 from .options import (
     DEFAULT_WIDTH,
@@ -200,6 +200,9 @@ def eval_(
     for row in results["rows"]:
         out.record(row)
     out.result(summary(results))
+    if out.json:
+        for warning in warnings(results):
+            out.notice(f"warning: {warning}")
     out.notice(f"kept in {printable(str(folder), 500)}")
 
 
