@@ -48,6 +48,11 @@ class Fit(Enum):
     SAME_SHAPE = "the same shape"
     DIFFERENT = "another model"
 
+    @property
+    def word(self) -> str:
+        """`same`, `same-shape` or `different`: as JSON says it."""
+        return self.name.lower().replace("_", "-")
+
 
 @dataclass(frozen=True)
 class Comparison:

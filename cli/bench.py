@@ -60,7 +60,7 @@ def bench(
         raise BadInputError(f"--repeat is {repeat}; it must be at least 1")
     if not (math.isfinite(seconds) and seconds > 0):
         raise BadInputError(f"--seconds is {seconds}; it must be a number above 0")
-    steering = steered.load()
+    steering = steered.load(loading)
     with loading.load(out) as model:
         from alignez_edge.speed import measure
 

@@ -150,6 +150,8 @@ def build(
     come the directions, the layers and the calibrated strength. Interrupted and started again
     with the same options, it goes on where it was.
     """
+    from alignez_edge.files import place_of
+
     check_width(parallel)
     if limit is not None and limit < MIN_LIMIT:
         raise BadInputError(f"--limit is {limit}; it must be at least {MIN_LIMIT}")
@@ -190,8 +192,10 @@ def build(
             ctx=ctx,
             texts=telling.texts,
         )
-    target = _target(what, output)
+    if output is not None:
+        place_of(output)  # before the work
     with loading.load(out) as model:
+        target = Path(output) if output is not None else _target(what, model)
         try:
             with out.progress() as progress:
                 profile = make(model, on_progress=progress, on_notice=out.notice)
@@ -226,12 +230,11 @@ def _like(
     name: str, queries: str | None, pairs: str | None, loading: ModelOptions, out: Output
 ) -> tuple[Axis, ModelOptions, Make]:
     """How to build a profile again: its axis, the model with as many threads, and the build."""
-    from alignez_edge.library import ProfileLibrary
     from alignez_edge.profile import Profile
     from alignez_edge.provenance import build_like, differences, threads_of
     from alignez_edge.queries import read_queries
 
-    original = Profile.load(ProfileLibrary().find(name))
+    original = Profile.load(loading.find(name))
     asked = read_queries(queries) if queries is not None else None
     if loading.threads is None:
         loading = replace(loading, threads=threads_of(original))
@@ -290,16 +293,14 @@ def _queries(
     return None
 
 
-def _target(axis: Axis, output: str | None) -> Path:
-    """Where the profile goes, checked before the work begins."""
+def _target(axis: Axis, model: Model) -> Path:
+    """Where the profile goes in the library, checked before the work begins."""
     from alignez_edge.files import make_folder, place_of
     from alignez_edge.library import ProfileLibrary
 
-    if output is None:
-        target = ProfileLibrary().path(axis.name)
-        make_folder(target.parent)
-    else:
-        target = Path(output)
+    library = ProfileLibrary()
+    make_folder(library.folder)
+    target = library.place(axis.name, model.fingerprint, model.facts.name)
     place_of(target)
     return target
 

@@ -44,7 +44,7 @@ def chat(
     from alignez_edge.runtime.session import Session
     from alignez_edge.verdict import Verdict
 
-    steering, preamble = steered.load(), prompted.load()
+    steering, preamble = steered.load(loading), prompted.load()
     with loading.load(out) as model, Session(model, n_ctx=ctx) as session:
         check_fit(steering, model, out)
         check_preamble(preamble, model, ctx, out)

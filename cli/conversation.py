@@ -176,10 +176,15 @@ class Conversation:
                 names = shlex.split(rest)
             except ValueError:
                 raise BadInputError("a quotation mark is not closed") from None
-            steering = load_steering(names, self._steering.way)
+            steering = load_steering(names, self._find, self._steering.way)
             check_fit(steering, self._model, self._out)
             self._steering, self._is_plain = steering, False
         self._out.notice(f"({self.steered_by()})")
+
+    def _find(self, name: str) -> Path:
+        from alignez_edge.library import ProfileLibrary
+
+        return ProfileLibrary().find(name, self._model.fingerprint)
 
     def _strength(self, rest: str) -> None:
         from alignez_edge.steering import Steering

@@ -83,15 +83,13 @@ def _profile(model: Model, axis: Axis, fresh: bool, seed: int, out: Output) -> P
     """The demo's profile: the one that is there if it fits, else a new one."""
     from alignez_edge.build import build_profile
     from alignez_edge.demo.world import demo_queries
-    from alignez_edge.files import is_there
     from alignez_edge.library import ProfileLibrary
     from alignez_edge.profile import Profile
 
     library = ProfileLibrary()
-    path = library.path(NAME)
-    if is_there(path) and not fresh:
+    if library.called(NAME) and not fresh:
         try:
-            profile = Profile.load(path)
+            profile = Profile.load(library.find(NAME, model.fingerprint))
             (profile * 1.0).notices(model)
         except AlignezError:
             out.notice("the profile of an earlier demo does not fit any more: building it anew")
@@ -113,7 +111,7 @@ def _profile(model: Model, axis: Axis, fresh: bool, seed: int, out: Output) -> P
     except KeyboardInterrupt:
         out.notice("interrupted: start the demo again and it goes on where it was")
         raise
-    library.save(NAME, profile)
+    path = library.save(NAME, profile)
     spent = duration(sum(progress.seconds.values()))
     size = path.stat().st_size / 1000
     _say(

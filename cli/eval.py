@@ -21,7 +21,7 @@ from .evalarms import (
     swept_arms,
     unique,
 )
-from .evaltables import summary
+from .evaltables import summary, warnings
 from .judge import JudgeOptions, tested
 from .options import (
     DEFAULT_WIDTH,
@@ -35,6 +35,7 @@ from .options import (
     check_preamble,
     check_width,
     grouped,
+    model_file,
 )
 from .output import Output
 
@@ -146,13 +147,13 @@ def eval_(
     """
     check_width(parallel)
     _check(limit, seeds, reference, against, grid, steered.profile)
-    given = [named(text, steered.inject) for text in (*steered.profile, *(grid or ()))]
+    given = [named(text, loading, steered.inject) for text in (*steered.profile, *(grid or ()))]
     scale = parse_strengths(strengths) if strengths is not None else None
     sweeps = parse_sweeps(sweep, ablations, strengths, grid)
     asked = _queries(queries, limit, loading, out)
     preamble = prompting.load()
     who, identity = _judge(judge, loading, judging, drawing.seed)
-    other_model = _model_file(reference)
+    other_model = model_file(reference) if reference is not None else None
 
     from alignez_edge.evaluation import arms as kinds
     from alignez_edge.evaluation.plan import Plan, that_fit
@@ -173,7 +174,7 @@ def eval_(
                 made = arms_of(unique(given), scale, grid is not None)
             arms = [
                 kinds.plain(),
-                *reference_arms(reference, against, steered.inject, made),
+                *reference_arms(reference, against, loading, steered.inject, made),
                 *(kinds.asked(made) if asking else ()),
                 *made,
                 *(kinds.both(made) if asking else ()),
@@ -203,6 +204,9 @@ def eval_(
     for row in results["rows"]:
         out.record(row)
     out.result(summary(results))
+    if out.json:
+        for warning in warnings(results):
+            out.notice(f"warning: {warning}")
     out.notice(f"kept in {printable(str(folder), 500)}")
 
 
@@ -223,16 +227,6 @@ def _check(
         raise BadInputError("--grid and -p exclude each other", "a grid names its two profiles")
     if not profiles and grid is None:
         raise BadInputError("there is no profile to evaluate", "name one: -p polite")
-
-
-def _model_file(name: str | None) -> Path | None:
-    from alignez_edge.config import DEMO, ModelNames
-
-    if name == DEMO:
-        from alignez_edge.runtime.model import demo_file
-
-        return demo_file()
-    return None if name is None else ModelNames().find(name)
 
 
 def _queries(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from alignez_edge.errors import BadInputError
 from alignez_edge.files import printable
 
-from .options import load_steering
+from .options import ModelOptions, load_steering
 from .output import Output
 
 if TYPE_CHECKING:
@@ -37,12 +37,12 @@ def parse_strengths(text: str) -> tuple[float, ...]:
     return found
 
 
-def named(text: str, way: str) -> tuple[str, Steering]:
+def named(text: str, loading: ModelOptions, way: str) -> tuple[str, Steering]:
     """A profile as it was named, without a folder, and its steering."""
     from alignez_edge.library import SUFFIX, parse_profile_option
 
     name, _ = parse_profile_option(text)
-    return Path(name).name.removesuffix(SUFFIX), load_steering([text], way)
+    return Path(name).name.removesuffix(SUFFIX), load_steering([text], loading.find, way)
 
 
 def unique(given: Sequence[tuple[str, Steering]]) -> list[tuple[str, Steering]]:
@@ -138,7 +138,11 @@ def swept_arms(
 
 
 def reference_arms(
-    model: str | None, profile: str | None, way: str, others: Sequence[Arm]
+    model: str | None,
+    profile: str | None,
+    loading: ModelOptions,
+    way: str,
+    others: Sequence[Arm],
 ) -> list[Arm]:
     """The arm that all others are measured by: an aligned model or another profile, if any."""
     from alignez_edge.evaluation import arms
@@ -146,6 +150,6 @@ def reference_arms(
     if model is not None:
         return [arms.reference(Path(model).name, others)]
     if profile is not None:
-        name, steering = named(profile, way)
+        name, steering = named(profile, loading, way)
         return [arms.reference(name, others, steering)]
     return []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from alignez_edge.evaluation.blind import Blind
 from alignez_edge.files import printable
 
 from .layout import table
@@ -22,9 +23,16 @@ def summary(results: Mapping[str, Any]) -> str:
         "the price, against plain answers:",
         table(list(_prices(results["rows"]))),
     ]
+    lines += [f"warning: {text}" for text in warnings(results)]
     if results["position_bias"] is not None:
         lines.append(f"position bias of the judge: {results['position_bias']:+.2f}")
     return "\n".join(lines)
+
+
+def warnings(results: Mapping[str, Any]) -> list[str]:
+    """What keeps the verdicts from proving anything, a sentence each."""
+    judge = printable(results["judge"], 120)
+    return [printable(Blind.from_data(b).finding(judge), 500) for b in results["blind"]]
 
 
 def _answers(n: int) -> str:

@@ -12,7 +12,7 @@ import typer
 
 from alignez_edge.errors import AlignezError, BadInputError
 
-from .options import MODEL_VARIABLE, ModelOptions, grouped
+from .options import MODEL_VARIABLE, ModelOptions, WhoseOptions, grouped
 from .output import Output, complain
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def export(
     )
     from alignez_edge.exchange.peft import export_peft
     from alignez_edge.files import check_apart, near_hint
-    from alignez_edge.library import ProfileLibrary, parse_profile_option
+    from alignez_edge.library import parse_profile_option
     from alignez_edge.lora import parse_lora_option
     from alignez_edge.profile import Profile
 
@@ -90,7 +90,7 @@ def export(
     if pairs is not None and to != "pairs":
         raise BadInputError("--pairs is for --to pairs only", "leave it out")
     name, strength = parse_profile_option(profile)
-    source = ProfileLibrary().find(name)
+    source = WhoseOptions(loading.model).find(name)  # the demo's only where that is said
     value = Profile.load(source)
     carried = [parse_lora_option(text)[0] for text in loading.lora]
     for target in (output, Path(output) / ADAPTER, Path(output) / VECTOR):
@@ -142,8 +142,8 @@ def import_(
 
     Profile files are checked and copied. Control vectors of llama.cpp and of repeng become
     profiles of the model that is named with -m; they are not calibrated, so try their strength.
-    Nothing that has the same name is overwritten. Of a folder every GGUF file is taken; what
-    cannot be is reported, and the exit code is 2.
+    Nothing that has the same name, for the same model, is overwritten. Of a folder every GGUF file
+    is taken; what cannot be is reported, and the exit code is 2.
     """
     from alignez_edge.exchange.importing import files_of
     from alignez_edge.exchange.vectorfile import MAKERS
@@ -202,12 +202,14 @@ class _Importer(ExitStack):
         self._out.result(f'{target}\ntry: alignez run{words} -p {called} "Tell me about bread."')
 
     def _vector(self, file: Path, library: ProfileLibrary, name: str) -> tuple[Path, Profile]:
-        from alignez_edge.exchange.importing import free_place, imported_profile, notices_of
+        from alignez_edge.exchange.importing import imported_profile, notices_of
         from alignez_edge.exchange.vectorfile import read_control_vector
+        from alignez_edge.library import check_name
 
+        check_name(name)
         found = read_control_vector(file)
-        free_place(library, name, file)
         model = self._loaded(file)
+        library.free_place(name, model.fingerprint, model.facts.name)
         profile = imported_profile(found, model, name, maker=self._maker, unit=self._strength)
         target = library.save(name, profile)
         maker = self._maker or found.maker

@@ -259,6 +259,9 @@ def _row(title: str, tally: Tally) -> list[str]:
     return [title, f"{tally.accuracy:.0%}", f"{low:.0%} to {high:.0%}", f"{tally.ties:.0%}", ties]
 
 
+_WHOSE = "the pairs are answers of the demo model; of another model's it may see less"
+
+
 @contextmanager
 def tested(
     who: Judge, axes: Collection[str], folder: Path, out: Output, identity: str | None = None
@@ -294,14 +297,19 @@ def tested(
         with out.progress() as progress:
             show = partial(progress, "the judge")
             found = _measured(who, identity, pairs, show)
-        _announce(out, found.can_tell, found.finding)
+        _announce(out, found.can_tell, f"{found.finding} ({_WHOSE})")
         _advise(who, found, out)
     try:
         yield
     finally:
         # Not before there is a run: another file would make the folder look like something else.
         if found is not None and (folder / "run.json").exists():
-            write_atomic(kept, json.dumps(record_of(found), indent=2).encode() + b"\n")
+            write_atomic(kept, _kept(found) + b"\n")
+
+
+def _kept(found: JudgeReport) -> bytes:
+    record = record_of(found)
+    return json.dumps(record | {"finding": f"{found.finding} ({_WHOSE})"}, indent=2).encode()
 
 
 def _announce(out: Output, can_tell: bool, finding: str) -> None:

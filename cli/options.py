@@ -8,6 +8,7 @@ import os
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 
 import typer
@@ -19,6 +20,7 @@ from alignez_edge.methods import WAYS, Way
 from .output import Output
 
 if TYPE_CHECKING:
+    from alignez_edge.fingerprint import Fingerprint
     from alignez_edge.preamble import Preamble
     from alignez_edge.runtime.model import Model
     from alignez_edge.runtime.types import Sampling
@@ -68,7 +70,69 @@ def _at_least(name: str, value: int | None, least: int) -> None:
 
 
 @dataclass(frozen=True)
-class ModelOptions:
+class WhoseOptions:
+    """Which model's profiles are meant."""
+
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "-m",
+            "--model",
+            metavar="FILE|NAME",
+            help="The model whose profile is meant, where several have one of that name;"
+            f" else ${MODEL_VARIABLE}.",
+        ),
+    ] = None
+
+    def find(self, name: str) -> Path:
+        """The profile of a name or path: where models share the name, the one for this model."""
+        from alignez_edge.library import ProfileLibrary
+
+        library = ProfileLibrary()
+        # Reading a model's fingerprint takes longer than all the rest.
+        several = len(library.called(name)) > 1
+        return library.find(name, self.fingerprint() if several else None)
+
+    def fingerprint(self) -> Fingerprint | None:
+        """That of the model, without loading it; None where no model is named."""
+        name = self._named()
+        return _fingerprint(name) if name is not None else None
+
+    def words(self) -> str:
+        """What a suggested command needs so that it takes this model: ` -m NAME`, or nothing where
+        it is the one that is taken anyway."""
+        usual = os.environ.get(MODEL_VARIABLE) or DEMO
+        if self.model is None or self.model == usual:
+            return ""
+        return f" -m {shlex.quote(self.model)}"
+
+    def _named(self) -> str | None:
+        return self.model if self.model is not None else os.environ.get(MODEL_VARIABLE) or None
+
+
+def model_file(name: str) -> Path:
+    """The file of a model: a short name, or a path."""
+    from alignez_edge.config import ModelNames
+
+    if name == DEMO:
+        from alignez_edge.runtime.model import demo_file
+
+        return demo_file()
+    return ModelNames().find(name)
+
+
+def _fingerprint(name: str, lora: Sequence[str] = ()) -> Fingerprint:
+    from alignez_edge.fingerprint import fingerprint
+    from alignez_edge.gguffile import read_gguf
+    from alignez_edge.lora import parse_lora_option, read_lora
+
+    gguf = read_gguf(model_file(name))
+    carried = [parse_lora_option(text) for text in lora]
+    return fingerprint(gguf, [(read_lora(file, gguf), scale) for file, scale in carried])
+
+
+@dataclass(frozen=True)
+class ModelOptions(WhoseOptions):
     """Which model, and how it runs."""
 
     model: Annotated[
@@ -124,16 +188,9 @@ class ModelOptions:
         path = ModelNames().find(name)
         return Model.load(path, threads=self.threads, gpu_layers=self.gpu_layers, lora=lora)
 
-    def words(self) -> str:
-        """What a suggested command needs so that it takes this model: ` -m NAME`, or nothing where
-        it is the one that is taken anyway."""
-        usual = os.environ.get(MODEL_VARIABLE) or DEMO
-        if self.model is None or self.model == usual:
-            return ""
-        return f" -m {shlex.quote(self.model)}"
-
-    def _named(self) -> str | None:
-        return self.model if self.model is not None else os.environ.get(MODEL_VARIABLE) or None
+    def fingerprint(self) -> Fingerprint:
+        """That of the model with its adapters, without loading it."""
+        return _fingerprint(self._named() or DEMO, self.lora)
 
 
 @dataclass(frozen=True)
@@ -162,20 +219,19 @@ class SteeringOptions:
                 f"--inject cannot be {self.inject!r}", f"choose from {', '.join(WAYS)}"
             )
 
-    def load(self) -> Steering:
-        """The sum of the profiles; no profiles are the base model."""
-        return load_steering(self.profile, self.inject)
+    def load(self, loading: ModelOptions) -> Steering:
+        """The sum of the profiles for that model; no profiles are the base model."""
+        return load_steering(self.profile, loading.find, self.inject)
 
 
-def load_steering(texts: Sequence[str], way: str = "auto") -> Steering:
+def load_steering(texts: Sequence[str], find: Callable[[str], Path], way: str = "auto") -> Steering:
     """The sum of what each `NAME_OR_FILE[:STRENGTH]` names, injected by `way`, one of `WAYS`."""
-    from alignez_edge.library import ProfileLibrary, parse_profile_option
+    from alignez_edge.library import parse_profile_option
     from alignez_edge.profile import Profile
     from alignez_edge.steering import Steering
 
-    library = ProfileLibrary()
     named = [parse_profile_option(text) for text in texts]
-    terms = tuple((Profile.load(library.find(name)), s) for name, s in named)
+    terms = tuple((Profile.load(find(name)), s) for name, s in named)
     return Steering(terms, cast(Way, way))
 
 

@@ -11,7 +11,7 @@ import typer
 
 from alignez_edge.errors import BadInputError
 
-from .options import grouped
+from .options import WhoseOptions, grouped
 from .output import Output
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def strength(
         typer.Argument(metavar="RUN|PROFILE", help="The folder of an evaluation, or a profile."),
     ],
     *,
+    whose: WhoseOptions,
     drawing: Drawing,
     out: Output,
 ) -> None:
@@ -88,7 +89,7 @@ def strength(
     from alignez_edge.pictures.of_profile import strength_of
 
     run = _find_run(what)
-    picture = strength_of(_profiles([what])[0]) if run is None else _of_run(run, "strength")
+    picture = strength_of(_profiles([what], whose)[0]) if run is None else _of_run(run, "strength")
     drawing.show(picture, "strength", [what], out)
 
 
@@ -111,18 +112,21 @@ def grid(run: RunArgument, *, drawing: Drawing, out: Output) -> None:
 def layers(
     profile: Annotated[str, typer.Argument(metavar="PROFILE", help="A profile (a name or file).")],
     *,
+    whose: WhoseOptions,
     drawing: Drawing,
     out: Output,
 ) -> None:
     """How the sides and their directions lie, by layer."""
     from alignez_edge.pictures.of_profile import layers_of
 
-    drawing.show(layers_of(_profiles([profile])[0]), "layers", [profile], out)
+    drawing.show(layers_of(_profiles([profile], whose)[0]), "layers", [profile], out)
 
 
 @app.command()
 @grouped
-def directions(profile: ProfilesArgument, *, drawing: Drawing, out: Output) -> None:
+def directions(
+    profile: ProfilesArgument, *, whose: WhoseOptions, drawing: Drawing, out: Output
+) -> None:
     """Directions in their first two principal components.
 
     Of one profile its directions of help and harm, by query if it remembers queries (build
@@ -130,16 +134,18 @@ def directions(profile: ProfilesArgument, *, drawing: Drawing, out: Output) -> N
     """
     from alignez_edge.pictures.of_profile import directions_of
 
-    drawing.show(directions_of(_profiles(profile)), "directions", profile, out)
+    drawing.show(directions_of(_profiles(profile, whose)), "directions", profile, out)
 
 
 @app.command()
 @grouped
-def interference(profile: ProfilesArgument, *, drawing: Drawing, out: Output) -> None:
+def interference(
+    profile: ProfilesArgument, *, whose: WhoseOptions, drawing: Drawing, out: Output
+) -> None:
     """How far profiles, or the parts of a mix, move each other's axes."""
     from alignez_edge.pictures.of_profile import interference_of
 
-    drawing.show(interference_of(_profiles(profile)), "interference", profile, out)
+    drawing.show(interference_of(_profiles(profile, whose)), "interference", profile, out)
 
 
 @grouped
@@ -181,12 +187,10 @@ def _of_run(folder: Path, kind: str) -> Picture:
     return picture_of_run(Outcome.load(folder), kind)
 
 
-def _profiles(named: Sequence[str]) -> list[Profile]:
-    from alignez_edge.library import ProfileLibrary
+def _profiles(named: Sequence[str], whose: WhoseOptions) -> list[Profile]:
     from alignez_edge.profile import Profile
 
-    library = ProfileLibrary()
-    return [Profile.load(library.find(name)) for name in named]
+    return [Profile.load(whose.find(name)) for name in named]
 
 
 def _find_run(name: str) -> Path | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,44 +22,58 @@ from .cards import (
     size_line,
     verdict_line,
 )
-from .options import grouped, load_steering
+from .options import WhoseOptions, grouped, load_steering
 from .output import Output
 from .verify import verify
+
+if TYPE_CHECKING:
+    from alignez_edge.fingerprint import Fingerprint
 
 app = typer.Typer(help="The library of profiles.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.command("list")
 @grouped
-def list_(*, out: Output) -> None:
+def list_(*, whose: WhoseOptions, out: Output) -> None:
     """List the profiles that can be used by name.
 
-    The strength is that of 1, in natural lengths; the effect is how far +1 and -1 move answers
-    apart, against prompting; the verdict says whether it works.
+    Where models share a name, the full name tells their profiles apart. With a model the list says
+    which of them fit it. The strength is that of 1, in natural lengths; the effect is how far +1
+    and -1 move answers apart, against prompting; the verdict says whether it works.
     """
     from alignez_edge.files import printable
+    from alignez_edge.fingerprint import Fit
     from alignez_edge.library import ProfileLibrary
     from alignez_edge.profile import Profile
 
     from .layout import table
 
-    rows = [("name", "axis", "model", "strength", "effect", "verdict", "size", "origin")]
-    library = ProfileLibrary()
+    library, model = ProfileLibrary(), _model_of(whose, out)
+    fit_column = () if model is None else ("fits",)
+    words = {Fit.SAME: "yes", Fit.SAME_SHAPE: "same shape", Fit.DIFFERENT: "no"}
+    heads = ("strength", "effect", "verdict", "size", "origin")
+    rows = [("name", "axis", "model", *fit_column, *heads)]
     if trouble := library.trouble():
         out.notice(f"profiles of your own are not listed: {trouble}")
-    for entry in library.list():
+    entries = library.list()
+    shared = {name for name, n in Counter(entry.name for entry in entries).items() if n > 1}
+    for entry in entries:
+        name = entry.full_name if entry.name in shared else entry.name
+        fit = None if model is None else entry.fit(model)
         try:
             profile = Profile.load(entry.path)
         except AlignezError as failure:
-            rows.append((entry.name, "cannot be used", "", "", "", "", "", entry.origin))
-            out.notice(f"{entry.name}: {printable(failure.message)}")
+            blank = ("",) * (len(rows[0]) - 3)
+            rows.append((name, "cannot be used", *blank, entry.origin))
+            out.notice(f"{name}: {printable(failure.message)}")
             out.record({"name": entry.name, "path": str(entry.path), "error": failure.message})
             continue
         rows.append(
             (
-                entry.name,
+                name,
                 sides(profile),
                 printable(profile.model or "?", 40),
+                *(() if fit is None else (words[fit],)),
                 f"{profile.unit:.2f}",
                 effect_line(profile),
                 verdict_line(profile),
@@ -66,23 +81,44 @@ def list_(*, out: Output) -> None:
                 entry.origin,
             )
         )
-        out.record({"name": entry.name, "origin": entry.origin, **facts(profile, entry.path)})
+        out.record(
+            {
+                "name": entry.name,
+                "full_name": entry.full_name,
+                "origin": entry.origin,
+                "fit": fit.word if fit is not None else None,
+                **facts(profile, entry.path),
+            }
+        )
     if len(rows) == 1:
         out.notice("there are no profiles yet (build one with: alignez build AXIS)")
     else:
         out.result(table(rows))
 
 
+def _model_of(whose: WhoseOptions, out: Output) -> Fingerprint | None:
+    """The model to mark fitting profiles for; one that nobody named here may be missing."""
+    try:
+        return whose.fingerprint()
+    except AlignezError as failure:
+        if whose.model is not None:
+            raise
+        out.notice(f"no profile is marked as fitting: {failure.message}")
+    return None
+
+
 @app.command()
 @grouped
 def show(
-    name: Annotated[str, typer.Argument(metavar="NAME|FILE", help="A profile.")], *, out: Output
+    name: Annotated[str, typer.Argument(metavar="NAME|FILE", help="A profile.")],
+    *,
+    whose: WhoseOptions,
+    out: Output,
 ) -> None:
     """Show what a profile is and how it was calibrated."""
-    from alignez_edge.library import ProfileLibrary
     from alignez_edge.profile import Profile
 
-    path = ProfileLibrary().find(name)
+    path = whose.find(name)
     profile = Profile.load(path)
     details = {"fits": fits(profile), "report": dict(profile.report)}
     out.record({**facts(profile, path), **details})
@@ -96,13 +132,13 @@ def path(
         str | None, typer.Argument(metavar="NAME", help="A profile; without it, the folder.")
     ] = None,
     *,
+    whose: WhoseOptions,
     out: Output,
 ) -> None:
     """Print where the profiles are, or where one is."""
     from alignez_edge.library import ProfileLibrary
 
-    library = ProfileLibrary()
-    found = library.folder if name is None else library.find(name)
+    found = ProfileLibrary().folder if name is None else whose.find(name)
     out.record({"path": str(found)})
     out.result(str(found))
 
@@ -113,13 +149,16 @@ def remove(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A profile of your own.")],
     *,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    whose: WhoseOptions,
     out: Output,
 ) -> None:
     """Delete a profile of your own."""
     from alignez_edge.library import ProfileLibrary
 
     library = ProfileLibrary()
-    place = library.check_removable(name)
+    asked = whose.model is not None or len(library.called(name)) > 1
+    model = whose.fingerprint() if asked else None
+    place = library.check_removable(name, model)
     if not yes:
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
             raise BadInputError(
@@ -128,7 +167,7 @@ def remove(
         if not typer.confirm(f"delete {place}?", err=True):
             out.notice("not removed")
             raise typer.Exit(1)
-    library.remove(name)
+    library.remove(name, model)
     out.record({"removed": str(place)})
     out.result(f"deleted {place}")
 
@@ -161,6 +200,7 @@ def mix_(
             "-o", "--output", metavar="FILE", help="Where the profile goes; else the library."
         ),
     ] = None,
+    whose: WhoseOptions,
     out: Output,
 ) -> None:
     """Make one profile of several, and show how they interfere.
@@ -175,11 +215,15 @@ def mix_(
     from .layout import table
 
     library = ProfileLibrary()
-    terms = load_steering(parts).terms
+    terms = load_steering(parts, whose.find).terms
     called = name if name is not None else "-".join(p.name for p, _ in terms)[:64].rstrip("-")
     profile = mix(terms, called, orthogonal=orthogonal)
-    target = library.free_place(called) if output is None else Path(output)
-    check_apart(target, [library.find(parse_profile_option(text)[0]) for text in parts])
+    target = (
+        library.free_place(called, profile.fingerprint, profile.model)
+        if output is None
+        else Path(output)
+    )
+    check_apart(target, [whose.find(parse_profile_option(text)[0]) for text in parts])
     for loss in left_out(terms, orthogonal=orthogonal):
         out.notice(loss)
     if output is None:
@@ -195,7 +239,7 @@ def mix_(
     rows = [("profile", str(target)), ("about", profile.axis.description)]
     rows.append(("layers", ", ".join(map(str, profile.layers))))
     lines = [f"{profile.name}: {sides(profile)}", table(rows, "  "), "", interference(found)]
-    lines += ["", f'try: alignez run -p {output or called} "Tell me about bread."']
+    lines += ["", f'try: alignez run{whose.words()} -p {output or called} "Tell me about bread."']
     out.result("\n".join(lines))
 
 

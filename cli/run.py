@@ -62,7 +62,7 @@ def run(
         raise BadInputError("there is nothing to answer", 'try: alignez run "Tell me about bread."')
     if prompt is not None and not prompt.strip():
         raise BadInputError("the prompt is empty")
-    steering, preamble = steered.load(), prompted.load()
+    steering, preamble = steered.load(loading), prompted.load()
     with loading.load(out) as model:
         check_fit(steering, model, out)
         check_preamble(preamble, model, ctx, out)

@@ -31,7 +31,10 @@ def verify(
     output: Annotated[
         str | None,
         typer.Option(
-            "-o", "--output", metavar="FILE", help="Where --calibrate saves; else in its place."
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="Where --calibrate saves; else in the library, or in the file's place.",
         ),
     ] = None,
     loading: ModelOptions,
@@ -46,12 +49,11 @@ def verify(
     """
     from alignez_edge.files import place_of
     from alignez_edge.fingerprint import Fit
-    from alignez_edge.library import ProfileLibrary
     from alignez_edge.profile import Profile
     from alignez_edge.verdict import Verdict
     from alignez_edge.verify import verify as replay
 
-    path = ProfileLibrary().find(name)
+    path = loading.find(name)
     profile = Profile.load(path)
     if output is not None and not calibrate:
         raise BadInputError("-o says where --calibrate saves", "add --calibrate")
@@ -94,7 +96,6 @@ def _calibrated(
     out: Output,
 ) -> Path:
     """Measure strength 1 on `model` and save the profile; where it went."""
-    from alignez_edge.files import builtin_folder
     from alignez_edge.fingerprint import Fit
     from alignez_edge.library import ProfileLibrary
     from alignez_edge.verify import recalibrate
@@ -106,14 +107,13 @@ def _calibrated(
         )
     with out.progress() as progress:
         made = recalibrate(profile, model, lambda *at: progress("calibration", *at))
-    if output is not None:
-        target = Path(output)
-        made.save(target)
-    elif path.resolve().parent == builtin_folder().resolve():
-        target = ProfileLibrary().save(path.stem, made)
-    else:
-        target = path
-        made.save(target)
+    library = ProfileLibrary()
+    place = path.resolve()
+    known = next((entry for entry in library.list() if entry.path.resolve() == place), None)
+    if output is None and known is not None:
+        return library.save(known.name, made)  # beside the one that was measured, which stays
+    target = path if output is None else Path(output)
+    made.save(target)
     return target
 
 
@@ -180,7 +180,7 @@ def _record(
         "profile": str(path),
         "axis": profile.name,
         "model": model.path.name,
-        "fit": comparison.fit.name.lower().replace("_", "-"),
+        "fit": comparison.fit.word,
         "differing": list(comparison.differing),
         "pairs": found.pairs if found else 0,
         "effect_before": asdict(effects[0]) if effects[0] else None,

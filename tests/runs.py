@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,10 @@ def make_run(
     asking: bool = True,
     text: str = "Answer {arm} {query} {seed}.",
     finished: bool = True,
+    tied: Collection[str] = (),
 ) -> RunFolder:
-    """A run of the arms in `folder`; a stronger arm moves the score further, with some noise.
+    """A run of the arms in `folder`; a stronger arm moves the score further, with some noise. All
+    verdicts on arms of the kinds `tied` are ties.
 
     An arm of two aims is a cell of a grid: its name says how far it moves either axis.
     """
@@ -84,7 +86,10 @@ def make_run(
         run.drift.append([{"arm": one.name, "text_index": 0, **drift}])
         for aim in one.aims:
             by = _terms(one).get(aim.axis.name, 0.0)
-            run.verdicts.append([_verdict(rng, one, aim, by, q, s, scored) for q, s in cells])
+            found = [_verdict(rng, one, aim, by, q, s, scored) for q, s in cells]
+            if one.kind in tied:
+                found = [verdict | {"preference": 0.0, "scores": {}} for verdict in found]
+            run.verdicts.append(found)
     if finished:
         run.write_results(results_of(run))
     return run

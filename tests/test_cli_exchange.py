@@ -242,7 +242,9 @@ def test_import_a_profile(
     assert alignez("profile", "import", polite, "--name", "kind").code == 0
     said = alignez("profile", "import", exact, "--name", "kind")
     assert (said.code, said.out) == (2, "")
-    assert said.err.startswith("error: there is a profile called kind already\nhint: ")
+    assert said.err.startswith(
+        "error: there is a profile called kind for this model already\nhint: "
+    )
     assert target.read_bytes() == polite.read_bytes()
     said = alignez("profile", "import", polite, "--name", "../kind")
     assert (said.code, said.out) == (2, "")

@@ -39,10 +39,10 @@ def profile(llama_model: Model, tmp_path: Path) -> Callable[[str], Path]:
 
 
 def test_a_picture_of_a_profile(alignez: Alignez, profile: Callable[[str], Path]) -> None:
-    profile("polite")
-    said = alignez("plot", "strength", "polite")
-    assert (said.out, said.err, said.code) == ("drawn in polite-strength.png\n", "", 0)
-    assert Path("polite-strength.png").read_bytes().startswith(b"\x89PNG")
+    profile("kind")
+    said = alignez("plot", "strength", "kind")
+    assert (said.out, said.err, said.code) == ("drawn in kind-strength.png\n", "", 0)
+    assert Path("kind-strength.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_text_needs_no_matplotlib_and_writes_nothing(
@@ -68,9 +68,9 @@ def test_text_needs_no_matplotlib_and_writes_nothing(
 def test_both_text_and_a_file_as_json(
     alignez: Alignez, profile: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    profile("polite")
+    profile("kind")
     path = tmp_path / "picture.svg"
-    said = alignez("plot", "directions", "polite", "--text", "-o", path, "--json")
+    said = alignez("plot", "directions", "kind", "--text", "-o", path, "--json")
     record = json.loads(said.out)
     assert record["picture"] == str(path)
     assert record["kind"] == "directions"

@@ -95,9 +95,11 @@ def test_verify_on_a_sibling_warns(
     (record,) = records(alignez("profile", "verify", target, *use, "--json").out)
     assert record["fit"] == "same"
     assert alignez("profile", "verify", "bright", *use, "--calibrate").code == 0
-    assert Profile.load(bright).report["recalibrated"]["pairs"] == 2
-    card = alignez("profile", "show", "bright").out
+    assert bright.read_bytes() == before  # the other model's stays; the new one lies beside it
+    card = alignez("profile", "show", "bright", "-m", sibling).out
     assert "measured anew on 2 pairs" in card
+    (record,) = records(alignez("profile", "verify", "bright", *use, "--json").out)
+    assert (record["fit"], Path(record["profile"]).name) == ("same", "bright@Random-model-2.gguf")
 
 
 def test_verify_refuses_what_does_not_fit(
@@ -242,7 +244,7 @@ def test_a_mix_replaces_no_profile(alignez: Alignez, chat_model: Model, tmp_path
     said = alignez(*command, "--name", "a")
     assert (said.code, said.out) == (2, "")
     assert said.err.splitlines() == [
-        "error: there is a profile called a already",
+        "error: there is a profile called a for this model already",
         "hint: give another name (--name NAME), or remove the old one",
     ]
     said = alignez(*command, "-o", paths[1])
@@ -310,17 +312,44 @@ def test_the_gallery_is_refused_by_other_models(
     assert hint == "hint: build one for this model: alignez build cheerful -m MODEL"
 
 
-def test_a_profile_of_ones_own_hides_a_built_in_one(
-    alignez: Alignez,
-    use: list[object],
-    chat_model: Model,
-    home: Path,
+@needs_demo
+def test_one_name_for_two_models(
+    alignez: Alignez, use: list[object], chat_model: Model, home: Path, tmp_path: Path
 ) -> None:
-    ProfileLibrary().save("cheerful", random_profile(chat_model, name="cheerful"))
-    assert alignez("profile", "path", "cheerful").out.startswith(str(home))
-    assert alignez("run", "hello", "-p", "cheerful", *use, "--max-tokens", 2).code == 0
+    """The shipped profile of a name is there beside one's own for another model."""
+    own = ProfileLibrary().save("cheerful", random_profile(chat_model, name="cheerful"))
+    shipped = GALLERY / "cheerful.gguf"
+    assert alignez("profile", "path", "cheerful", *use[:2]).out == f"{own}\n"
+    assert alignez("profile", "path", "cheerful@demo").out == f"{shipped}\n"
+    demo = ["-m", "demo", "--threads", 1]
+    for model in (use, demo):
+        said = alignez("run", "hello", "-p", "cheerful:0.5", *model, "--max-tokens", 2)
+        assert (said.code, said.err) == (0, "")
+        said = alignez("chat", *model, "--max-tokens", 2, stdin="/profile cheerful\n")
+        assert (said.code, said.err) == (0, "(steered by cheerful +1)\n")
+    for command in (
+        ["profile", "show", "cheerful"],
+        ["profile", "export", "cheerful", "--to", "control-vector", "-o", tmp_path / "v.gguf"],
+        ["plot", "strength", "cheerful", "--text"],
+    ):
+        said = alignez(*command)
+        assert (said.code, said.out) == (2, "")
+        assert said.err.splitlines() == [
+            "error: 2 profiles are called 'cheerful': cheerful@alignez-demo, cheerful@Random-model",
+            "hint: name one, like cheerful@alignez-demo, or the model: -m MODEL",
+        ]
+        assert alignez(*command, *use[:2]).code == 0
+    said = alignez("profile", "list", *use[:2], "--json")
+    fits = {record["full_name"]: record["fit"] for record in records(said.out)}
+    assert fits["cheerful@Random-model"] == "same"
+    assert fits["cheerful@alignez-demo"] == fits["polite@alignez-demo"] == "different"
+    listed = alignez("profile", "list", *use[:2]).out
+    assert listed.splitlines()[0].split()[3] == "fits"
+    assert "cheerful@alignez-demo" in listed and "polite@" not in listed
+    assert alignez("profile", "remove", "cheerful", "--yes", "-m", "demo").code == 2
     assert alignez("profile", "remove", "cheerful", "--yes").code == 0
-    assert alignez("profile", "path", "cheerful").out == f"{GALLERY / 'cheerful.gguf'}\n"
+    assert not own.exists()
+    assert alignez("profile", "path", "cheerful").out == f"{shipped}\n"
 
 
 # build --like, --author, --licence

@@ -3,13 +3,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from alignez_edge.errors import BadInputError, ProfileFileError
-from alignez_edge.files import cache_dir, user_dir
-from alignez_edge.library import ProfileLibrary, parse_profile_option
+from alignez_edge.files import builtin_folder, cache_dir, user_dir
+from alignez_edge.library import ProfileLibrary, check_name, parse_profile_option
 from alignez_edge.profile import Profile
 from alignez_edge.runtime.model import Model
 from tests.profiles import random_profile
@@ -22,6 +26,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ALIGNEZ_HOME", str(home))
     monkeypatch.chdir(tmp_path)
     return home
+
+
+def free_place(library: ProfileLibrary, model: Model, name: str) -> Path:
+    return library.free_place(name, model.fingerprint, model.facts.name)
 
 
 def names(library: ProfileLibrary) -> list[str]:
@@ -80,7 +88,8 @@ def test_what_may_not_be_looked_at_is_said(
         return looked(self, **more)
 
     monkeypatch.setattr(Path, "stat", refused)
-    for ask in (library.find, library.check_removable, library.free_place):
+    asked = (library.find, library.check_removable, partial(free_place, library, llama_model))
+    for ask in asked:
         with pytest.raises(BadInputError, match=r"cannot look at .*: Permission denied"):
             ask("mine")
     assert names(library) == ["mine"]  # which says when it is read what is wrong with it
@@ -100,14 +109,14 @@ def test_why_profiles_are_not_listed(home: Path) -> None:
 
 def test_a_place_that_is_free(llama_model: Model) -> None:
     library = ProfileLibrary()
-    assert library.free_place("mine") == library.path("mine")
+    assert free_place(library, llama_model, "mine") == library.folder / "mine.gguf"
     library.save("mine", random_profile(llama_model))
-    with pytest.raises(BadInputError, match="there is a profile called mine already"):
-        library.free_place("mine")
+    with pytest.raises(BadInputError, match="there is a profile called mine for this model"):
+        free_place(library, llama_model, "mine")
 
 
 def test_names_are_escaped_once() -> None:
-    for refused in (ProfileLibrary().path, ProfileLibrary().find):
+    for refused in (check_name, ProfileLibrary().find):
         with pytest.raises(BadInputError) as caught:
             refused("a\nb")
         assert "'a\\nb'" in caught.value.message
@@ -129,6 +138,101 @@ def test_remove(llama_model: Model, home: Path) -> None:
     for outside in ("../mine", "a/b", "/etc/passwd", ".."):
         with pytest.raises(BadInputError, match="cannot be the name"):
             library.remove(outside)
+
+
+# one name, several models
+
+
+@pytest.fixture
+def of_others(llama_model: Model) -> Callable[..., Profile]:
+    """Profiles of other models: what tells them apart, and what their model is called."""
+    made = random_profile(llama_model)
+
+    def profile(model: str = "Other 7B", **facts: Any) -> Profile:
+        return replace(made, fingerprint=replace(made.fingerprint, **facts), model=model)
+
+    return profile
+
+
+def test_models_have_profiles_of_one_name(
+    llama_model: Model, of_others: Callable[..., Profile]
+) -> None:
+    library = ProfileLibrary()
+    ours = random_profile(llama_model)
+    theirs = of_others(architecture="other")
+    namesake = of_others(architecture="a third")
+    places = [library.save("mine", profile) for profile in (ours, theirs, namesake)]
+    assert [path.name for path in places] == [
+        "mine.gguf",
+        "mine@Other-7B.gguf",
+        "mine@Other-7B-2.gguf",
+    ]
+    again = [library.save("mine", replace(p, seed=7)) for p in (ours, theirs, namesake)]
+    assert again == places  # a build replaces its own model's profile and no other
+    for profile, path in zip((ours, theirs, namesake), places, strict=True):
+        assert library.find("mine", profile.fingerprint) == path
+        assert Profile.load(path).fingerprint.architecture == profile.fingerprint.architecture
+    entries = [entry.full_name for entry in library.list() if entry.origin == "user"]
+    assert entries == ["mine@Other-7B", "mine@Other-7B-2", "mine@Random-model"]
+    for full, path in zip(("random", "Other-7B", "other-7b-2"), places, strict=True):
+        assert library.find(f"mine@{full}") == path
+    for several in ("mine", "mine@other"):
+        for ask in (library.find, library.remove):
+            with pytest.raises(ProfileFileError, match="mine@Other-7B, mine@Other-7B-2") as caught:
+                ask(several)
+            assert caught.value.hint == "name one, like mine@Other-7B, or the model: -m MODEL"
+    with pytest.raises(ProfileFileError, match="no profile called 'mine@stranger'"):
+        library.find("mine@stranger")
+    library.remove("mine@other-7b")
+    assert names(library) == ["mine", "mine"] and not places[1].exists()
+
+
+def test_a_profile_for_the_model_comes_before_one_for_a_sibling(
+    of_others: Callable[..., Profile],
+) -> None:
+    library = ProfileLibrary()
+    one, sibling, other = of_others(), of_others(template="another"), of_others(n_embd=3)
+    path = library.save("mine", one)
+    assert library.find("mine", sibling.fingerprint) == path
+    assert library.find("mine", other.fingerprint) == path  # who loads it says what does not fit
+    assert library.save("mine", sibling) != path
+    for profile in (one, sibling):
+        assert Profile.load(library.find("mine", profile.fingerprint)).fingerprint.template == (
+            profile.fingerprint.template
+        )
+    with pytest.raises(ProfileFileError, match="'mine' is for this model, only mine@Other-7B, "):
+        library.find("mine", other.fingerprint)
+
+
+def test_a_built_in_profile_is_hidden_by_one_for_the_same_model_only(
+    of_others: Callable[..., Profile],
+) -> None:
+    library = ProfileLibrary()
+    shipped = Profile.load(library.find("polite"))
+    path = library.save("polite", of_others())
+    assert library.find("polite", shipped.fingerprint) == builtin_folder() / "polite.gguf"
+    assert library.find("polite", of_others().fingerprint) == path
+    with pytest.raises(ProfileFileError, match="polite@alignez-demo, polite@Other-7B"):
+        library.find("polite")
+    with pytest.raises(ProfileFileError, match="no profile called 'polite' for this model, only"):
+        library.remove("polite", shipped.fingerprint)
+    own = library.save("polite", replace(shipped, seed=7))
+    assert library.find("polite@demo") == library.find("polite", shipped.fingerprint) == own
+    library.remove("polite", shipped.fingerprint)
+    library.remove("polite")
+    assert library.find("polite") == builtin_folder() / "polite.gguf"
+
+
+def test_a_damaged_file_is_neither_used_nor_replaced(of_others: Callable[..., Profile]) -> None:
+    library = ProfileLibrary()
+    path = library.save("mine", of_others())
+    path.write_bytes(b"GGUF, once")
+    assert library.find("mine") == path  # who reads it says what is wrong with it
+    new = library.save("mine", of_others())
+    assert new != path and path.read_bytes() == b"GGUF, once"
+    assert library.find("mine", of_others().fingerprint) == new
+    library.remove("mine@damaged")
+    assert library.find("mine") == new
 
 
 WRITER = """

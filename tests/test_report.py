@@ -14,9 +14,14 @@ from typing import Any
 import pytest
 
 from alignez_edge.errors import BadInputError
+from alignez_edge.evaluation.blind import Blind, Seen
 from alignez_edge.evaluation.moved import MOST_TEXT, most_moved
+from alignez_edge.evaluation.opening import sentence
+from alignez_edge.evaluation.outcome import Outcome
 from alignez_edge.evaluation.report import MOVED, write_report
+from alignez_edge.evaluation.results import results_of
 from alignez_edge.evaluation.runfolder import RunFolder
+from cli.evaltables import summary
 from tests.runs import FORMAL, POLITE, arm, make_run
 
 ATTACK = (
@@ -64,14 +69,56 @@ def test_a_page_is_whole_and_says_what_was_compared(tmp_path: Path) -> None:
     text = " ".join(reader.words)
     for fact in ("tiny model", "d" * 16, "f" * 64, "rules", "temperature", "6 queries, 2 answers"):
         assert fact in text
-    for title in ("What was compared", "Who won", "Scores", "The price", "Pictures"):
-        assert title in text
+    titles = ("Six of the answers", "Who won", "Scores", "The price", "moved most towards",
+              "What was compared, and how", "f" * 64)  # fmt: skip
+    assert sorted(titles, key=text.index) == list(titles)
     images = [attributes["src"] or "" for tag, attributes in reader.tags if tag == "img"]
     assert len(images) == 1
     head = "data:image/svg+xml;base64,"
     assert images[0].startswith(head)
     assert b"<svg" in base64.b64decode(images[0].removeprefix(head))
     assert page_of(run, tmp_path) == page
+
+
+def test_a_page_begins_with_a_sentence_a_picture_and_six_answers(tmp_path: Path) -> None:
+    arms = [arm(POLITE, s) for s in (-1.0, 0.5, 1.0)]
+    run = make_run(tmp_path / "run", [*arms, arm(FORMAL, 1.0)])
+    rows = {row.arm: row for row in Outcome.load(run.path).rows}
+    plus, minus = rows["polite:1"], rows["polite:-1"]
+    said = (
+        f"On tiny model, polite at strength +1 made {plus.win:.0f} % of the answers to 6 queries"
+        f" more polite than plain ones and {plus.lose:.0f} % less, as the judge rules sees it;"
+        f" at −1, {minus.win:.0f} % more rude and {minus.lose:.0f} % less."
+    )
+    page = page_of(run, tmp_path)
+    first, rest = page.split("<h2>", 1)
+    assert f"</h1>\n<p>{said}</p>" in first and first.count("<img") == 1
+    answers, _ = rest.split("<h2>", 1)
+    assert answers.startswith("Six of the answers") and answers.count("<tr>") == 1 + 6
+    assert page_of(run, tmp_path, "md").splitlines()[2] == said
+
+
+def test_what_may_be_chance_is_said_to_be(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [arm(POLITE, 0.01)], asking=False)
+    (row,) = Outcome.load(run.path).rows
+    assert row.delta.low <= 0 <= row.delta.high
+    assert sentence(Outcome.load(run.path)).endswith(
+        "as the judge rules sees it (which may be chance)."
+    )
+
+
+@pytest.mark.parametrize("asking", [True, False])
+def test_where_the_judge_ties_everything_that_is_said_and_answers_are_shown(
+    tmp_path: Path, asking: bool
+) -> None:
+    run = make_run(tmp_path / "run", [arm(POLITE, 1.0)], asking=asking, tied=("steered", "asked"))
+    told = " ".join(Reader(page_of(run, tmp_path)).words).split("Who won")[0]
+    n = 36 if asking else 12
+    assert f"Warning: the judge rules called 100% of the {n} answers" in told
+    assert ("where the prompt asked for it" in told) == asking
+    assert ("--asking" in told) != asking
+    for query in range(6):
+        assert f"Answer polite:1 {query} 0." in told and f"Answer plain {query} 0." in told
 
 
 def test_a_judge_that_cannot_tell_is_said_to(tmp_path: Path) -> None:
@@ -81,7 +128,7 @@ def test_a_judge_that_cannot_tell_is_said_to(tmp_path: Path) -> None:
     (run.path / "judge.json").write_text(json.dumps(kept), "utf-8")
     words = Reader(page_of(run, tmp_path)).words
     assert words.count(kept["finding"]) == 1
-    assert f"Not to be relied on: {kept['finding']}" in words
+    assert f"Not to be relied on: {kept['finding']}" in words[: words.index("Who won")]
     (run.path / "judge.json").write_text("[]", "utf-8")
     with pytest.raises(BadInputError):
         page_of(run, tmp_path)
@@ -199,6 +246,39 @@ def test_a_strangers_run_is_a_page_or_one_line(tmp_path: Path) -> None:
         except BadInputError as failure:
             assert "\n" not in failure.message
     assert 10 < pages < 110
+
+
+# A judge that sees nothing
+
+
+def test_a_judge_is_blind_where_it_ties_every_arm(tmp_path: Path) -> None:
+    for number, (tied, blind) in enumerate(
+        [((), False), (("steered",), False), (("asked",), False), (("steered", "asked"), True)]
+    ):
+        run = make_run(tmp_path / str(number), [arm(POLITE, 1.0), arm(FORMAL, 0.0)], tied=tied)
+        found = Outcome.load(run.path).blind
+        assert {one.axis for one in found} == ({"polite", "formal"} if blind else set())
+
+
+def test_eval_warns_of_a_blind_judge(tmp_path: Path) -> None:
+    for tied in ((), ("steered", "asked")):
+        run = make_run(tmp_path / str(len(tied)), [arm(POLITE, 1.0)], tied=tied)
+        told = summary(results_of(run))
+        assert ("warning: the judge rules called 100% of the 36 answers" in told) == bool(tied)
+
+
+def test_answers_that_are_the_plain_ones_tell_nothing_of_a_judge(tmp_path: Path) -> None:
+    same = make_run(tmp_path / "same", [arm(POLITE, 1.0)], asking=False, tied=("steered",),
+                    text="Answer {query} {seed}.")  # fmt: skip
+    assert Outcome.load(same.path).blind == ()
+
+
+def test_nine_in_ten_ties_are_blindness() -> None:
+    assert Blind.of("polite", [Seen("steered", 10, 9), Seen("asked", 30, 27)]) == Blind(
+        "polite", 36, 40, True
+    )
+    assert Blind.of("polite", [Seen("steered", 10, 10), Seen("asked", 30, 26)]) is None
+    assert Blind.of("polite", [Seen("steered", 7, 7), Seen("asked", 0, 0)]) is None
 
 
 # The answers that moved most

@@ -1,10 +1,11 @@
-"""The answers of a run that moved most: towards what was aimed at, and away from it."""
+"""The answers of a run beside the plain ones: those that moved most, and any others."""
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice, product
 from typing import Any
 
 from alignez_edge.evaluation.arms import PLAIN
@@ -21,14 +22,15 @@ class Moved:
     """A steered answer beside the plain one of the same query and seed.
 
     `amount` is how far it moved towards `side` of `axis`: the difference of the two scores, in
-    their units, or the judge's preference (−1 to 1) where it gives no scores.
+    their units, or the judge's preference (−1 to 1) where it gives no scores; None where that was
+    not looked at.
     """
 
     arm: str
     axis: str
     side: str
     seed: int
-    amount: float
+    amount: float | None
     scored: bool
     query: str
     plain: str
@@ -71,6 +73,20 @@ def most_moved(run: RunFolder, count: int = 20) -> tuple[list[Moved], list[Moved
         [_moved(place, names[place.arm], texts) for place in places] for places in chosen
     )
     return towards, away
+
+
+def beside_plain(run: RunFolder, arm: str, count: int) -> list[Moved]:
+    """The first `count` answers of an arm, query after query, whatever became of them."""
+    _, queries, seeds = run.shape
+    places = list(islice(product(range(seeds), range(queries)), count))
+    texts = _texts(run, {(name, query, seed) for name in (PLAIN, arm) for seed, query in places})
+    found = []
+    for seed, query in places:
+        if (arm, query, seed) in texts and (PLAIN, query, seed) in texts:
+            asked, plain = texts[PLAIN, query, seed]
+            _, steered = texts[arm, query, seed]
+            found.append(Moved(arm, "", "", seed, None, False, asked, plain, steered))
+    return found
 
 
 def _places(run: RunFolder, steered: set[int], sign: float) -> Iterator[_Place]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from alignez_edge.errors import BadInputError
+from alignez_edge.evaluation.blind import Blind
 from alignez_edge.evaluation.measures import Figure
 from alignez_edge.evaluation.runfolder import MAX_RUN, RunFolder
 from alignez_edge.files import printable, read_text
@@ -21,6 +22,7 @@ from alignez_edge.geometry import LARGEST
 from alignez_edge.queries import parse_record, text_of
 
 MAX_ROWS = 20_000
+MAX_BLIND = 100  # axes
 NOTHING = Figure(math.nan, math.nan, math.nan)
 
 
@@ -78,8 +80,9 @@ class Row:
 class Outcome:
     """A finished run: its folder, its rows, and what plain answers are like.
 
-    `plain_scores` are by aspect, `plain_price` by the names that `results.json` has. `can_tell` and
-    `finding` are what the test of the judge found; None and empty where it was not tested.
+    `plain_scores` are by aspect, `plain_price` by the names that `results.json` has. `blind` are
+    the axes of which the judge saw nothing; older runs do not say. `can_tell` and `finding` are
+    what the test of the judge found; None and empty where it was not tested.
     """
 
     run: RunFolder
@@ -87,6 +90,7 @@ class Outcome:
     plain_scores: Mapping[str, Figure]
     plain_price: Mapping[str, float]
     position_bias: float
+    blind: tuple[Blind, ...]
     can_tell: bool | None
     finding: str
 
@@ -116,6 +120,7 @@ class Outcome:
                 _figures(plain.get("scores")),
                 _numbers(plain) | {"nats_per_token": _figure(plain.get("nats_per_token")).mean},
                 _number(found.get("position_bias")),
+                tuple(Blind.from_data(value) for value in (found.get("blind") or ())[:MAX_BLIND]),
                 can_tell,
                 finding,
             )

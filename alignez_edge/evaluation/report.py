@@ -18,6 +18,7 @@ from typing import Protocol
 from alignez_edge.errors import BadInputError
 from alignez_edge.evaluation.measures import Figure
 from alignez_edge.evaluation.moved import Moved, most_moved
+from alignez_edge.evaluation.opening import SHOWN, sentence, six_answers, warnings
 from alignez_edge.evaluation.outcome import Outcome
 from alignez_edge.files import printable, write_atomic
 from alignez_edge.pictures.drawing import Picture, rendered, signed
@@ -71,18 +72,16 @@ def write_report(run_folder: str | Path, path: str | Path) -> None:
 
 
 def _fill(page: _Page, outcome: Outcome) -> None:
-    count, seeds = outcome.run.shape[1:]
-    page.line(
-        f"{count} queries, {seeds} answers to each from every arm, with the same seeds and settings"
-        f" in all of them. The judge compared each with the plain answer. Intervals are 95 %, and"
-        " resample the queries."
-    )
-    page.heading("What was compared")
-    page.table([("", ""), *_facts(outcome)])
-    page.table(_arms(outcome))
+    page.line(sentence(outcome))
+    for warning in warnings(outcome):
+        page.line(warning)
+    pictures = list(pictures_of_run(outcome).values())
+    for picture in pictures[:1]:
+        page.picture(picture)
+    if answers := six_answers(outcome):
+        page.heading("Six of the answers" if len(answers) == SHOWN else "The answers")
+        page.answers(answers)
     page.heading("Who won")
-    if outcome.can_tell is False:
-        page.line(f"Not to be relied on: {printable(outcome.finding, 500)}")
     page.line(
         "Percent of comparisons with the plain answer. Net win is win minus lose; p is the sign"
         " test over queries: above 0.05 the difference may be nothing."
@@ -99,10 +98,9 @@ def _fill(page: _Page, outcome: Outcome) -> None:
         " the change of length."
     )
     page.table(_prices(outcome))
-    pictures = pictures_of_run(outcome)
-    if pictures:
-        page.heading("Pictures")
-    for picture in pictures.values():
+    if pictures[1:]:
+        page.heading("More pictures")
+    for picture in pictures[1:]:
         page.picture(picture)
     for title, moved in zip(
         ("towards what was aimed at", "away from it"), most_moved(outcome.run, MOVED), strict=True
@@ -112,6 +110,15 @@ def _fill(page: _Page, outcome: Outcome) -> None:
             page.answers(moved)
         else:
             page.line("None moved that way.")
+    page.heading("What was compared, and how")
+    count, seeds = outcome.run.shape[1:]
+    page.line(
+        f"{count} queries, {seeds} answers to each from every arm, with the same seeds and settings"
+        f" in all of them. The judge compared each with the plain answer. Intervals are 95 %, and"
+        " resample the queries."
+    )
+    page.table(_arms(outcome))
+    page.table([("", ""), *_facts(outcome)])
 
 
 def _facts(outcome: Outcome) -> Rows:
@@ -297,11 +304,14 @@ def _marked(text: str) -> str:
 
 
 def _what(one: Moved) -> str:
+    from_where = f"{printable(one.arm, 80)}, seed {one.seed}"
+    if one.amount is None:
+        return from_where
     unit = "score" if one.scored else "preference"
     side = {"positive": "+", "negative": "−"}.get(one.side, one.side)
     return (
         f"{unit} {signed(one.amount)} towards {printable(one.axis, 40)} {printable(side, 40)}\n"
-        f"{printable(one.arm, 80)}, seed {one.seed}"
+        f"{from_where}"
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alignez_edge.errors import BadInputError
+from alignez_edge.evaluation.blind import Blind, Seen
 from alignez_edge.evaluation.measures import Figure, Resamples, loops, sign_test
 from alignez_edge.evaluation.runfolder import RunFolder
 from alignez_edge.files import printable
@@ -45,11 +46,15 @@ class Tables:
         self.tokens = np.full(run.shape, np.nan)
         self.nats = np.full(run.shape, np.nan)
         self.loops = np.full(run.shape, np.nan)
+        texts = np.zeros(run.shape, np.int64)
         for _, record in run.answers.records():
             place = run.place(record)
             self.tokens[place] = _number(run, record, "tokens")
             self.nats[place] = _number(run, record, "nats")
-            self.loops[place] = loops(str(record.get("text", "")))
+            text = str(record.get("text", ""))
+            self.loops[place] = loops(text)
+            texts[place] = hash(text)
+        self.differing = texts != texts[0]
         self.judged = self._judged()
         self.drift = self._drift()
         self.resamples = Resamples(run.shape[1])
@@ -134,7 +139,20 @@ def results_of(run: RunFolder) -> dict[str, Any]:
         "rows": rows,
         "plain": _plain(tables),
         "position_bias": _position_bias(run),
+        "blind": [asdict(found) for found in _blind(tables)],
     }
+
+
+def _blind(tables: Tables) -> list[Blind]:
+    """The axes of which the judge saw nothing."""
+    seen: dict[str, list[Seen]] = {}
+    for (name, axis, _), judged in tables.judged.items():
+        number = tables.run.arms[name]
+        told = judged.preferences[tables.differing[number]]
+        told = told[np.isfinite(told)]
+        kind = str(tables.arms[number].get("kind"))
+        seen.setdefault(axis, []).append(Seen(kind, len(told), int((told == 0).sum())))
+    return [found for axis in seen if (found := Blind.of(axis, seen[axis])) is not None]
 
 
 def _row(tables: Tables, number: int, contest: Contest, trait: str) -> dict[str, Any]:

@@ -66,9 +66,12 @@ def copy_profile(path: str | Path, library: ProfileLibrary, name: str) -> tuple[
     """Take a profile file into the library under `name`, byte by byte; where it lies, and it.
 
     Raises `ProfileFileError` where it is no usable profile, `BadInputError` where the name cannot
-    be or another profile has it.
+    be or another profile for the same model has it.
     """
-    target = free_place(library, name, path)
+    given = Profile.load(path)  # for messages that name the file that was given
+    target = library.place(name, given.fingerprint, given.model)
+    if not _same(target, Path(path)):  # the very same bytes may be imported again
+        target = library.free_place(name, given.fingerprint, given.model)
     found: list[Profile] = []
 
     def copy(temporary: Path) -> None:
@@ -76,19 +79,9 @@ def copy_profile(path: str | Path, library: ProfileLibrary, name: str) -> tuple[
         # The copy is what is checked: the original may change in between.
         found.append(Profile.load(temporary))
 
-    Profile.load(path)  # for messages that name the file that was given
     make_folder(library.folder)
     write_atomic(target, copy)
     return target, found[0]
-
-
-def free_place(library: ProfileLibrary, name: str, path: str | Path) -> Path:
-    """Where `name` would lie; raises `BadInputError` where something else than `path` lies there.
-
-    The very same bytes may be imported again.
-    """
-    target = library.path(name)
-    return target if _same(target, Path(path)) else library.free_place(name)
 
 
 def imported_profile(
