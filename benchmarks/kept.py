@@ -48,6 +48,10 @@ class Estimate:
     def __init__(self, total: int) -> None:
         self._total, self._done, self._begin = total, 0, time.monotonic()
 
+    def skip(self, pieces: int) -> None:
+        """So many were there already."""
+        self._total -= pieces
+
     def after(self, pieces: int) -> str:
         """The same once `pieces` more are done: "12 of 40; about 30 s left"."""
         self._done += pieces

@@ -168,15 +168,15 @@ class Chats:
                 for chat, talk in enumerate(talks):
                     keys[chat].append(self._key(way, talk, chat, turn))
                 missing = [i for i, own in enumerate(keys) if own[-1] not in self._kept.records]
-                if missing and scheduler is None:
-                    scheduler = stack.enter_context(self._scheduler())
-                if missing and scheduler is not None:
+                if missing:
+                    scheduler = scheduler or stack.enter_context(self._scheduler())
                     made = self._answers(scheduler, way, turn, {i: talks[i] for i in missing})
                     self._kept.add({keys[i][-1]: record for i, record in made.items()})
                 for own, key in zip(texts, keys, strict=True):
                     own.append(self._kept.records[key[-1]]["text"])
-                told = self._estimate.after(len(texts))
+                self._estimate.skip(len(texts) - len(missing))
                 if missing:
+                    told = self._estimate.after(len(missing))
                     self._say(f"{self._axis.name}: {way.name}, turn {turn + 1}: answers, {told}")
         self._score(texts, keys)
         return self._spoken(texts, keys)
