@@ -56,6 +56,8 @@ from benchmarks.steering_report import insert  # noqa: E402
 MARKER = "turns"
 FORM_TOKENS = 64
 """Tokens of the answers by which the form of prompting is chosen: those of `benchmarks.real`."""
+WIDTH = 4
+"""Chats that are held side by side: every token looks at the cells of all of them."""
 _SLACK = 8
 """Tokens that an answer may take more in a history than as it was drawn, its end included."""
 
@@ -157,36 +159,41 @@ class Chats:
         return messages
 
     def hold(self, way: Way) -> Spoken:
-        """All chats of one arm, turn by turn in one batch; what is kept is not said again."""
-        n_turns = len(self._order[0])
+        """All chats of one arm; what is kept is not said again."""
         texts: list[list[str]] = [[] for _ in self._order]
         keys: list[list[str]] = [[] for _ in self._order]
-        with ExitStack() as stack:
-            scheduler = None
-            for turn in range(n_turns):
-                talks = [self.messages(way, *talk) for talk in enumerate(texts)]
-                for chat, talk in enumerate(talks):
-                    keys[chat].append(self._key(way, talk, chat, turn))
-                missing = [i for i, own in enumerate(keys) if own[-1] not in self._kept.records]
-                if missing:
-                    scheduler = scheduler or stack.enter_context(self._scheduler())
-                    made = self._answers(scheduler, way, turn, {i: talks[i] for i in missing})
-                    self._kept.add({keys[i][-1]: record for i, record in made.items()})
-                for own, key in zip(texts, keys, strict=True):
-                    own.append(self._kept.records[key[-1]]["text"])
-                self._estimate.skip(len(texts) - len(missing))
-                if missing:
-                    told = self._estimate.after(len(missing))
-                    self._say(f"{self._axis.name}: {way.name}, turn {turn + 1}: answers, {told}")
+        everything = range(len(self._order))
+        for first in range(0, len(self._order), WIDTH):
+            self._talk(way, everything[first : first + WIDTH], texts, keys)
         self._score(texts, keys)
         return self._spoken(texts, keys)
 
-    def _scheduler(self) -> Scheduler:
-        """A batch of all chats that keeps what each has read."""
-        cells = len(self._order) * self._n_ctx
-        return Scheduler(
-            self._model, n_slots=len(self._order), n_ctx=self._n_ctx, n_cells=cells, keep=cells
-        )
+    def _talk(
+        self, way: Way, group: Sequence[int], texts: list[list[str]], keys: list[list[str]]
+    ) -> None:
+        """The chats of a group, turn by turn in one batch; `texts` and `keys` grow by theirs."""
+        with ExitStack() as stack:
+            scheduler = None
+            for turn in range(len(self._order[0])):
+                talks = {chat: self.messages(way, chat, texts[chat]) for chat in group}
+                for chat, talk in talks.items():
+                    keys[chat].append(self._key(way, talk, chat, turn))
+                known = self._kept.records
+                missing = {c: talk for c, talk in talks.items() if keys[c][-1] not in known}
+                self._estimate.skip(len(group) - len(missing))
+                if missing:
+                    scheduler = scheduler or stack.enter_context(self._scheduler(len(group)))
+                    made = self._answers(scheduler, way, turn, missing)
+                    self._kept.add({keys[chat][-1]: record for chat, record in made.items()})
+                    told = self._estimate.after(len(missing))
+                    self._say(f"{self._axis.name}: {way.name}, turn {turn + 1}: answers, {told}")
+                for chat in group:
+                    texts[chat].append(known[keys[chat][-1]]["text"])
+
+    def _scheduler(self, n_chats: int) -> Scheduler:
+        """A batch that keeps what each of its chats has read."""
+        cells = n_chats * self._n_ctx
+        return Scheduler(self._model, n_slots=n_chats, n_ctx=self._n_ctx, n_cells=cells, keep=cells)
 
     def _key(self, way: Way, talk: Sequence[Message], chat: int, turn: int) -> str:
         steering = mark_of(self._profile, way.strength)
