@@ -29,6 +29,7 @@ from alignez_edge.builder import takes_system  # noqa: E402
 from alignez_edge.config import ModelNames  # noqa: E402
 from alignez_edge.evaluation.measures import Figure, Floats, Resamples  # noqa: E402
 from alignez_edge.files import make_folder  # noqa: E402
+from alignez_edge.methods import DEFAULT_METHOD  # noqa: E402
 from alignez_edge.profile import Profile  # noqa: E402
 from alignez_edge.prompts import SIDES  # noqa: E402
 from alignez_edge.queries import read_queries  # noqa: E402
@@ -84,10 +85,20 @@ def arms(form: RequestForm) -> dict[str, Arm]:
 
 
 def profile_of(
-    model: Model, name: str, axis: Axis, folder: Path, limit: int | None, say: Say
+    model: Model,
+    name: str,
+    axis: Axis,
+    folder: Path,
+    limit: int | None,
+    say: Say,
+    method: str = DEFAULT_METHOD,
+    neighbors: int | None = None,
 ) -> Profile:
-    """The profile that `folder` has, else one built by the library as it is."""
-    path = folder / f"{name}{'' if limit is None else f'-{limit}'}.gguf"
+    """The profile that `folder` has, else one built by the library as it is. Those of other methods
+    are built of the same pairs."""
+    other = "" if method == DEFAULT_METHOD else f"-{method}"
+    other += "" if neighbors is None else f"-by-{neighbors}"
+    path = folder / f"{stem_of(name, limit)}{other}.gguf"
     if path.exists():
         return Profile.load(path)
     last = ""
@@ -96,23 +107,50 @@ def profile_of(
         nonlocal last
         if step != last:
             last = step
-            say(f"{name}: building the profile, {step}")
+            say(f"{path.stem}: building the profile, {step}")
 
     profile = build_profile(
         model,
         axis,
         queries=build_queries(axis) if not axis.queries else None,
+        method=method,
+        neighbors=neighbors,
         limit=limit,
-        work=folder / f"build-{path.stem}",
+        work=work_of(folder, name, limit),
         on_progress=on_progress,
     )
     profile.save(path)
     return profile
 
 
+def stem_of(name: str, limit: int | None) -> str:
+    """What the files of an axis are called."""
+    return name if limit is None else f"{name}-{limit}"
+
+
+def work_of(folder: Path, name: str, limit: int | None) -> Path:
+    """Where the build of an axis is kept, and its pairs."""
+    return folder / f"build-{stem_of(name, limit)}"
+
+
 def build_queries(axis: Axis) -> list[str]:
     """What a build asks: the axis' own questions, else some of the built-in axes'."""
     return list(axis.queries) or list(questions("", axis))[:N_SHARED]
+
+
+def prompting(model: Model, axis: Axis) -> list[RequestForm]:
+    """The forms in which this model can be prompted for a side of the axis."""
+    return [
+        form
+        for form in FORMS.values()
+        if form.fits(axis) and (form.name != "system" or takes_system(model))
+    ]
+
+
+def answers_folder(model: Model, given: Path | None) -> Path:
+    """Where everything about a model is kept: the `given` folder, else one of its own."""
+    key = f"{model.path.stem}-{model.fingerprint.digest()[:16]}"
+    return make_folder(given or CACHE / key)
 
 
 def strongest(
@@ -121,19 +159,22 @@ def strongest(
     axis: Axis,
     forms: Sequence[RequestForm],
     queries: Sequence[str],
-    n_tokens: int,
+    say: Say,
+    n_tokens: int | None = None,
 ) -> tuple[RequestForm, dict[str, float]]:
     """The form whose sides the instrument finds farthest apart, and the spans of all."""
+    say(f"{name}: which form of prompting is the strongest?")
     spans = {}
     asked = [Arm(f"{form.name} {side}", form, side) for form in forms for side in SIDES]
     tasks = [Task(arm, query, row, 0) for row, query in enumerate(queries) for arm in asked]
-    found = answers.to(axis, tasks, n_tokens, cost=False)
+    found = answers.to(axis, tasks, n_tokens=n_tokens, cost=False)
     for i, form in enumerate(forms):
         above, below = (
             Judged.of(name, found[2 * i + side :: len(asked)], 1).scores for side in (0, 1)
         )
         spans[form.name] = float(mean(above) - mean(below))
     best = max(forms, key=lambda form: -math.inf if math.isnan(s := spans[form.name]) else s)
+    say(f"{name}: {best.name}, of {', '.join(f'{k} {v:+.2f}' for k, v in spans.items())}")
     return best, spans
 
 
@@ -219,21 +260,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     judged: dict[str, dict[str, Judged]] = {}
     told: dict[str, Any] = {}
     with Model.load(ModelNames().find(options.model), threads=options.threads) as model:
-        key = f"{model.path.stem}-{model.fingerprint.digest()[:16]}"
-        folder = make_folder(options.folder or CACHE / key)
-        answers = Answers(model, folder, say)
+        folder = answers_folder(model, options.folder)
+        answers = Answers(model, folder, options.tokens, say)
         for name in options.axes:
             axis = OWN.get(name) or Axis.builtin(name)
             n_tokens = LONG.get(name, 1) * options.tokens
             profile = profile_of(model, name, axis, folder, options.limit, say)
-            forms = [
-                form
-                for form in FORMS.values()
-                if form.fits(axis) and (form.name != "system" or takes_system(model))
-            ]
-            say(f"{name}: which form of prompting is the strongest?")
-            form, spans = strongest(answers, name, axis, forms, others, n_tokens)
-            say(f"{name}: {form.name}, of {', '.join(f'{k} {v:+.2f}' for k, v in spans.items())}")
+            form, spans = strongest(
+                answers, name, axis, prompting(model, axis), others, say, n_tokens
+            )
             found = arms(form)
             tasks = [
                 Task(arm, query, row, seed)
@@ -241,7 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 for seed in range(options.seeds)
                 for arm in found.values()
             ]
-            made = answers.to(axis, tasks, n_tokens, profile)
+            made = answers.to(axis, tasks, profile, n_tokens=n_tokens)
             by_arm = {arm: made[i :: len(found)] for i, arm in enumerate(found)}
             judged[name] = {arm: Judged.of(name, own, options.seeds) for arm, own in by_arm.items()}
             told[name] = {

@@ -7,10 +7,7 @@ measured anew.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,6 +21,7 @@ from alignez_edge.runtime.batch import generate_batch
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.score import score_batch
 from alignez_edge.runtime.types import Conditional, Injection, Request, Sampling
+from benchmarks.kept import Estimate, Kept, key_of
 
 WIDTH = 32
 CHUNK = 96
@@ -70,50 +68,44 @@ class Task:
 class Answers:
     """The answers of one model, kept in `folder`."""
 
-    def __init__(self, model: Model, folder: Path, say: Say) -> None:
-        self._model, self._say = model, say
+    def __init__(self, model: Model, folder: Path, n_tokens: int, say: Say) -> None:
+        self._model, self._n_tokens, self._say = model, n_tokens, say
         self._digest = model.fingerprint.digest()
-        self._file = folder / "answers.jsonl"
-        self._kept: dict[str, Answer] = {}
-        for line in self._lines():
-            row = json.loads(line)
-            key = row.pop("key")
-            self._kept[key] = Answer(**row)
+        self._file = Kept(folder / "answers.jsonl")
+        self._kept = {key: Answer(**record) for key, record in self._file.records.items()}
 
     def to(
         self,
         axis: Axis,
         tasks: Sequence[Task],
-        n_tokens: int,
         profile: Profile | None = None,
         *,
+        n_tokens: int | None = None,
         cost: bool = True,
     ) -> list[Answer]:
         """The answers, in order; those that are not kept yet are made chunk by chunk. Without
         `cost` their `nats` are left out."""
+        n_tokens = n_tokens or self._n_tokens
         injections = {
             strength: (profile * strength).injection(self._model)
             for strength in {task.arm.strength for task in tasks}
             if profile is not None and strength
         }
-        marks = {strength: _mark(profile, strength) for strength in {0.0, *injections}}
+        marks = {strength: mark_of(profile, strength) for strength in {0.0, *injections}}
         asked = self._requests(axis, tasks)
         keys = [
             self._key(request, marks[task.arm.strength], task.draw, n_tokens)
             for request, task in zip(asked, tasks, strict=True)
         ]
         missing = {key: i for i, key in enumerate(keys) if key not in self._kept}
-        n_left, begin, left = len(missing), time.monotonic(), iter(missing.items())
-        done = 0
+        estimate, left = Estimate(len(missing)), iter(missing.items())
         while chunk := list(islice(left, CHUNK)):
             jobs = [
                 (key, asked[i], tasks[i].query, injections.get(tasks[i].arm.strength), tasks[i])
                 for key, i in chunk
             ]
             self._make(jobs, n_tokens, cost)
-            done += len(chunk)
-            rest = (time.monotonic() - begin) / done * (n_left - done)
-            self._say(f"{axis.name}: {done} of {n_left} answers; about {rest:.0f} s left")
+            self._say(f"{axis.name}: answers, {estimate.after(len(chunk))}")
         return [self._kept[key] for key in keys]
 
     def _requests(self, axis: Axis, tasks: Sequence[Task]) -> list[RequestText]:
@@ -173,28 +165,18 @@ class Answers:
         items = [(self._model.ask_tokens(jobs[i][2]), drawn[i].tokens) for i in order]
         scored = score_batch(self._model, items)
         nats = {i: -float(found.sum()) for i, found in zip(order, scored, strict=True)}
-        with self._file.open("a", encoding="utf-8") as file:
-            for i, (key, *_) in enumerate(jobs):
-                answer = Answer(drawn[i].text.strip(), len(drawn[i].tokens), nats.get(i, 0.0))
-                file.write(json.dumps({"key": key, **asdict(answer)}, ensure_ascii=False) + "\n")
-                self._kept[key] = answer
+        made = {
+            key: Answer(drawn[i].text.strip(), len(drawn[i].tokens), nats.get(i, 0.0))
+            for i, (key, *_) in enumerate(jobs)
+        }
+        self._file.add({key: asdict(answer) for key, answer in made.items()})
+        self._kept |= made
 
     def _key(self, request: RequestText, mark: str, draw: int, n_tokens: int) -> str:
-        facts = [self._digest, request.user, request.system, mark, draw, n_tokens]
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
-
-    def _lines(self) -> Iterator[str]:
-        """The whole lines of the file; one that a kill has torn is cut off."""
-        if not self._file.exists():
-            return
-        data = self._file.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            self._file.write_bytes(whole)
-        yield from whole.decode("utf-8").splitlines()
+        return key_of(self._digest, request.user, request.system, mark, draw, n_tokens)
 
 
-def _mark(profile: Profile | None, strength: float) -> str:
+def mark_of(profile: Profile | None, strength: float) -> str:
     """What a steering is known by; '' for none."""
     if profile is None or not strength:
         return ""

@@ -43,20 +43,20 @@ def markdown(result: Table) -> str:
 def _effects(axes: Table, means: Table, n_counted: int) -> str:
     rows = []
     for name, table in axes.items():
-        effects = [_interval(table["effect"][arm]) for arm in ARMS]
+        effects = [interval(table["effect"][arm]) for arm in ARMS]
         rows.append(
             [
                 f"{name} ({table['instrument']})",
                 table["form"],
-                _number(table["plain"].mean),
+                number(table["plain"].mean),
                 *effects,
-                _interval(table["ratio"]["steered"], signed=False),
-                _interval(table["ratio"]["both"], signed=False),
+                interval(table["ratio"]["steered"], signed=False),
+                interval(table["ratio"]["both"], signed=False),
             ]
         )
-    total = [f"**{_interval(means[way], signed=False)}**" for way in ("steered", "both")]
+    total = [f"**{interval(means[way], signed=False)}**" for way in ("steered", "both")]
     rows.append([f"mean of {n_counted}", *[""] * (2 + len(ARMS)), *total])
-    return _table(["axis", "prompt", "plain", *map(_head, ARMS), "ratio", "ratio of both"], rows)
+    return as_table(["axis", "prompt", "plain", *map(_head, ARMS), "ratio", "ratio of both"], rows)
 
 
 def _costs(axes: Table) -> str:
@@ -64,11 +64,11 @@ def _costs(axes: Table) -> str:
         [
             name,
             f"{table['plain nats'].mean:.2f}",
-            *(_interval(table["nats above plain"][arm]) for arm in ARMS),
+            *(interval(table["nats above plain"][arm]) for arm in ARMS),
         ]
         for name, table in axes.items()
     ]
-    return _table(["axis", "plain", *map(_head, ARMS)], rows)
+    return as_table(["axis", "plain", *map(_head, ARMS)], rows)
 
 
 def _wanted(result: Table) -> str:
@@ -79,7 +79,7 @@ def _wanted(result: Table) -> str:
         [
             "mean ratio",
             f"≥ {RATIO_WANTED}, interval above {RATIO_LEAST}",
-            _interval(ratio, signed=False),
+            interval(ratio, signed=False),
             _met(ratio.mean >= RATIO_WANTED and ratio.low > RATIO_LEAST),
         ]
     ]
@@ -104,15 +104,15 @@ def _wanted(result: Table) -> str:
             [
                 "nats above prompting for that side",
                 f"≤ {NATS_ALLOWED}",
-                f"worst: {worst}, {_interval(cells[worst])}",
+                f"worst: {worst}, {interval(cells[worst])}",
                 _met(cells[worst].mean <= NATS_ALLOWED),
             ]
         )
-    return _table(["steering", "wanted", "found", "met"], rows)
+    return as_table(["steering", "wanted", "found", "met"], rows)
 
 
 def _answers(rows: Sequence[dict[str, str]]) -> str:
-    return _table(
+    return as_table(
         ["question", *map(_head, SHOWN)],
         [[_line(row["query"]), *(_line(row[arm]) for arm in SHOWN)] for row in rows],
     )
@@ -135,19 +135,22 @@ def _met(met: bool) -> str:
     return "yes" if met else "**no**"
 
 
-def _number(value: float, signed: bool = True) -> str:
+def number(value: float, signed: bool = True) -> str:
+    """Two digits and a sign; n/a for NaN."""
     if math.isnan(value):
         return "n/a"
     return f"{value:{'+' if signed else ''}.2f}".replace("-", "−")
 
 
-def _interval(figure: Figure, signed: bool = True) -> str:
+def interval(figure: Figure, signed: bool = True) -> str:
+    """A figure with its interval."""
     if math.isnan(figure.mean):
         return "n/a"
-    mean, low, high = (_number(x, signed) for x in (figure.mean, figure.low, figure.high))
+    mean, low, high = (number(x, signed) for x in (figure.mean, figure.low, figure.high))
     return f"{mean} [{low}, {high}]"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def as_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,277 @@
+"""The papers' methods on a real model, from the same pairs: `python -m benchmarks.papers`.
+
+`benchmarks.forms` compares them on the demo model. Here every method is built of the pairs that the
+model wrote for `benchmarks.real`, and steers it at several strengths of either sign. Questions that
+no build has seen are answered once each; an instrument judges the answers, and what they cost is
+what the plain model thinks of them. Methods differ in how far strength 1 goes and in what that
+costs, so it is also told how far each has come where it costs as much as prompting for that side.
+Everything is kept in the folder of `benchmarks.real`, and its answers are not written again.
+"""
+
+from __future__ import annotations
+
+from alignez_edge.waiting import calm
+
+calm()  # before NumPy and llama.cpp are loaded
+
+import argparse  # noqa: E402
+import json  # noqa: E402
+from collections.abc import Mapping, Sequence  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+import numpy as np  # noqa: E402
+
+from alignez_edge.axes import Axis  # noqa: E402
+from alignez_edge.config import ModelNames  # noqa: E402
+from alignez_edge.errors import BadInputError  # noqa: E402
+from alignez_edge.evaluation.measures import Floats, Resamples  # noqa: E402
+from alignez_edge.profile import Profile  # noqa: E402
+from alignez_edge.prompts import SIDES  # noqa: E402
+from alignez_edge.queries import read_queries  # noqa: E402
+from alignez_edge.requests import RequestForm  # noqa: E402
+from alignez_edge.runtime.model import Model  # noqa: E402
+from benchmarks.instruments import INSTRUMENTS  # noqa: E402
+from benchmarks.real import (  # noqa: E402
+    AXES,
+    PLAIN,
+    QUESTIONS,
+    Judged,
+    answers_folder,
+    profile_of,
+    prompting,
+    strongest,
+)
+from benchmarks.real_answers import Answers, Arm, Task  # noqa: E402
+from benchmarks.real_report import as_table, interval, number  # noqa: E402
+from benchmarks.requests import OWN  # noqa: E402
+from benchmarks.steering import plain_data, say  # noqa: E402
+from benchmarks.steering_report import insert  # noqa: E402
+
+MARKER = "papers"
+NEIGHBOURS = 10
+STRENGTHS = (0.5, 1.0, 1.5, 2.0)
+SIGNS = "+-"
+METHODS: dict[str, tuple[str, int | None]] = {
+    "alignez": ("alignez", None),
+    "alignez, by query": ("alignez", NEIGHBOURS),
+    "alignez-v1": ("alignez-v1", None),
+    "alignez-v2": ("alignez-v2", None),
+    "affine": ("affine", None),
+    "recontrol": ("recontrol", None),
+    "iti": ("iti", None),
+    "caa": ("caa", None),
+    "pca": ("pca", None),
+}
+"""What `alignez build` makes: the method, and how many neighbours it looks at."""
+
+
+def prompted(form: RequestForm) -> list[Arm]:
+    """Plain, and prompted for either side."""
+    sides = zip(SIGNS, SIDES, strict=True)
+    return [PLAIN, *(Arm(f"prompted {sign}", form, side) for sign, side in sides)]
+
+
+def steered(strengths: Sequence[float]) -> list[Arm]:
+    """A profile at all strengths of either sign."""
+    return [
+        Arm(f"{sign}{strength:g}", strength=float(f"{sign}{strength}"))
+        for strength in strengths
+        for sign in SIGNS
+    ]
+
+
+def judged(
+    answers: Answers,
+    name: str,
+    axis: Axis,
+    arms: Sequence[Arm],
+    queries: Sequence[str],
+    profile: Profile | None = None,
+) -> dict[str, Judged]:
+    """One answer to each question in each of these arms, by the name of the arm.
+
+    Arm after arm: exact edits hold for a whole pass, so answers under the same one should run side
+    by side.
+    """
+    n = len(queries)
+    tasks = [Task(arm, query, row, 0) for arm in arms for row, query in enumerate(queries)]
+    made = answers.to(axis, tasks, profile)
+    return {arm.name: Judged.of(name, made[i * n :][:n], 1) for i, arm in enumerate(arms)}
+
+
+def figures(
+    yardstick: Mapping[str, Judged],
+    methods: Mapping[str, Mapping[str, Judged]],
+    strengths: Sequence[float],
+) -> dict[str, Any]:
+    """Of one axis: prompting, and by method the figures of strength 1 and those at the cost of
+    prompting. The leaves are `Figure`s; strengths are numbers, NaN for out of reach."""
+    resamples = Resamples(len(yardstick[PLAIN.name].nats))
+    plain = yardstick[PLAIN.name]
+
+    def effect(arm: Judged) -> Floats:
+        return resamples.mean(arm.scores) - resamples.mean(plain.scores)
+
+    def cost(arm: Judged) -> Floats:
+        return resamples.ratio(arm.nats, arm.tokens) - resamples.ratio(plain.nats, plain.tokens)
+
+    asked = {sign: yardstick[f"prompted {sign}"] for sign in SIGNS}
+    span = effect(asked["+"]) - effect(asked["-"])
+    found: dict[str, Any] = {
+        "plain": resamples.figure(resamples.mean(plain.scores)),
+        "plain nats": resamples.figure(resamples.ratio(plain.nats, plain.tokens)),
+        "prompted": {
+            "effect": {sign: resamples.figure(effect(arm)) for sign, arm in asked.items()},
+            "cost": {sign: resamples.figure(cost(arm)) for sign, arm in asked.items()},
+            "span": resamples.figure(span),
+        },
+        "methods": {},
+    }
+    for name, arms in methods.items():
+        effects = {s: np.stack([effect(arms[f"{s}{x:g}"]) for x in strengths]) for s in SIGNS}
+        costs = {s: np.stack([cost(arms[f"{s}{x:g}"]) for x in strengths]) for s in SIGNS}
+        one = list(strengths).index(1.0)
+        matched = {s: at_cost(strengths, effects[s], costs[s], cost(asked[s])) for s in SIGNS}
+        found["methods"][name] = {
+            "effect": {s: resamples.figure(effects[s][one]) for s in SIGNS},
+            "cost": {s: resamples.figure(costs[s][one]) for s in SIGNS},
+            "share": resamples.share(effects["+"][one] - effects["-"][one], span),
+            "at the cost of prompting": {
+                s: {"effect": resamples.figure(there), "strength": float(where[0])}
+                for s, (there, where) in matched.items()
+            },
+            "by strength": [
+                {
+                    "strength": strength,
+                    "effect": {s: float(effects[s][i][0]) for s in SIGNS},
+                    "cost": {s: float(costs[s][i][0]) for s in SIGNS},
+                }
+                for i, strength in enumerate(strengths)
+            ],
+        }
+    return found
+
+
+def at_cost(
+    strengths: Sequence[float], effects: Floats, costs: Floats, target: Floats
+) -> tuple[Floats, Floats]:
+    """The effect, and the strength, at which the cost first reaches `target`, both `(n_sample,)`.
+
+    `effects` and `costs` are `(n_strength, n_sample)`; between strengths, and between 0 and the
+    first one, they are taken for straight. NaN where the cost does not get there, or where the
+    target is nothing at all.
+    """
+    nothing = np.zeros((1, effects.shape[1]))
+    x = np.array([0.0, *strengths])[:, None]
+    effects, costs = np.concatenate([nothing, effects]), np.concatenate([nothing, costs])
+    there, where = (np.full(effects.shape[1], np.nan) for _ in range(2))
+    for i in range(1, len(x)):
+        reached = np.isnan(where) & (target > 0) & (costs[i] >= target)
+        rise = costs[i] - costs[i - 1]
+        part = np.divide(target - costs[i - 1], rise, out=np.ones_like(rise), where=rise > 0)
+        there[reached] = (effects[i - 1] + part * (effects[i] - effects[i - 1]))[reached]
+        where[reached] = (x[i - 1] + part * (x[i] - x[i - 1]))[reached]
+    return there, where
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """A table for each axis, the methods with the largest span first."""
+    parts = [
+        f"{result['model']}: {result['queries']} questions of just-eval-instruct that no build has "
+        f"seen, one answer to each, at most {result['tokens']} tokens. Effects and costs are above "
+        "plain, with 95 % intervals over the questions. Those of methods are at strengths +1 and "
+        "−1; the share is their span over that of prompting. The last columns tell the effect at "
+        "the strength (in brackets) at which a method costs as much as prompting for that side: "
+        f"n/a where it costs less even at {max(result['strengths']):g}, or where prompting is free."
+    ]
+    for axis, table in result["axes"].items():
+        asked = table["prompted"]
+        rows = [["prompting", *_both(asked["effect"]), "1", *_both(asked["cost"]), "", ""]]
+        methods = table["methods"]
+        for name in sorted(methods, key=lambda name: -np.nan_to_num(methods[name]["share"].mean)):
+            cell = methods[name]
+            matched = [_matched(cell["at the cost of prompting"][sign]) for sign in SIGNS]
+            share = interval(cell["share"], signed=False)
+            rows.append([name, *_both(cell["effect"]), share, *_both(cell["cost"]), *matched])
+        head = ["method", "effect +", "effect −", "share of prompting", "nats +", "nats −"]
+        head += ["+ at the cost of prompting", "− at the cost of prompting"]
+        parts += [
+            f"{axis} ({table['instrument']}), prompted in the form {table['form']}; plain "
+            f"{number(table['plain'].mean)} at {table['plain nats'].mean:.2f} nats:",
+            as_table(head, rows),
+        ]
+        parts += [f"{name} cannot be had: {why}." for name, why in table["refused"].items()]
+    return "\n\n".join(parts)
+
+
+def _both(cells: Mapping[str, Any]) -> list[str]:
+    return [interval(cells[sign]) for sign in SIGNS]
+
+
+def _matched(cell: Mapping[str, Any]) -> str:
+    if np.isnan(cell["strength"]):
+        return "n/a"
+    return f"{number(cell['effect'].mean)} (× {cell['strength']:.2f})"
+
+
+def measure(model: Model, name: str, answers: Answers, options: argparse.Namespace) -> Any:
+    """All figures of an axis."""
+    axis = OWN.get(name) or Axis.builtin(name)
+    queries = read_queries(QUESTIONS / "report.jsonl", options.queries)
+    others = read_queries(QUESTIONS / "choosing.jsonl", options.choosing)
+    folder = answers_folder(model, options.folder)
+    refused, found = {}, {}
+    # The default comes first: the others are built of its pairs.
+    profile_of(model, name, axis, folder, options.limit, say)
+    form, _ = strongest(answers, name, axis, prompting(model, axis), others, say)
+    yardstick = judged(answers, name, axis, prompted(form), queries)
+    for label in options.methods:
+        method, neighbors = METHODS[label]
+        try:
+            profile = profile_of(model, name, axis, folder, options.limit, say, method, neighbors)
+        except BadInputError as refusal:
+            refused[label] = str(refusal)
+            continue
+        say(f"{name}: {label}")
+        found[label] = judged(answers, name, axis, steered(STRENGTHS), queries, profile)
+    return figures(yardstick, found, STRENGTHS) | {
+        "form": form.name,
+        "instrument": INSTRUMENTS[name].name,
+        "refused": refused,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--model", default="smollm2", help="a short name or a GGUF file")
+    parser.add_argument("--axes", nargs="+", choices=AXES, default=["cheerful", "concise"])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--queries", type=int, default=40, help="questions to report on")
+    parser.add_argument("--choosing", type=int, default=24, help="questions to choose the form on")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens of an answer at most")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--limit", type=int, help="pairs of a build (default: the library's)")
+    parser.add_argument("--folder", type=Path, help="where everything is kept")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, no tables")
+    parser.add_argument("--page", type=Path, help="put the tables between this file's markers")
+    options = parser.parse_args(arguments)
+
+    with Model.load(ModelNames().find(options.model), threads=options.threads) as model:
+        answers = Answers(model, answers_folder(model, options.folder), options.tokens, say)
+        axes = {name: measure(model, name, answers, options) for name in options.axes}
+        result = {
+            "model": model.path.name,
+            "queries": options.queries,
+            "tokens": options.tokens,
+            "strengths": list(STRENGTHS),
+            "axes": axes,
+        }
+    text = markdown(result)
+    if options.page:
+        insert(text, options.page, MARKER)
+    print(json.dumps(plain_data(result), ensure_ascii=False) if options.json else text)
+
+
+if __name__ == "__main__":
+    main()
