@@ -34,6 +34,7 @@ from alignez_edge.runtime.model import Model  # noqa: E402
 from benchmarks.instruments import INSTRUMENTS  # noqa: E402
 from benchmarks.real import (  # noqa: E402
     AXES,
+    LONG,
     PLAIN,
     QUESTIONS,
     Judged,
@@ -87,6 +88,7 @@ def judged(
     axis: Axis,
     arms: Sequence[Arm],
     queries: Sequence[str],
+    n_tokens: int,
     profile: Profile | None = None,
 ) -> dict[str, Judged]:
     """One answer to each question in each of these arms, by the name of the arm.
@@ -96,7 +98,7 @@ def judged(
     """
     n = len(queries)
     tasks = [Task(arm, query, row, 0) for arm in arms for row, query in enumerate(queries)]
-    made = answers.to(axis, tasks, profile)
+    made = answers.to(axis, tasks, profile, n_tokens=n_tokens)
     return {arm.name: Judged.of(name, made[i * n :][:n], 1) for i, arm in enumerate(arms)}
 
 
@@ -179,7 +181,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     """A table for each axis, the methods with the largest span first."""
     parts = [
         f"{result['model']}: {result['queries']} questions of just-eval-instruct that no build has "
-        f"seen, one answer to each, at most {result['tokens']} tokens. Effects and costs are above "
+        f"seen, one answer to each. Effects and costs are above "
         "plain, with 95 % intervals over the questions. Those of methods are at strengths +1 and "
         "−1; the share is their span over that of prompting. The last columns tell the effect at "
         "the strength (in brackets) at which a method costs as much as prompting for that side: "
@@ -197,7 +199,8 @@ def markdown(result: Mapping[str, Any]) -> str:
         head = ["method", "effect +", "effect −", "share of prompting", "nats +", "nats −"]
         head += ["+ at the cost of prompting", "− at the cost of prompting"]
         parts += [
-            f"{axis} ({table['instrument']}), prompted in the form {table['form']}; plain "
+            f"{axis} ({table['instrument']}), at most {table['tokens']} tokens, prompted in the "
+            f"form {table['form']}; plain "
             f"{number(table['plain'].mean)} at {table['plain nats'].mean:.2f} nats:",
             as_table(head, rows),
         ]
@@ -224,8 +227,9 @@ def measure(model: Model, name: str, answers: Answers, options: argparse.Namespa
     refused, found = {}, {}
     # The default comes first: the others are built of its pairs.
     profile_of(model, name, axis, folder, options.limit, say)
-    form, _ = strongest(answers, name, axis, prompting(model, axis), others, say)
-    yardstick = judged(answers, name, axis, prompted(form), queries)
+    n_tokens = LONG.get(name, 1) * options.tokens
+    form, _ = strongest(answers, name, axis, prompting(model, axis), others, say, n_tokens)
+    yardstick = judged(answers, name, axis, prompted(form), queries, n_tokens)
     for label in options.methods:
         method, neighbors = METHODS[label]
         try:
@@ -234,9 +238,11 @@ def measure(model: Model, name: str, answers: Answers, options: argparse.Namespa
             refused[label] = str(refusal)
             continue
         say(f"{name}: {label}")
-        found[label] = judged(answers, name, axis, steered(STRENGTHS), queries, profile)
+        arms = steered(STRENGTHS)
+        found[label] = judged(answers, name, axis, arms, queries, n_tokens, profile)
     return figures(yardstick, found, STRENGTHS) | {
         "form": form.name,
+        "tokens": n_tokens,
         "instrument": INSTRUMENTS[name].name,
         "refused": refused,
     }
@@ -249,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--queries", type=int, default=40, help="questions to report on")
     parser.add_argument("--choosing", type=int, default=24, help="questions to choose the form on")
-    parser.add_argument("--tokens", type=int, default=64, help="tokens of an answer at most")
+    parser.add_argument("--tokens", type=int, default=48, help="tokens of an answer at most")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--limit", type=int, help="pairs of a build (default: the library's)")
     parser.add_argument("--folder", type=Path, help="where everything is kept")
@@ -263,7 +269,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         result = {
             "model": model.path.name,
             "queries": options.queries,
-            "tokens": options.tokens,
             "strengths": list(STRENGTHS),
             "axes": axes,
         }

@@ -41,6 +41,7 @@ from benchmarks.instruments import INSTRUMENTS  # noqa: E402
 from benchmarks.kept import Estimate, Kept, key_of  # noqa: E402
 from benchmarks.real import (  # noqa: E402
     AXES,
+    LONG,
     QUESTIONS,
     answers_folder,
     profile_of,
@@ -54,8 +55,6 @@ from benchmarks.steering import plain_data, say  # noqa: E402
 from benchmarks.steering_report import insert  # noqa: E402
 
 MARKER = "turns"
-FORM_TOKENS = 64
-"""Tokens of the answers by which the form of prompting is chosen: those of `benchmarks.real`."""
 WIDTH = 4
 """Chats that are held side by side: every token looks at the cells of all of them."""
 _SLACK = 8
@@ -298,13 +297,15 @@ def markdown(result: Mapping[str, Any]) -> str:
             effects = [interval(figure) for figure in (*cell["effect"], cell["change"])]
             costs = [interval(figure) for figure in cell["cost"]]
             rows.append([axis, arm.replace("-", "−"), *effects, *costs])
-    forms = ", ".join(f"{axis} {table['form']}" for axis, table in result["axes"].items())
+    axes = result["axes"].items()
+    forms = ", ".join(f"{axis} {table['form']}" for axis, table in axes)
+    lengths = ", ".join(f"{axis} {table['tokens']}" for axis, table in axes)
     return "\n\n".join(
         [
-            f"{result['model']}: {result['chats']} chats of {result['turns']} questions, at most "
-            f"{result['tokens']} tokens an answer; prompted in the strongest form ({forms}). The "
-            "row of plain says how it scores and what it costs, the others how far they lie above "
-            "it at the same turn, with 95 % intervals over the questions.",
+            f"{result['model']}: {result['chats']} chats of {result['turns']} questions; "
+            f"tokens of an answer at most: {lengths}; prompted in the strongest form ({forms}). "
+            "The row of plain says how it scores and what it costs, the others how far they lie "
+            "above it at the same turn, with 95 % intervals over the questions.",
             as_table(head, rows),
         ]
     )
@@ -332,12 +333,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     axes: dict[str, Any] = {}
     with Model.load(ModelNames().find(options.model), threads=options.threads) as model:
         folder = answers_folder(model, options.folder)
-        answers = Answers(model, folder, FORM_TOKENS, say)
+        answers = Answers(model, folder, options.tokens, say)
         for name in options.axes:
             axis = OWN.get(name) or Axis.builtin(name)
             profile = profile_of(model, name, axis, folder, options.limit, say)
             forms = [form for form in prompting(model, axis) if not form.two_steps]
-            form, _ = strongest(answers, name, axis, forms, others, say)
+            n_tokens = LONG.get(name, 1) * options.tokens
+            form, _ = strongest(answers, name, axis, forms, others, say, n_tokens)
             chats = Chats(
                 model,
                 axis,
@@ -346,17 +348,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 queries,
                 folder,
                 n_turns=options.turns,
-                n_tokens=options.tokens,
+                n_tokens=n_tokens,
                 seed=options.seed,
                 say=say,
             )
             held = {way.name: chats.hold(way) for way in WAYS}
-            axes[name] = {"form": form.name, "arms": figures(held)}
+            axes[name] = {"form": form.name, "tokens": n_tokens, "arms": figures(held)}
     result = {
         "model": model.path.name,
         "chats": len(queries),
         "turns": options.turns,
-        "tokens": options.tokens,
         "seed": options.seed,
         "axes": axes,
     }

@@ -110,7 +110,7 @@ def test_it_runs_and_goes_on(
     page = tmp_path / "page.md"
     page.write_text("a\n<!-- turns -->\n<!-- /turns -->\nb\n", encoding="utf-8")
     arguments = ["--model", str(path), "--threads", "1", "--folder", str(tmp_path)]
-    arguments += ["--axes", "concise", "--chats", "3", "--turns", "3", "--choosing", "1"]
+    arguments += ["--axes", "concise", "--chats", "3", "--turns", "2", "--choosing", "1"]
     arguments += ["--tokens", "6"]
     turns.main([*arguments, "--page", str(page)])
     text = capsys.readouterr().out.strip()
