@@ -37,7 +37,7 @@ from alignez_edge.requests import FORMS, RequestForm  # noqa: E402
 from alignez_edge.runtime.model import Model  # noqa: E402
 from benchmarks.instruments import INSTRUMENTS  # noqa: E402
 from benchmarks.real_answers import Answer, Answers, Arm, Say, Task  # noqa: E402
-from benchmarks.real_report import markdown  # noqa: E402
+from benchmarks.real_report import details, opening  # noqa: E402
 from benchmarks.requests import OWN, questions  # noqa: E402
 from benchmarks.steering import plain_data, say  # noqa: E402
 from benchmarks.steering_report import insert  # noqa: E402
@@ -161,27 +161,26 @@ def strongest(
     queries: Sequence[str],
     say: Say,
     n_tokens: int | None = None,
-) -> tuple[RequestForm, dict[str, float]]:
+) -> tuple[RequestForm, dict[str, Figure]]:
     """The form whose sides the instrument finds farthest apart, and the spans of all."""
     say(f"{name}: which form of prompting is the strongest?")
     spans = {}
     asked = [Arm(f"{form.name} {side}", form, side) for form in forms for side in SIDES]
     tasks = [Task(arm, query, row, 0) for row, query in enumerate(queries) for arm in asked]
     found = answers.to(axis, tasks, n_tokens=n_tokens, cost=False)
+    resamples = Resamples(len(queries))
     for i, form in enumerate(forms):
         above, below = (
-            Judged.of(name, found[2 * i + side :: len(asked)], 1).scores for side in (0, 1)
+            resamples.mean(Judged.of(name, found[2 * i + side :: len(asked)], 1).scores)
+            for side in (0, 1)
         )
-        spans[form.name] = float(mean(above) - mean(below))
-    best = max(forms, key=lambda form: -math.inf if math.isnan(s := spans[form.name]) else s)
-    say(f"{name}: {best.name}, of {', '.join(f'{k} {v:+.2f}' for k, v in spans.items())}")
+        spans[form.name] = resamples.figure(above - below)
+    known = {
+        name: -math.inf if math.isnan(span.mean) else span.mean for name, span in spans.items()
+    }
+    best = max(forms, key=lambda form: known[form.name])
+    say(f"{name}: {best.name}, of {', '.join(f'{k} {v:+.2f}' for k, v in known.items())}")
     return best, spans
-
-
-def mean(scores: Floats) -> float:
-    """The mean of what could be judged; NaN where nothing could."""
-    known = scores[~np.isnan(scores)]
-    return float(known.mean()) if known.size else math.nan
 
 
 def figures(judged: dict[str, dict[str, Judged]]) -> dict[str, Any]:
@@ -252,7 +251,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, help="pairs of a build (default: the library's)")
     parser.add_argument("--folder", type=Path, help="where everything is kept")
     parser.add_argument("--json", action="store_true", help="print one JSON object, no tables")
-    parser.add_argument("--readme", type=Path, help="put the tables between this file's markers")
+    parser.add_argument("--readme", type=Path, help="put the first table between its markers")
+    parser.add_argument("--page", type=Path, help="put the details between this file's markers")
     options = parser.parse_args(arguments)
 
     queries = read_queries(QUESTIONS / "report.jsonl", options.queries)
@@ -289,6 +289,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     "pairs": profile.pairs,
                     "layers": list(profile.layers),
                     "unit": profile.unit,
+                    "unit_negative": profile.unit_negative or profile.unit,
+                    "verdict": profile.report.get("verdict", {}).get("verdict", ""),
                 },
                 "first answers": [
                     {"query": query}
@@ -299,15 +301,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     result = {
         "model": model.path.name,
         "queries": len(queries),
+        "choosing": len(others),
         "seeds": options.seeds,
         "tokens": options.tokens,
     } | figures(judged)
     for name, facts in told.items():
         result["axes"][name] |= facts
-    text = markdown(result)
-    if options.readme:
-        insert(text, options.readme, MARKER)
-    print(json.dumps(plain_data(result), ensure_ascii=False) if options.json else text)
+    for text, page in ((opening(result), options.readme), (details(result), options.page)):
+        if page:
+            insert(text, page, MARKER)
+        if not options.json:
+            print(text, end="\n\n")
+    if options.json:
+        print(json.dumps(plain_data(result), ensure_ascii=False))
 
 
 if __name__ == "__main__":

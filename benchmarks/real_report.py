@@ -9,66 +9,95 @@ from typing import Any
 from alignez_edge.evaluation.measures import Figure
 
 Table = dict[str, Any]
-ARMS = ("prompted +", "steered +1", "both +", "prompted -", "steered -1", "both -")
 SHOWN = ("plain", "prompted +", "steered +1", "prompted -", "steered -1")
 CUT = 160
 RATIO_WANTED, RATIO_LEAST, NATS_ALLOWED = 1.0, 0.85, 0.1
 
 
-def markdown(result: Table) -> str:
-    """Effects, costs, what of them was wanted, and the first answers of the first axis."""
+def opening(result: Table) -> str:
+    """What a reader sees first: effects and costs by side, and the first answers of the first
+    axis."""
     axes: Table = result["axes"]
     counted: list[str] = result["counted"]
     first = next(iter(axes))
-    parts = [
-        f"{result['model']}: {result['queries']} questions of just-eval-instruct that no build has "
-        f"seen, {result['seeds']} answers to each, at most {result['tokens']} tokens. The effect "
-        "of each arm against plain, by an instrument, with 95 % intervals over the questions; "
-        "+ and − are the sides, 'both' is prompted and steered. The ratio is the span of steering "
-        "over that of prompting.",
-        _effects(axes, result["mean ratio"], len(counted)),
-        "Prompting moves its instrument clear of 0, so the axis counts: "
-        + (", ".join(counted) or "none")
-        + f". It does not: {', '.join(a for a in axes if a not in counted) or 'none'}.",
-        "The cost, in nats per token under the plain model above plain:",
-        _costs(axes),
-        _wanted(result),
-        f"The first {len(axes[first]['first answers'])} questions, the first answer to each, "
-        f"{first}, cut at {CUT} characters:",
-        _answers(axes[first]["first answers"]),
-    ]
-    return "\n\n".join(parts)
+    n_seed = result["seeds"]
+    answers = f"{n_seed} answers" if n_seed > 1 else "one answer"
+    left_out = [axis for axis in axes if axis not in counted]
+    return "\n\n".join(
+        [
+            f"{result['model']}: {result['queries']} questions of just-eval-instruct that no build "
+            f"has seen, {answers} to each, with 95 % intervals over the questions.",
+            _sides(axes, result["mean ratio"], len(counted)),
+            *(
+                [f"Prompting does not move {', '.join(left_out)} clear of 0: not in the mean."]
+                if left_out
+                else []
+            ),
+            f"The first {len(axes[first]['first answers'])} questions, {first}, not picked, cut at "
+            f"{CUT} characters:",
+            _answers(axes[first]["first answers"]),
+        ]
+    )
 
 
-def _effects(axes: Table, means: Table, n_counted: int) -> str:
-    rows = []
-    for name, table in axes.items():
-        effects = [interval(table["effect"][arm]) for arm in ARMS]
-        rows.append(
-            [
-                f"{name} ({table['instrument']})",
-                table["form"],
-                number(table["plain"].mean),
-                *effects,
-                interval(table["ratio"]["steered"], signed=False),
-                interval(table["ratio"]["both"], signed=False),
-            ]
-        )
-    total = [f"**{interval(means[way], signed=False)}**" for way in ("steered", "both")]
-    rows.append([f"mean of {n_counted}", *[""] * (2 + len(ARMS)), *total])
-    return as_table(["axis", "prompt", "plain", *map(_head, ARMS), "ratio", "ratio of both"], rows)
-
-
-def _costs(axes: Table) -> str:
-    rows = [
+def details(result: Table) -> str:
+    """What was wanted and what was found, the instruments, the forms, and what was built."""
+    axes: Table = result["axes"]
+    built = [
         [
             name,
+            table["instrument"],
+            str(table["tokens"]),
+            number(table["plain"].mean),
             f"{table['plain nats'].mean:.2f}",
-            *(interval(table["nats above plain"][arm]) for arm in ARMS),
+            table["profile"]["verdict"],
+            f"{table['profile']['unit']:.2f} / {table['profile']['unit_negative']:.2f}",
+            "–".join(str(layer) for layer in sorted({*table["profile"]["layers"][:1],
+                                                      *table["profile"]["layers"][-1:]})),
         ]
         for name, table in axes.items()
-    ]
-    return as_table(["axis", "plain", *map(_head, ARMS)], rows)
+    ]  # fmt: skip
+    head = ["axis", "instrument", "tokens at most", "plain score", "plain nats per token"]
+    return "\n\n".join(
+        [
+            _wanted(result),
+            as_table([*head, "verdict of the build", "unit, + / −", "layers"], built),
+            f"Which form prompts best: the span between the sides by the instrument on "
+            f"{result['choosing']} other questions. The best one is the prompt of the tables; the "
+            "build chose its own without an instrument.",
+            _forms(axes),
+        ]
+    )
+
+
+def _sides(axes: Table, means: Table, n_counted: int) -> str:
+    rows = []
+    for name, table in axes.items():
+        ratio = interval(table["ratio"]["steered"], signed=False)
+        for sign in "+-":
+            found = [f"prompted {sign}", f"steered {sign}1", f"both {sign}"]
+            costs = [number(table["nats above plain"][arm].mean) for arm in found]
+            effects = [interval(table["effect"][arm]) for arm in found]
+            rows.append([f"{name} {_head(sign)}", *effects, *costs, ratio if sign == "+" else ""])
+    mean = interval(means["steered"], signed=False)
+    rows.append([f"mean of {n_counted}", *[""] * 6, f"**{mean}**"])
+    head = ["effect on", "prompted", "steered ±1", "both", "nats: prompted", "steered", "both"]
+    return as_table([*head, "span, steered / prompted"], rows)
+
+
+def _forms(axes: Table) -> str:
+    names = list(dict.fromkeys(form for table in axes.values() for form in table["form spans"]))
+    rows = []
+    for name, table in axes.items():
+        spans: dict[str, Figure] = table["form spans"]
+        best, taken = table["form"], table["profile"]["form"]
+        cells = []
+        for form in names:
+            text = interval(spans[form]) if form in spans else ""
+            cells.append(f"**{text}**" if form == best else text)
+        share = spans[taken].mean / spans[best].mean if taken in spans else math.nan
+        rows.append([name, *cells, f"{taken}: {number(share, signed=False)}"])
+    return as_table(["axis", *names, "the build took, over the best"], rows)
 
 
 def _wanted(result: Table) -> str:

@@ -13,7 +13,6 @@ from alignez_edge.queries import read_queries
 from alignez_edge.runtime.model import Model
 from benchmarks import real
 from benchmarks.real_answers import Answers
-from benchmarks.real_report import ARMS
 from tests.profiles import random_profile
 
 
@@ -60,22 +59,25 @@ def test_it_runs_and_goes_on(
     with Model.load(tiny_chat, threads=1) as model:
         for draw, name in enumerate(("cheerful", "concise")):
             random_profile(model, draw, name).save(tmp_path / f"{name}.gguf")
-    page = tmp_path / "page.md"
-    page.write_text("a\n<!-- real -->\n<!-- /real -->\nb\n", encoding="utf-8")
+    pages = [tmp_path / "first.md", tmp_path / "more.md"]
+    for page in pages:
+        page.write_text("a\n<!-- real -->\n<!-- /real -->\nb\n", encoding="utf-8")
     arguments = ["--model", str(tiny_chat), "--threads", "1", "--folder", str(tmp_path)]
     arguments += ["--axes", "cheerful", "concise", "--queries", "2", "--choosing", "2"]
     arguments += ["--seeds", "2", "--tokens", "8"]
-    real.main([*arguments, "--readme", str(page)])
-    table = capsys.readouterr().out.strip()
-    assert page.read_text("utf-8") == f"a\n<!-- real -->\n{table}\n<!-- /real -->\nb\n"
-    lines = [line for line in table.splitlines() if line.startswith("| ")]
-    heads = [i for i, line in enumerate(lines) if line.startswith("| ---")]
-    columns = [line.replace("\\|", "").count("|") - 1 for line in lines]
-    assert columns[0] == 3 + len(ARMS) + 2
-    for start, end in zip(heads, [*(i - 1 for i in heads[1:]), len(lines)], strict=True):
-        assert len({columns[i] for i in range(start - 1, end)}) == 1
-    rows = [line.split(" ", 2)[1] for line in lines[heads[0] + 1 : heads[1] - 1]]
-    assert rows == ["cheerful", "concise", "mean"]
+    real.main([*arguments, "--readme", str(pages[0]), "--page", str(pages[1])])
+    said = capsys.readouterr().out
+    texts = [page.read_text("utf-8").split("-->\n")[1].partition("\n<!--")[0] for page in pages]
+    assert "\n\n".join(texts) == said.strip()
+    for page, text in zip(pages, texts, strict=True):
+        assert page.read_text("utf-8") == f"a\n<!-- real -->\n{text}\n<!-- /real -->\nb\n"
+        lines = [line for line in text.splitlines() if line.startswith("| ")]
+        heads = [i for i, line in enumerate(lines) if line.startswith("| ---")]
+        columns = [line.replace("\\|", "").count("|") - 1 for line in lines]
+        for start, end in zip(heads, [*(i - 1 for i in heads[1:]), len(lines)], strict=True):
+            assert len({columns[i] for i in range(start - 1, end)}) == 1
+    rows = [line.split(" ", 3)[1] for line in texts[0].splitlines() if line.startswith("| ")]
+    assert rows[2:7] == ["cheerful", "cheerful", "concise", "concise", "mean"]
 
     log = tmp_path / "answers.jsonl"
     whole = log.read_text("utf-8").splitlines()
