@@ -63,6 +63,7 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks.runtime --tokens 96 --repeat 15 --page docs/speed.md \
 	    --model alignez_edge/demo/demo-model.gguf
 	$(BIN)/python -m benchmarks.build --page docs/speed.md
+	$(BIN)/python -m benchmarks.build --page docs/speed.md --model smollm2 --threads 2 --queries 32
 	$(BIN)/python -m benchmarks.steering --picture docs/figures/steering.png --readme README.md
 	$(BIN)/python -m benchmarks.exact
 	$(BIN)/python -m benchmarks.turn
