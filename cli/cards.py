@@ -41,9 +41,12 @@ def effect_title(profile: Profile) -> str:
     from alignez_edge.calibration import Measured
 
     found = Measured.of(profile)
+    if found is None or not found.free:
+        return GIVEN
     asked = profile.report.get("questions")
     n = len(asked) if isinstance(asked, list) else asked
-    return FREE.format(n=f"{n} × 13") if found is not None and found.free else GIVEN
+    arms = 3 + len(found.strengths)  # plain, prompted for either side, steered
+    return FREE.format(n=f"{n} × {arms}")
 
 
 def effect_of(profile: Profile) -> tuple[float, float | None] | None:

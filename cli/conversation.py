@@ -193,6 +193,8 @@ class Conversation:
         if len(terms) != 1:
             what = "no profile is on" if not terms else "several profiles are on"
             raise BadInputError(what, "say /profile NAME:STRENGTH for each")
+        if len(rest.split()) != 1:
+            raise BadInputError("/strength takes one number", "say /strength 0.5")
         # A text that is no number is refused there, as nan is.
         steering = Steering(((terms[0][0], rest),), self._steering.way)  # type: ignore[arg-type]
         self._steering = steering

@@ -315,5 +315,9 @@ ContextOption = Annotated[
     typer.Option(metavar="N", help="Tokens of context; else 4096, or as in training if less."),
 ]
 ParallelOption = Annotated[
-    int, typer.Option(metavar="N", help="Prompts that are worked on at the same time.")
+    int,
+    typer.Option(
+        metavar="N",
+        help="Prompts that are worked on at the same time; another N may round otherwise.",
+    ),
 ]

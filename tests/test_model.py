@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alignez_edge.errors import BadInputError, ModelFileError
+from alignez_edge.errors import BadInputError, ModelFileError, RuntimeFailure
 from alignez_edge.runtime import llama
 from alignez_edge.runtime.llama import cpp
 from alignez_edge.runtime.model import Model
@@ -61,6 +61,37 @@ def test_architectures_load_and_decode(tiny_model: Make, architecture: str, file
         found = logits(model, model.prompt([user("Why?")]).tokens)
         assert np.isfinite(found).all()
         assert found.std() > 0.1
+
+
+def test_a_closed_model_says_so(tiny_llama: Path) -> None:
+    """Whatever is asked of it: llama.cpp would read freed memory."""
+    model = Model.load(tiny_llama, threads=1)
+    begun = model.chat([user("Why?")])
+    model.close()
+    assert model.closed
+    asks: list[Callable[[], object]] = [
+        lambda: next(begun),
+        lambda: next(model.chat([user("Why?")])),
+        lambda: model.generate(["Why?"]),
+        lambda: model.prompt([user("Why?")]),
+        lambda: model.tokenize("Why?", begin=True),
+        lambda: model.token_bytes(3),
+        lambda: model.is_end(3),
+        lambda: model.facts,
+    ]
+    for ask in asks:
+        with pytest.raises(RuntimeFailure, match="was closed"):
+            ask()
+
+
+def test_what_is_no_prompt_and_nothing_that_steers_is_refused(llama_model: Model) -> None:
+    with pytest.raises(BadInputError, match="the prompts are one text"):
+        llama_model.generate("Why?")
+    for steering in ("polite", ["polite"], [3]):
+        with pytest.raises(BadInputError, match="nothing that steers"):
+            llama_model.generate(["Why?"], steering=steering)  # type: ignore[arg-type]
+    with pytest.raises(BadInputError, match="no list of messages"):
+        next(llama_model.chat("hi"))  # type: ignore[arg-type]
 
 
 def test_close_twice_and_facts(tiny_llama: Path) -> None:

@@ -62,7 +62,7 @@ class Adapter:
 
 
 def _free(handle: Any, model: Model) -> None:
-    if model.handle:  # a closed model has freed its adapters
+    if not model.closed:  # a closed model has freed its adapters
         cpp.llama_adapter_lora_free(handle)
 
 

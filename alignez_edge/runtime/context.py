@@ -156,7 +156,7 @@ class Context:
     def handle(self) -> Any:
         """The `llama_context *`; raises `RuntimeFailure` once it, or its model, is closed."""
         if self.closed:
-            raise RuntimeFailure("the model was closed, or this context of it")
+            raise RuntimeFailure("the model was closed, or this context of it", "load it again")
         return self._handle
 
     @property
@@ -419,7 +419,7 @@ def check_fits(n_tokens: int, n_ctx: int, what: str = "the prompt") -> None:
     if n_tokens + 1 > n_ctx:
         raise PromptTooLongError(
             f"{what} has {n_tokens} tokens, the context window only {n_ctx}",
-            "shorten it, or use a larger context (--ctx)",
+            "shorten it, or use a larger context where the model allows it (--ctx, n_ctx)",
         )
 
 

@@ -92,7 +92,7 @@ class Model:
     def __init__(self, gguf: GGUFFile, handle: int, threads: int, lora: Carried = ()) -> None:
         self.gguf = gguf
         self.path = gguf.path
-        self.handle = handle
+        self._handle = handle
         self.threads = threads
         self.kept: dict[str, Any] = {}
         self.contexts: WeakSet[Context] = WeakSet()
@@ -102,7 +102,7 @@ class Model:
         self.n_embd: int = cpp.llama_model_n_embd(handle)
         self.n_vocab: int = cpp.llama_vocab_n_tokens(self.vocab)
         self.n_ctx_train: int = cpp.llama_model_n_ctx_train(handle)
-        self.words = Vocabulary(self.vocab)
+        self._words = Vocabulary(self.vocab)
         source = gguf.metadata.get("tokenizer.chat_template")
         self.template: ChatTemplate | None = None
         if isinstance(source, str) and source.strip():
@@ -162,7 +162,7 @@ class Model:
         for context in list(self.contexts):
             context.close()
         # Forgotten before it is freed: an interrupt between the two must not free it twice.
-        handle, self.handle = self.handle, 0
+        handle, self._handle = self._handle, 0
         if handle:
             with llama.HeedingInterrupts():
                 cpp.llama_model_free(handle)
@@ -174,8 +174,25 @@ class Model:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "handle", 0):
+        if getattr(self, "_handle", 0):
             self.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the weights have been freed."""
+        return not self._handle
+
+    @property
+    def handle(self) -> int:
+        """The `llama_model *`. Raises `RuntimeFailure` once the model is closed."""
+        if not self._handle:
+            raise RuntimeFailure("the model was closed", "load it again: Model.load(...)")
+        return self._handle
+
+    @property
+    def words(self) -> Vocabulary:
+        """The vocabulary, which goes with the weights. Raises as `handle`."""
+        return self._words if self._handle else Vocabulary(self.handle)
 
     @cached_property
     def facts(self) -> ModelFacts:
@@ -249,7 +266,7 @@ class Model:
 
     def is_end(self, token: int) -> bool:
         """Whether `token` ends an answer."""
-        return bool(cpp.llama_vocab_is_eog(self.vocab, token))
+        return bool(self.handle and cpp.llama_vocab_is_eog(self.vocab, token))
 
     def prompt(self, messages: Sequence[Message]) -> Prompt:
         """What asks the model for the answer to `messages`: its chat template, or the
@@ -282,13 +299,28 @@ class Model:
 
         Each prompt is a user message; prompt `i` is answered with the seed `sampling.seed + i`.
         `steering` is one for all, or a list with one for each, `None` being plain; they all run in
-        one batch. Raises `BadInputError` where the list is of another length.
+        one batch. An answer depends on its company within llama.cpp's rounding: what else is in a
+        batch may turn a token that is drawn, and then the rest of that answer is another one.
+        Raises `BadInputError` where the list is of another length.
         """
         from alignez_edge.runtime.batch import generate_batch
         from alignez_edge.runtime.types import Request
 
+        if isinstance(prompts, str):
+            raise BadInputError("the prompts are one text", "give a list of texts")
+
         sampling = replace(sampling, stop=(*sampling.stop, *self.stops))
-        own = list(steering) if isinstance(steering, Sequence) else [steering] * len(prompts)
+        own: list[Any] = [steering] * len(prompts)
+        if isinstance(steering, Sequence) and not isinstance(steering, str):
+            own = list(steering)
+        wrong = [
+            steers for steers in own if steers is not None and not hasattr(steers, "injection")
+        ]
+        if wrong:
+            raise BadInputError(
+                f"{printable(repr(wrong[0]), 40)} is nothing that steers",
+                "give profiles, sums of them, or None for the plain model",
+            )
         if len(own) != len(prompts):
             raise BadInputError(f"{len(own)} steerings for {len(prompts)} prompts")
         known: dict[int, Injection | Conditional | None] = {id(None): None}

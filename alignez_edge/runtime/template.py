@@ -48,6 +48,11 @@ def check_messages(messages: Sequence[Message]) -> None:
     if not messages:
         raise BadInputError("a conversation needs at least one message")
     for i, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise BadInputError(
+                "the conversation is no list of messages",
+                'a message is {"role": "user", "content": "..."}',
+            )
         role, content = message.get("role"), message.get("content")
         if role not in ("system", "user", "assistant"):
             raise BadInputError(
