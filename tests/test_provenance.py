@@ -114,7 +114,7 @@ def test_texts_are_in_the_file_as_far_as_they_were_let_in(
         {"texts": "all", "method": "caa", "seed": 3, "width": 3, "layers": [3], "ctx": 400},
         {"texts": "all", "neighbors": 3},
         {"texts": "some"},
-        {"texts": "none", "author": "Zoë", "licence": "CC0-1.0", "limit": 4},
+        {"texts": "none", "author": "Zoë", "licence": "CC0-1.0", "limit": 4, "request": "style"},
     ],
 )
 def test_built_again_it_is_the_same_to_the_byte(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from alignez_edge.free_running import GRID
 from tests.terminal import ROOT, process
 
 TOPICS = (
@@ -22,7 +23,8 @@ TOPICS = (
 CHUNKS = (16, 2)
 """How `pairs.CHUNK` divides these queries."""
 
-CALIBRATION = 3 * 13
+N_EACH = 3 + len(GRID)
+CALIBRATION = 3 * N_EACH
 """Answers that a calibration here writes: the last of its three questions is a chunk of its own."""
 
 CHILD = """
@@ -133,7 +135,7 @@ def test_a_killed_build_goes_on(
     if step == "request":
         assert n_last == n_whole
     else:
-        assert n_last >= CALIBRATION - 26 * (step == "calibration")
+        assert n_last >= CALIBRATION - 2 * N_EACH * (step == "calibration")
         assert (n_last > CALIBRATION) == (step == "pairs"), "all pairs were finished before"
         assert n_last < n_whole
     assert build.profile.read_bytes() == whole.profile.read_bytes()
@@ -154,7 +156,7 @@ def test_a_torn_end_is_made_again(
     path = build.kept(pattern)
     os.truncate(path, path.stat().st_size - torn)
     n_generated = build.run()
-    most = 13 if pattern.startswith("calibration") else 4 * CHUNKS[-1] + CALIBRATION
+    most = N_EACH if pattern.startswith("calibration") else 4 * CHUNKS[-1] + CALIBRATION
     assert n_generated <= most, "only the chunk of the torn line is made again"
     assert build.profile.read_bytes() == whole.profile.read_bytes()
     assert path.read_bytes() == whole.kept(pattern).read_bytes()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from alignez_edge.axes import Axis
-from alignez_edge.free_running import GRID, FreeReading, calibrate_freely
+from alignez_edge.free_running import GRID, STRENGTHS, FreeReading, calibrate_freely
 from alignez_edge.geometry import agreement
 from alignez_edge.profile import Profile
 from alignez_edge.runtime.model import Model
@@ -76,15 +76,15 @@ def test_chance_hardly_ever_works() -> None:
     """Effects of noise alone, correlated over strengths as real answers are, while prompting works:
     with the units chosen on the same readings. At most 1 in 20; about 1 in 100 are found."""
     rng = np.random.default_rng(5)
-    works, trials = 0, 1000
+    works, trials, n = 0, 1000, len(STRENGTHS)
     for _ in range(trials):
         readings = []
         for _ in range(8):
-            steps = rng.normal(size=(2, 5)).cumsum(axis=1) / np.sqrt(np.arange(1, 6))
+            steps = rng.normal(size=(2, n)).cumsum(axis=1) / np.sqrt(np.arange(1, n + 1))
             noise = 0.3 * np.concatenate([steps[0][::-1], steps[1]])
             plain, up, down = 0.3 * rng.normal(size=3) + (0, 0.3, -0.3)
             cost = np.array([0.0, 0.3, 0.3, *(0.3 * abs(s) for s in GRID)])
-            cost += 0.1 * np.abs(rng.normal(size=13))
+            cost += 0.1 * np.abs(rng.normal(size=len(cost)))
             readings.append(FreeReading("?", (plain, up, down, *noise), tuple(cost)))
         found = calibrate_freely(readings)
         works += judge(AXIS, found.steered, found.prompted).works
