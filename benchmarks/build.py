@@ -25,12 +25,12 @@ from alignez_edge import prompts
 from alignez_edge.axes import Axis
 from alignez_edge.build import build_profile
 from alignez_edge.builder import TEMPERATURE
-from alignez_edge.config import ModelNames
 from alignez_edge.pairs import ANSWER_TOKENS, PreferencePair
 from alignez_edge.runtime.batch import generate_batch
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.types import Request, Sampling
 from alignez_edge.workload import peak_rss
+from benchmarks.requests import model_file
 from benchmarks.runtime import WIDTH, bare_loop
 from benchmarks.steering_report import insert
 
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     bare = run(options.model, options.threads, 0)
     builds = {n: run(options.model, options.threads, n) for n in options.queries}
     result = {
-        "model": ModelNames().find(options.model).stem,
+        "model": model_file(options.model).stem,
         "threads": bare["threads"],
         "bare MB": bare["peak MB"],
         "builds": [
@@ -85,7 +85,7 @@ def run(model: str, threads: int | None, n_queries: int) -> dict[str, Any]:
 
 def child(name: str, threads: int | None, n_queries: int) -> dict[str, Any]:
     """Build (or decode), then say how long each step took and how much memory it needed."""
-    with Model.load(ModelNames().find(name), threads=threads) as model:
+    with Model.load(model_file(name), threads=threads) as model:
         if n_queries:
             found = timed_build(model, n_queries)
         else:

@@ -15,9 +15,7 @@ from alignez_edge.waiting import calm
 calm()  # before NumPy and llama.cpp are loaded
 
 import argparse  # noqa: E402
-import json  # noqa: E402
 from collections.abc import Mapping, Sequence  # noqa: E402
-from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 import numpy as np  # noqa: E402
@@ -33,21 +31,21 @@ from alignez_edge.requests import RequestForm  # noqa: E402
 from alignez_edge.runtime.model import Model  # noqa: E402
 from benchmarks.instruments import INSTRUMENTS  # noqa: E402
 from benchmarks.real import (  # noqa: E402
-    AXES,
     LONG,
     PLAIN,
     QUESTIONS,
     Judged,
     answers_folder,
+    parser_of,
     profile_of,
     prompting,
     strongest,
+    tell,
 )
 from benchmarks.real_answers import Answers, Arm, Task  # noqa: E402
 from benchmarks.real_report import as_table, interval, number  # noqa: E402
 from benchmarks.requests import OWN  # noqa: E402
-from benchmarks.steering import plain_data, say  # noqa: E402
-from benchmarks.steering_report import insert  # noqa: E402
+from benchmarks.steering import say  # noqa: E402
 
 MARKER = "papers"
 NEIGHBOURS = 10
@@ -249,18 +247,11 @@ def measure(model: Model, name: str, answers: Answers, options: argparse.Namespa
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--model", default="smollm2", help="a short name or a GGUF file")
-    parser.add_argument("--axes", nargs="+", choices=AXES, default=["cheerful", "concise"])
+    parser = parser_of(__doc__, ["cheerful", "concise"])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--queries", type=int, default=40, help="questions to report on")
     parser.add_argument("--choosing", type=int, default=24, help="questions to choose the form on")
     parser.add_argument("--tokens", type=int, default=48, help="tokens of an answer at most")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--limit", type=int, help="pairs of a build (default: the library's)")
-    parser.add_argument("--folder", type=Path, help="where everything is kept")
-    parser.add_argument("--json", action="store_true", help="print one JSON object, no tables")
-    parser.add_argument("--page", type=Path, help="put the tables between this file's markers")
     options = parser.parse_args(arguments)
 
     with Model.load(ModelNames().find(options.model), threads=options.threads) as model:
@@ -272,10 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "strengths": list(STRENGTHS),
             "axes": axes,
         }
-    text = markdown(result)
-    if options.page:
-        insert(text, options.page, MARKER)
-    print(json.dumps(plain_data(result), ensure_ascii=False) if options.json else text)
+    tell(result, markdown(result), MARKER, options)
 
 
 if __name__ == "__main__":

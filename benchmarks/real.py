@@ -239,20 +239,33 @@ def figures(judged: dict[str, dict[str, Judged]]) -> dict[str, Any]:
     return {"axes": axes, "counted": counted, "mean ratio": means}
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+def parser_of(doc: str | None, axes: Sequence[str]) -> argparse.ArgumentParser:
+    """The options that the benchmarks on a real model share, after the first words of `doc`."""
+    parser = argparse.ArgumentParser(description=(doc or "").split("\n\n")[0])
     parser.add_argument("--model", default="smollm2", help="a short name or a GGUF file")
-    parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
+    parser.add_argument("--axes", nargs="+", choices=AXES, default=list(axes))
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--limit", type=int, help="pairs of a build (default: the library's)")
+    parser.add_argument("--folder", type=Path, help="where everything is kept")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
+    parser.add_argument("--page", type=Path, help="put the tables between this file's markers")
+    return parser
+
+
+def tell(result: Any, text: str, marker: str, options: argparse.Namespace) -> None:
+    """Print a result as its table or as JSON, and put the table into the page, if one is named."""
+    if options.page:
+        insert(text, options.page, marker)
+    print(json.dumps(plain_data(result), ensure_ascii=False) if options.json else text)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = parser_of(__doc__, AXES)
     parser.add_argument("--queries", type=int, default=60, help="questions to report on")
     parser.add_argument("--choosing", type=int, default=24, help="questions to choose the form on")
     parser.add_argument("--seeds", type=int, default=3, help="answers to each question")
     parser.add_argument("--tokens", type=int, default=48, help="tokens of an answer at most")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--limit", type=int, help="pairs of a build (default: the library's)")
-    parser.add_argument("--folder", type=Path, help="where everything is kept")
-    parser.add_argument("--json", action="store_true", help="print one JSON object, no tables")
     parser.add_argument("--readme", type=Path, help="put the first table between its markers")
-    parser.add_argument("--page", type=Path, help="put the details between this file's markers")
     options = parser.parse_args(arguments)
 
     queries = read_queries(QUESTIONS / "report.jsonl", options.queries)

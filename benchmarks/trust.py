@@ -16,8 +16,6 @@ from alignez_edge.waiting import calm
 
 calm()  # before NumPy and llama.cpp are loaded
 
-import argparse  # noqa: E402
-import json  # noqa: E402
 from collections import Counter  # noqa: E402
 from collections.abc import Iterable, Mapping, Sequence  # noqa: E402
 from dataclasses import dataclass, replace  # noqa: E402
@@ -50,11 +48,10 @@ from alignez_edge.runtime.capture import capture  # noqa: E402
 from alignez_edge.runtime.model import Model  # noqa: E402
 from alignez_edge.verdict import Verdict, Word  # noqa: E402
 from benchmarks.kept import Estimate, Kept, key_of  # noqa: E402
-from benchmarks.real import AXES, answers_folder, profile_of, work_of  # noqa: E402
+from benchmarks.real import answers_folder, parser_of, profile_of, tell, work_of  # noqa: E402
 from benchmarks.real_report import as_table, number  # noqa: E402
 from benchmarks.requests import OWN  # noqa: E402
-from benchmarks.steering import plain_data, say  # noqa: E402
-from benchmarks.steering_report import insert  # noqa: E402
+from benchmarks.steering import say  # noqa: E402
 
 MARKER = "trust"
 ALLOWED = 1 / 20
@@ -258,17 +255,9 @@ def _range(values: Iterable[float | None]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--model", default="smollm2", help="a short name or a GGUF file")
-    known = ["cheerful", "concise", "formal", "polite"]
-    parser.add_argument("--axes", nargs="+", choices=AXES, default=known)
+    parser = parser_of(__doc__, ["cheerful", "concise", "formal", "polite"])
     parser.add_argument("--builds", type=int, default=20, help="builds with sides swapped, in all")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--limit", type=int, help="pairs of a build (default: the library's)")
-    parser.add_argument("--folder", type=Path, help="where everything is kept")
-    parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
-    parser.add_argument("--page", type=Path, help="put the table between this file's markers")
     options = parser.parse_args(arguments)
 
     with Model.load(ModelNames().find(options.model), threads=options.threads) as model:
@@ -276,10 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         names = list(dict.fromkeys(options.axes))
         builds = measure(model, names, folder, options.builds, options.limit, options.seed)
         result = {"model": model.path.name, "seed": options.seed, "builds": builds}
-    text = markdown(result)
-    if options.page:
-        insert(text, options.page, MARKER)
-    print(json.dumps(plain_data(result), ensure_ascii=False) if options.json else text)
+    tell(result, markdown(result), MARKER, options)
 
 
 if __name__ == "__main__":

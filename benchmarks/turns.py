@@ -15,8 +15,6 @@ from alignez_edge.waiting import calm
 
 calm()  # before NumPy and llama.cpp are loaded
 
-import argparse  # noqa: E402
-import json  # noqa: E402
 from collections.abc import Mapping, Sequence  # noqa: E402
 from contextlib import ExitStack  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
@@ -40,19 +38,19 @@ from alignez_edge.runtime.types import Message, Request, Sampling  # noqa: E402
 from benchmarks.instruments import INSTRUMENTS  # noqa: E402
 from benchmarks.kept import Estimate, Kept, key_of  # noqa: E402
 from benchmarks.real import (  # noqa: E402
-    AXES,
     LONG,
     QUESTIONS,
     answers_folder,
+    parser_of,
     profile_of,
     prompting,
     strongest,
+    tell,
 )
 from benchmarks.real_answers import Answers, Say, mark_of  # noqa: E402
 from benchmarks.real_report import as_table, interval, number  # noqa: E402
 from benchmarks.requests import OWN  # noqa: E402
-from benchmarks.steering import plain_data, say  # noqa: E402
-from benchmarks.steering_report import insert  # noqa: E402
+from benchmarks.steering import say  # noqa: E402
 
 MARKER = "turns"
 WIDTH = 4
@@ -312,19 +310,12 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--model", default="smollm2", help="a short name or a GGUF file")
-    parser.add_argument("--axes", nargs="+", choices=AXES, default=["cheerful", "concise"])
+    parser = parser_of(__doc__, ["cheerful", "concise"])
     parser.add_argument("--chats", type=int, default=12, help="chats, and questions in turn")
     parser.add_argument("--turns", type=int, default=10, help="questions of a chat")
     parser.add_argument("--choosing", type=int, default=24, help="questions to choose the form on")
     parser.add_argument("--tokens", type=int, default=48, help="tokens of an answer at most")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--limit", type=int, help="pairs of a build (default: the library's)")
-    parser.add_argument("--folder", type=Path, help="where everything is kept")
-    parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
-    parser.add_argument("--page", type=Path, help="put the table between this file's markers")
     options = parser.parse_args(arguments)
 
     queries = read_queries(QUESTIONS / "report.jsonl", options.chats)
@@ -361,10 +352,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "seed": options.seed,
         "axes": axes,
     }
-    text = markdown(result)
-    if options.page:
-        insert(text, options.page, MARKER)
-    print(json.dumps(plain_data(result), ensure_ascii=False) if options.json else text)
+    tell(result, markdown(result), MARKER, options)
 
 
 if __name__ == "__main__":
