@@ -42,6 +42,7 @@ from alignez_edge.fit import TensorName
 from alignez_edge.free_running import (
     CHUNK,
     GRID,
+    TEMPERATURE,
     FreeReading,
     form_for,
     n_texts,
@@ -71,7 +72,6 @@ DEFAULT_LIMIT = 48
 """Pairs that a build wants unless it is told otherwise."""
 STATES_CHUNK = 4
 """Pairs whose states are computed and kept together."""
-TEMPERATURE = 0.8
 _PROMPTS = 1024
 """Prompts that are remembered: those of a chunk are asked for more than once."""
 

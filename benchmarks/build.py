@@ -24,7 +24,7 @@ from typing import Any
 from alignez_edge import prompts
 from alignez_edge.axes import Axis
 from alignez_edge.build import build_profile
-from alignez_edge.builder import TEMPERATURE
+from alignez_edge.free_running import TEMPERATURE
 from alignez_edge.pairs import ANSWER_TOKENS, PreferencePair
 from alignez_edge.runtime.batch import generate_batch
 from alignez_edge.runtime.model import Model
