@@ -26,7 +26,7 @@ from typing import NamedTuple
 import gguf
 import numpy as np
 
-from alignez_edge.builder import TEMPERATURE
+from alignez_edge.free_running import TEMPERATURE
 from alignez_edge.runtime.batch import generate_batch
 from alignez_edge.runtime.capture import capture
 from alignez_edge.runtime.context import Context

@@ -44,9 +44,9 @@ from typing import Literal
 
 import numpy as np
 
-from alignez_edge.builder import TEMPERATURE
 from alignez_edge.conditioned import Neighbourhood, Recipe
 from alignez_edge.config import PACKAGED, packaged_model
+from alignez_edge.free_running import TEMPERATURE
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.scheduler import Scheduler
