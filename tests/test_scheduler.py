@@ -18,7 +18,7 @@ from alignez_edge.runtime.capture import capture
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.llama import cpp
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.sampler import Sampler
+from alignez_edge.runtime.sampler import Answer, Sampler
 from alignez_edge.runtime.scheduler import PROMPT_BUDGET, Event, Scheduler
 from alignez_edge.runtime.session import Session
 from alignez_edge.runtime.slots import Slots
@@ -276,6 +276,7 @@ def test_an_unknown_ticket_is_nothing(model: Model) -> None:
     [
         (Sampler, "draw"), (Context, "decode"), (Context, "remove"), (Context, "inject"),
         (Slots, "enter"), (Slots, "extend"), (Slots, "cut"), (Slots, "leave"), (Fixed, "at"),
+        (Answer, "__init__"),
     ],
 )  # fmt: skip
 def test_after_an_interrupt_all_go_on(
@@ -312,6 +313,28 @@ def test_after_an_interrupt_all_go_on(
             log.run(scheduler)
         assert_undisturbed(model, log, expected)
         assert_idle(scheduler)
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_an_interrupted_beginning_can_be_closed(
+    model: Model, monkeypatch: pytest.MonkeyPatch, after: bool
+) -> None:
+    real = Answer.__init__
+
+    def interrupted(*args: Any) -> None:
+        if after:
+            real(*args)
+        raise KeyboardInterrupt
+
+    with Scheduler(model) as scheduler:
+        for request in some_requests(model):
+            scheduler.submit(request)
+        with monkeypatch.context() as patched:
+            patched.setattr(Answer, "__init__", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                scheduler.step()
+        scheduler.close()
+        assert scheduler.n_running == scheduler.n_waiting == 0
 
 
 class AtLine:

@@ -127,12 +127,11 @@ class Work:
         self._steer(steering if isinstance(steering, Injection) else None)
 
     def start(self) -> None:
-        """Its turn has come; a second call does nothing."""
-        if not self._started:
-            self._started = time.perf_counter()
-            if self.request.given is None:
-                n_prompt = self.n_body + 1
-                self.answer = Answer(self._model, self.request.sampling, n_prompt, self._n_ctx)
+        """Its turn has come; a second call does nothing, but for what an interrupt left out."""
+        if self.answer is None and self.request.given is None:
+            n_prompt = self.n_body + 1
+            self.answer = Answer(self._model, self.request.sampling, n_prompt, self._n_ctx)
+        self._started = self._started or time.perf_counter()
 
     def end(self, error: Exception | None = None) -> None:
         """It goes no further; what has come of it is its `outcome`."""
