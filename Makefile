@@ -6,6 +6,10 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 # pip builds llama.cpp with one process per core only when told so.
 JOBS = $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
+# GCC drops the tile configuration of llama.cpp's AMX code, which then crashes at the first prompt
+# (llama.cpp's issue 20824): built without it on processors that have AMX.
+NO_AMX = $(shell grep -qs amx_int8 /proc/cpuinfo && echo \
+    -DCMAKE_C_FLAGS=-mno-amx-int8 -DCMAKE_CXX_FLAGS=-mno-amx-int8)
 # Large blocks are kept by the allocator: returning them to the system each step costs a third.
 TRAINING = MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=4000000000
 
@@ -96,7 +100,8 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: pyproject.toml | $(BIN)/python
-	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) $(BIN)/python -m pip install --disable-pip-version-check -q -e .
+	CMAKE_ARGS="$(strip $(NO_AMX) $(CMAKE_ARGS))" CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) \
+	    $(BIN)/python -m pip install --disable-pip-version-check -q -e .
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed

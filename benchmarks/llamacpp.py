@@ -54,9 +54,19 @@ def programs(jobs: int) -> dict[str, Path]:
             _fetch(source)
         build = folder() / "build"
         generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-        _run(["cmake", "-S", str(source), "-B", str(build), *generator, *_OPTIONS])
+        options = [*generator, *_OPTIONS, *_without_amx()]
+        _run(["cmake", "-S", str(source), "-B", str(build), *options])
         _run(["cmake", "--build", str(build), "-j", str(jobs), "--target", *PROGRAMS])
     return {name: path for name in PROGRAMS if (path := built(name)) is not None}
+
+
+def _without_amx() -> list[str]:
+    """Options that leave out llama.cpp's AMX code where it would run, as the Makefile does: built
+    by GCC, it crashes."""
+    cpus = Path("/proc/cpuinfo")
+    if not cpus.is_file() or "amx_int8" not in cpus.read_text("utf-8"):
+        return []
+    return [f"-DCMAKE_{language}_FLAGS=-mno-amx-int8" for language in ("C", "CXX")]
 
 
 def _fetch(target: Path) -> None:
