@@ -19,7 +19,7 @@ from alignez_edge.embeddings import Tensor
 from alignez_edge.errors import BadInputError
 from alignez_edge.files import alone_in, printable
 from alignez_edge.fit import fit, tensor_of
-from alignez_edge.free_running import FreeReading, calibrate_freely
+from alignez_edge.free_running import FreeReading, Paid, calibrate_freely
 from alignez_edge.geometry import Geometry, agreement
 from alignez_edge.heads import attention_heads
 from alignez_edge.methods import DEFAULT_METHOD, Way, check_method
@@ -139,7 +139,8 @@ def build_profile(
         if choice is not None:
             profile = replace(profile, report={**profile.report, "request": choice.report()})
         questions = builder.questions(judges, unasked, choice)
-        profile = _calibrated(builder, profile, questions, choice, keep=texts != "none")
+        prompted = builder.prompted_cost(usable) if choice is not None else None
+        profile = _calibrated(builder, profile, questions, choice, prompted, keep=texts != "none")
         profile = replace(profile, report={"held_back": len(judges), **profile.report})
         if texts != "none":
             profile = with_kept_pairs(profile, model, judges, ctx)
@@ -213,11 +214,13 @@ def _calibrated(
     profile: Profile,
     questions: Sequence[str],
     choice: RequestChoice | None,
+    asked: tuple[Paid, Paid] | None,
     *,
     keep: bool,
 ) -> Profile:
     """`profile` with its units, its curves and the verdict, as measured on its answers to
-    `questions`, which it remembers with `keep`."""
+    `questions`, which it remembers with `keep`; `asked` is what the pairs' answers cost, where they
+    were prompted for."""
     ways = ways_of(profile, builder.model)
     if profile.exact_unit is not None and "exact" not in ways:
         profile = profile.with_exact_unit(None)  # this model cannot be edited exactly
@@ -229,16 +232,24 @@ def _calibrated(
         way: builder.free_running(questions, profile, way, choice, (step, len(ways)))
         for step, way in enumerate(ways)
     }
-    made = with_units(profile, read)
+    made = with_units(profile, read, asked)
     told = list(questions) if keep else len(questions)
     return replace(made, report={**made.report, "questions": told})
 
 
-def with_units(profile: Profile, read: Mapping[Way, Sequence[FreeReading]]) -> Profile:
-    """`profile` with its units, curves and verdict from free-running answers, by way of injection;
-    the verdict is on the last."""
+def with_units(
+    profile: Profile,
+    read: Mapping[Way, Sequence[FreeReading]],
+    asked: tuple[Paid, Paid] | None = None,
+) -> Profile:
+    """`profile` with its units, curves and verdict from free-running answers, by way of injection,
+    and from what other answers cost that were prompted for either side; the verdict is on the last
+    way."""
     one_side = is_plain(profile.axis, "negative")
-    found = {way: calibrate_freely(each, one_side=one_side) for way, each in read.items()}
+    found = {
+        way: calibrate_freely(each, one_side=one_side, asked=asked or (Paid(), Paid()))
+        for way, each in read.items()
+    }
     vector, *_, best = (*found.values(), *list(found.values())[-1:])
     if "exact" in found:
         profile = profile.with_exact_unit(found["exact"].unit, found["exact"].unit_negative)

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,8 +44,10 @@ from alignez_edge.free_running import (
     GRID,
     TEMPERATURE,
     FreeReading,
+    Paid,
     form_for,
     n_texts,
+    paid_for,
     probe_for,
     read_questions,
 )
@@ -70,6 +72,8 @@ Progress = Callable[[str, int, int], None]
 
 DEFAULT_LIMIT = 48
 """Pairs that a build wants unless it is told otherwise."""
+COST_PAIRS = 24
+"""Pairs whose answers say what prompting costs."""
 STATES_CHUNK = 4
 """Pairs whose states are computed and kept together."""
 _PROMPTS = 1024
@@ -376,7 +380,7 @@ class Builder:
         of how many such measurements this is. Raises `BadInputError` where this model does not
         allow `way`."""
         form, probe = self._prompting(choice)
-        names = [way, form.name, probe.name]
+        names = [way, form.name, probe.name, *(field.name for field in fields(FreeReading))]
         facts = [list(questions), GRID, free_running.N_TOKENS, profile.natural().order[1], names]
         log = self.cache / f"calibration-{digest([self.settings, facts])}.jsonl"
         lines = _whole_lines(log)
@@ -410,6 +414,19 @@ class Builder:
             readings += found
         self.progress("calibration", each * (step[0] + 1), each * step[1])
         return readings
+
+    def prompted_cost(self, pairs: Sequence[PreferencePair]) -> tuple[Paid, Paid]:
+        """What the plain model pays for the answers of either side, of some pairs, which were
+        prompted for; read once."""
+        some = pairs[:: max(1, len(pairs) // COST_PAIRS)][:COST_PAIRS]
+        log = self.cache / f"cost-{digest([self.settings, [asdict(pair) for pair in some]])}.json"
+        if not log.exists():
+            sides = ("chosen", "rejected")
+            texts = [[Text(pair.query, getattr(pair, side)) for pair in some] for side in sides]
+            found = [vars(paid_for(self.model, each, self.ctx)) for each in texts]
+            write_atomic(log, json.dumps(found).encode())
+        wanted, unwanted = json.loads(log.read_text("utf-8"))
+        return Paid(**wanted), Paid(**unwanted)
 
     def _prompting(self, choice: RequestChoice | None) -> tuple[RequestForm, RequestForm]:
         """The form in which either side is prompted for, and the one that answers are judged by."""

@@ -3,8 +3,10 @@
 Held-back questions are answered plain, prompted for either side in the form that the pairs were
 asked for in, and steered at several strengths of either sign, all with the question's own seed.
 The *effect* of an answer is its evidence by a form of request in other words (`consensus.py`), less
-that of the plain answer; its *cost* is what the plain model pays for it under the plain prompt,
--log p per token, less what it pays for its own plain answer. Both are in nats per token.
+that of the plain answer; the *cost* of answers is what the plain model pays for them under the
+plain prompt, -log p per token, less what it pays for its own plain answers. Both are in nats per
+token. Costs differ far more from answer to answer than effects do, so that answers count by their
+tokens there, and what prompting costs is read from the pairs' answers as well.
 
 Given answers cannot show this: once an answer's first words are there, prompting changes little
 and steering every token, and a profile that moves nothing looks as good as one that works
@@ -64,12 +66,13 @@ class FreeReading:
     """The answers to one question: plain, prompted for either side, and steered over `GRID`.
 
     `evidence` and `cost` are `(3 + len(GRID),)`, in nats per token, as they are: nothing is taken
-    off yet. `texts` are what was written.
+    off yet. `tokens` are those that `cost` is the mean over, and `texts` what was written.
     """
 
     question: str
     evidence: tuple[float, ...]
     cost: tuple[float, ...]
+    tokens: tuple[int, ...]
     texts: tuple[str, ...] = ()
 
     def to_json(self) -> str:
@@ -81,6 +84,14 @@ class FreeReading:
         """The reading of a line that `to_json` wrote."""
         found = json.loads(line)
         return cls(found.pop("question"), **{key: tuple(value) for key, value in found.items()})
+
+
+@dataclass(frozen=True)
+class Paid:
+    """What the plain model pays for some answers: their `nats`, all together, and their tokens."""
+
+    nats: float = 0.0
+    tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -192,16 +203,30 @@ def read_questions(
         tick()
     for _ in range(len(texts) - len(some)):
         tick()
-    found, costs = (values[[unlike[text] for text in texts]] for values in (told, paid))
+    n_tokens = np.array([len(answer) for answer in answers])
+    places = [unlike[text] for text in texts]
+    found, costs, lengths = told[places], paid[places], n_tokens[places]
     return [
         FreeReading(
             question,
             tuple(map(float, found[n * n_each :][:n_each])),
             tuple(map(float, costs[n * n_each :][:n_each])),
+            tuple(map(int, lengths[n * n_each :][:n_each])),
             tuple(text.text for text in texts[n * n_each :][:n_each]),
         )
         for n, question in enumerate(questions)
     ]
+
+
+def paid_for(model: Model, texts: Sequence[Text], n_ctx: int | None = None) -> Paid:
+    """What the plain model pays for these texts under their plain prompts."""
+    from alignez_edge.runtime.score import score_batch
+
+    answers = [(text, answer_tokens(model, text, N_TOKENS)) for text in texts]
+    items = [(model.ask_tokens(text.query), answer) for text, answer in answers if answer]
+    scores = score_batch(model, items, n_ctx=n_ctx)
+    nats = -sum(float(each.sum(dtype=np.float64)) for each in scores)
+    return Paid(nats, sum(len(answer) for _, answer in items))
 
 
 def n_texts(questions: Sequence[str]) -> int:
@@ -209,22 +234,36 @@ def n_texts(questions: Sequence[str]) -> int:
     return len(questions) * (3 + len(GRID))
 
 
-def calibrate_freely(readings: Sequence[FreeReading], *, one_side: bool = False) -> FreeCalibration:
+def calibrate_freely(
+    readings: Sequence[FreeReading],
+    *,
+    one_side: bool = False,
+    asked: tuple[Paid, Paid] = (Paid(), Paid()),
+) -> FreeCalibration:
     """Choose the units from the readings of all questions.
 
-    For either sign the mean effect over strengths is taken for `a s / (1/2 + s) + b s` and the mean
-    cost for `a s + b s^2`, both 0 at 0 (least squares over `STRENGTHS`: a few noisy points say less
-    one by one than together). The unit is the smallest strength whose effect is that of prompting
-    for that side, and at least `LEAST_SHARE` of the span between the sides, as long as its cost
-    stays within `MORE_COST` of what prompting for that side costs; where that is not reached, the
-    strength of the largest effect within the bound. Where prompting moves nothing there is nothing
-    to aim at: the unit is the natural length, within the bound. With `one_side` the other side is
-    the plain answer, and strength -1 as long as +1.
+    For either sign the mean effect over strengths is taken for `a s / (1/2 + s) + b s`, 0 at 0, and
+    the mean cost for `a + b s + c s^2` (least squares over `STRENGTHS`, the cost with the plain
+    answers at 0: a few noisy points say less one by one than together). The unit is the smallest
+    strength whose effect is that of prompting for that side, and at least `LEAST_SHARE` of the span
+    between the sides, as long as its cost stays within `MORE_COST` of what prompting for that side
+    costs; where that is not reached, the strength of the largest effect within the bound. Where
+    prompting moves nothing there is nothing to aim at: the unit is the natural length, within the
+    bound. `asked` is what other answers cost that were prompted for either side in the same form.
+    With `one_side` the other side is the plain answer, and strength -1 as long as +1.
     """
     told = np.array([reading.evidence for reading in readings])
-    paid = np.array([reading.cost for reading in readings])
-    told, paid = told - told[:, :1], paid - paid[:, :1]
+    told = told - told[:, :1]
+    tokens = np.array([reading.tokens for reading in readings], np.float64)
+    nats = np.array([reading.cost for reading in readings]) * tokens
+    paid = nats.sum(axis=0) / np.maximum(tokens.sum(axis=0), 1.0)
     prompted = told[:, [POSITIVE, NEGATIVE]] * (1, -1)
+    prompted_paid = np.array(
+        [
+            (nats[:, place].sum() + other.nats) / max(tokens[:, place].sum() + other.tokens, 1.0)
+            for place, other in zip((POSITIVE, NEGATIVE), asked, strict=True)
+        ]
+    )
     span = float(prompted.mean(axis=0).sum())
     n = len(STRENGTHS)
     units: list[float] = []
@@ -232,23 +271,24 @@ def calibrate_freely(readings: Sequence[FreeReading], *, one_side: bool = False)
     steered: list[FloatArray] = []
     for side, sign in enumerate((1, -1)):
         columns = slice(3 + n, None) if sign > 0 else slice(2 + n, 2, -1)
-        effects, costs = sign * told[:, columns], paid[:, columns]
-        bound = max(0.0, float(paid[:, POSITIVE + side].mean())) + MORE_COST
+        effects = sign * told[:, columns]
+        costs = np.concatenate((paid[:1], paid[columns]))
+        bound = max(paid[PLAIN], prompted_paid[side]) + MORE_COST
         target = max(float(prompted[:, side].mean()), LEAST_SHARE * span) if span > 0 else None
-        unit, limit = _unit(effects.mean(axis=0), costs.mean(axis=0), target, bound)
+        unit, limit = _unit(effects.mean(axis=0), costs, target, float(bound))
         if one_side and sign < 0:
             unit, limit = units[0], limits[0]
         units.append(unit)
         limits.append(limit)
-        steered.append(effects @ _at(_effect_terms, np.array([unit]))[0])
+        steered.append(effects @ _at(_effect_terms, STRENGTHS, np.array([unit]))[0])
     return FreeCalibration(
         units[0],
         units[1],
         (limits[0], limits[1]),
         effect=told[:, 3:].mean(axis=0),
-        cost=paid[:, 3:].mean(axis=0),
+        cost=paid[3:] - paid[PLAIN],
         prompted_effect=told[:, [POSITIVE, NEGATIVE]].mean(axis=0),
-        prompted_cost=paid[:, [POSITIVE, NEGATIVE]].mean(axis=0),
+        prompted_cost=prompted_paid - paid[PLAIN],
         steered=np.stack(steered, axis=1),
         prompted=prompted,
     )
@@ -257,9 +297,11 @@ def calibrate_freely(readings: Sequence[FreeReading], *, one_side: bool = False)
 def _unit(
     effects: FloatArray, costs: FloatArray, target: float | None, bound: float
 ) -> tuple[float, str]:
-    """The unit of a sign and what set it, from mean effects towards its side and mean costs."""
+    """The unit of a sign and what set it, from mean effects towards its side at `STRENGTHS`, and
+    mean costs at 0 and there."""
     grid = np.arange(STRENGTHS[0], STRENGTHS[-1] + 0.005, 0.01)
-    effect, cost = _at(_effect_terms, grid) @ effects, _at(_cost_terms, grid) @ costs
+    effect = _at(_effect_terms, STRENGTHS, grid) @ effects
+    cost = _at(_cost_terms, (0.0, *STRENGTHS), grid) @ costs
     beyond = np.flatnonzero(cost > bound)
     inside = int(beyond[0]) if beyond.size else len(grid)
     if inside == 0:
@@ -284,12 +326,13 @@ def _effect_terms(s: FloatArray) -> FloatArray:
 
 
 def _cost_terms(s: FloatArray) -> FloatArray:
-    return np.stack([s, s**2], axis=1)
+    return np.stack([np.ones_like(s), s, s**2], axis=1)
 
 
-def _at(terms: Terms, s: FloatArray) -> FloatArray:
-    """What takes values at `STRENGTHS` to those of the fitted curve at `s`: `(len(s), n)`."""
-    return terms(s) @ np.linalg.pinv(terms(np.array(STRENGTHS)))
+def _at(terms: Terms, measured: Sequence[float], s: FloatArray) -> FloatArray:
+    """What takes values at the `measured` strengths to those of the fitted curve at `s`:
+    `(len(s), n)`."""
+    return terms(s) @ np.linalg.pinv(terms(np.array(measured)))
 
 
 def _nothing(model: Model) -> tuple[int, ...]:

@@ -11,9 +11,10 @@ ended requests makes all the batches. Steering acts in every layer but the first
 - llama.cpp's own server answers the same prompts from the same file, with as many threads and the
   same sampling, asked from 16 connections at once; each side idles while the other one works.
 - A stream is one answer, timed from its fifth token on.
-- A turn is a prompt that is 8 tokens longer than the one before, and an answer of four; three chats
+- A turn is a prompt that is 2 tokens longer than the one before, and an answer of two; three chats
   of the same prompts go on in turn: plain, with a steering that stays, and with another one every
-  turn. The figure is what a turn takes above the plain one, where both read the same tokens.
+  turn. The figure is what a turn takes above the plain one, where both read the same tokens. What a
+  steering adds once does not depend on the length of a turn, but chance does: hence so short.
 - In a real chat the prompt holds the answers, too. Steered ones are read again, plain, as is the
   token before them: what a turn takes longer to its first words by that stands beside the figures.
 - `--requests N` puts N short requests through one scheduler on the demo model, in a process of its
@@ -69,7 +70,7 @@ from tests.profiles import random_profile
 from tests.tinymodels import FILE_TYPES
 
 SERVER = "llama-server"
-FIRST, GROWTH, TURNS, CHATS = 24, 8, 8, 4
+FIRST, GROWTH, TURNS, CHATS = 24, 2, 8, 4
 """Tokens of a chat's first prompt, those that each turn adds, turns of a chat, different chats."""
 SAID = 24
 """Tokens of an answer that the next prompt holds."""
@@ -207,7 +208,7 @@ def turns(model: Model, repeat: int) -> Figures:
             Chat(session, texts, steerings).turn
             for session, steerings in zip(sessions, kinds, strict=True)
         ]
-        plain, stays, changes = alternate(3 * CHATS * TURNS * repeat, *chats)
+        plain, stays, changes = alternate(8 * CHATS * TURNS * repeat, *chats)
         talks = [Chat(sessions[0], texts, [None]), Chat(sessions[1], texts, own[:1])]
         first, first_steered = alternate(TURNS * repeat, *(talk.quoting_turn for talk in talks))
         writing = seconds_of_injecting([chats[2]] * (TURNS * repeat))
@@ -267,7 +268,7 @@ class Chat:
         read steered: plain and steered turns read the same tokens."""
         text, turn = next(self._texts)
         prompt = [*text[: FIRST + GROWTH * turn], text[-1]]
-        answer(self._session, next(self._steerings), prompt, SHORT)
+        answer(self._session, next(self._steerings), prompt, 2)
 
     def quoting_turn(self) -> float:
         """Seconds to the first words of an answer to a prompt that holds all answers so far."""

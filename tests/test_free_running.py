@@ -16,6 +16,7 @@ from alignez_edge.free_running import (
     MORE_COST,
     STRENGTHS,
     FreeReading,
+    Paid,
     calibrate_freely,
     form_for,
     n_texts,
@@ -40,7 +41,10 @@ def planted(
         cost = [0.0, paid, paid, *(price * s**2 for s in GRID)]
         found.append(
             FreeReading(
-                "Why?", tuple(base + x for x in effect), tuple(1.5 + base + x for x in cost)
+                "Why?",
+                tuple(base + x for x in effect),
+                tuple(1.5 + base + x for x in cost),
+                (20,) * N_EACH,
             )
         )
     return found
@@ -71,6 +75,25 @@ def test_the_cost_binds_above_that_of_prompting() -> None:
     assert less.unit == pytest.approx(MORE_COST**0.5, abs=0.0101)
 
 
+def test_costs_are_by_token_and_those_of_other_prompted_answers_count() -> None:
+    readings = planted(1.0, 1.0, asked=(1.25, 1.25), price=1.0, paid=0.39)
+    # A short answer that cost much, of three that were prompted for: 1 of 41 tokens.
+    (first, *others) = readings
+    at = list(first.cost)
+    at[1] += 41.0
+    odd = replace(first, cost=tuple(at), tokens=(20, 1, *first.tokens[2:]))
+    found = calibrate_freely([odd, *others])
+    assert found.prompted_cost[1] == pytest.approx(0.39)
+    plain = 1.5 + np.mean([-0.4, 0.0, 0.7])
+    own = [reading.cost[1] for reading in (odd, *others)]
+    assert found.prompted_cost[0] == pytest.approx(np.average(own, weights=(1, 20, 20)) - plain)
+    # Many other answers outvote it.
+    paid = Paid(1e6 * (plain + 0.39), 1_000_000)
+    found = calibrate_freely([odd, *others], asked=(paid, Paid()))
+    assert found.prompted_cost[0] == pytest.approx(0.39, abs=1e-3)
+    assert found.unit == pytest.approx((0.39 + MORE_COST) ** 0.5, abs=0.0101)
+
+
 def test_out_of_reach_is_said() -> None:
     found = calibrate_freely(planted(0.1, 0.1, asked=(1.0, 1.0)))
     assert (found.unit, found.limits) == (STRENGTHS[-1], ("grid", "grid"))
@@ -96,7 +119,8 @@ def test_one_side_only() -> None:
 
 @given(st.lists(st.floats(-3, 3), min_size=2 * N_EACH, max_size=2 * N_EACH))
 def test_any_reading_gives_units_within_the_grid(values: list[float]) -> None:
-    readings = [FreeReading("?", tuple(values[:N_EACH]), tuple(values[N_EACH:]))]
+    evidence, cost = tuple(values[:N_EACH]), tuple(values[N_EACH:])
+    readings = [FreeReading("?", evidence, cost, (3,) * N_EACH)]
     found = calibrate_freely(readings)
     for unit, limit in zip((found.unit, found.unit_negative), found.limits, strict=True):
         assert 0 < unit <= STRENGTHS[-1] and limit in ("prompting", "cost", "grid")

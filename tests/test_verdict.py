@@ -85,7 +85,9 @@ def test_chance_hardly_ever_works() -> None:
             plain, up, down = 0.3 * rng.normal(size=3) + (0, 0.3, -0.3)
             cost = np.array([0.0, 0.3, 0.3, *(0.3 * abs(s) for s in GRID)])
             cost += 0.1 * np.abs(rng.normal(size=len(cost)))
-            readings.append(FreeReading("?", (plain, up, down, *noise), tuple(cost)))
+            readings.append(
+                FreeReading("?", (plain, up, down, *noise), tuple(cost), (9,) * len(cost))
+            )
         found = calibrate_freely(readings)
         works += judge(AXIS, found.steered, found.prompted).works
     assert works / trials < 0.05
