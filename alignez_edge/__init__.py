@@ -16,16 +16,16 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from alignez_edge.waiting import calm
+from alignez_edge.threads import calm
 
 if TYPE_CHECKING:
-    from alignez_edge.axes import Axis
-    from alignez_edge.build import build_profile
+    from alignez_edge.build.build import build_profile
     from alignez_edge.errors import AlignezError
-    from alignez_edge.profile import Profile
+    from alignez_edge.preferences.axes import Axis
+    from alignez_edge.profile.profile import Profile
     from alignez_edge.runtime.model import Model
-    from alignez_edge.runtime.types import Sampling
-    from alignez_edge.steering import Steering
+    from alignez_edge.runtime.requests import Sampling
+    from alignez_edge.steering.steering import Steering
 
 calm()
 

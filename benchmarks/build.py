@@ -21,15 +21,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from alignez_edge import prompts
-from alignez_edge.axes import Axis
-from alignez_edge.build import build_profile
-from alignez_edge.free_running import TEMPERATURE
-from alignez_edge.pairs import ANSWER_TOKENS, PreferencePair
+from alignez_edge.build.build import build_profile
+from alignez_edge.calibration.free_running import TEMPERATURE
+from alignez_edge.preferences import prompts
+from alignez_edge.preferences.axes import Axis
+from alignez_edge.preferences.pairs import ANSWER_TOKENS, PreferencePair
 from alignez_edge.runtime.batch import generate_batch
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.types import Request, Sampling
-from alignez_edge.workload import peak_rss
+from alignez_edge.runtime.requests import Request, Sampling
+from alignez_edge.speed.workload import peak_rss
 from benchmarks.requests import model_file
 from benchmarks.runtime import WIDTH, bare_loop
 from benchmarks.steering_report import insert

@@ -18,17 +18,17 @@ from pathlib import Path
 
 import numpy as np
 
-from alignez_edge import prompts
-from alignez_edge.axes import Axis
-from alignez_edge.demo.judge import AXES, judge
-from alignez_edge.methods import DEFAULT_METHOD
-from alignez_edge.pairs import PreferencePair
+from alignez_edge.demo.rules import AXES, judge
+from alignez_edge.directions.subspace import difference_subspace
+from alignez_edge.interventions.control_vector import ControlVector
+from alignez_edge.methods.names import DEFAULT_METHOD
+from alignez_edge.preferences import prompts
+from alignez_edge.preferences.axes import Axis
+from alignez_edge.preferences.pairs import PreferencePair
 from alignez_edge.runtime.capture import TensorName, capture
 from alignez_edge.runtime.model import Model
+from alignez_edge.runtime.requests import Injection
 from alignez_edge.runtime.score import Scorer
-from alignez_edge.runtime.types import Injection
-from alignez_edge.subspace import difference_subspace
-from alignez_edge.vectors import ControlVector
 from benchmarks.steering import (
     Answers,
     Arm,

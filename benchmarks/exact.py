@@ -25,18 +25,18 @@ from pathlib import Path
 
 import numpy as np
 
-from alignez_edge.axes import Axis
-from alignez_edge.edits import Edit, LayerEdit
-from alignez_edge.embeddings import POSITIONS
-from alignez_edge.exact import exact_edit
-from alignez_edge.forms import ExactForm
-from alignez_edge.profile import Profile
+from alignez_edge.directions.hidden_states import POSITIONS
+from alignez_edge.interventions.control_vector import ControlVector
+from alignez_edge.interventions.exact_form import ExactForm
+from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
+from alignez_edge.preferences.axes import Axis
+from alignez_edge.profile.profile import Profile
 from alignez_edge.runtime.adapter import Adapter
 from alignez_edge.runtime.model import Model
+from alignez_edge.runtime.requests import Edits, Injection, Sampling
 from alignez_edge.runtime.session import Session
-from alignez_edge.runtime.types import Edits, Injection, Sampling
-from alignez_edge.vectors import ControlVector
-from alignez_edge.workload import random_prompts
+from alignez_edge.speed.workload import random_prompts
+from alignez_edge.steering.exact import exact_edit
 from benchmarks.runtime import CACHE, alternate, random_model
 from tests.test_exact import KINDS, compare, edit_for
 from tests.tinymodels import tiny_model

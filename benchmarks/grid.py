@@ -18,19 +18,19 @@ from typing import Any
 
 import numpy as np
 
-from alignez_edge.axes import Axis
-from alignez_edge.demo.judge import AXES
+from alignez_edge.demo.rules import AXES
 from alignez_edge.demo.world import demo_queries
 from alignez_edge.evaluation.measures import Figure, Resamples
-from alignez_edge.files import make_folder
-from alignez_edge.methods import DEFAULT_METHOD
-from alignez_edge.mix import interference, orthogonalise
+from alignez_edge.files.reading import make_folder
+from alignez_edge.interventions.control_vector import ControlVector
+from alignez_edge.methods.names import DEFAULT_METHOD
 from alignez_edge.pictures.drawing import Picture, save
 from alignez_edge.pictures.of_run import grid_panels
-from alignez_edge.profile import Profile
+from alignez_edge.preferences.axes import Axis
+from alignez_edge.profile.mix import interference, orthogonalise
+from alignez_edge.profile.profile import Profile
+from alignez_edge.runtime.requests import Injection
 from alignez_edge.runtime.score import Scorer
-from alignez_edge.runtime.types import Injection
-from alignez_edge.vectors import ControlVector
 from benchmarks.steering import (
     PLAIN,
     Bench,

@@ -19,14 +19,14 @@ from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
-from alignez_edge import prompts
-from alignez_edge.axes import Axis
-from alignez_edge.demo.judge import AXES, judge
+from alignez_edge.demo.rules import AXES, judge
 from alignez_edge.demo.world import demo_queries
-from alignez_edge.judges import MODEL_WAYS, JudgeSettings, ModelWay, judge_of
+from alignez_edge.judges.named import MODEL_WAYS, JudgeSettings, ModelWay, judge_of
 from alignez_edge.judges.quality import JudgeReport, KnownPair, measure, shipped_pairs
+from alignez_edge.preferences import prompts
+from alignez_edge.preferences.axes import Axis
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.types import Sampling
+from alignez_edge.runtime.requests import Sampling
 from benchmarks.steering_report import insert
 from tests.tinymodels import tiny_model
 

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
-from alignez_edge.runtime.types import Sampling
+from alignez_edge.runtime.requests import Sampling
 
 HOST = "127.0.0.1"
 PATIENCE = 300

@@ -10,7 +10,7 @@ Everything is kept in the folder of `benchmarks.real`, and its answers are not w
 
 from __future__ import annotations
 
-from alignez_edge.waiting import calm
+from alignez_edge.threads import calm
 
 calm()  # before NumPy and llama.cpp are loaded
 
@@ -20,14 +20,14 @@ from typing import Any  # noqa: E402
 
 import numpy as np  # noqa: E402
 
-from alignez_edge.axes import Axis  # noqa: E402
-from alignez_edge.config import ModelNames  # noqa: E402
 from alignez_edge.errors import BadInputError  # noqa: E402
 from alignez_edge.evaluation.measures import Floats, Resamples  # noqa: E402
-from alignez_edge.profile import Profile  # noqa: E402
-from alignez_edge.prompts import SIDES  # noqa: E402
-from alignez_edge.queries import read_queries  # noqa: E402
-from alignez_edge.requests import RequestForm  # noqa: E402
+from alignez_edge.modelfiles.names import ModelNames  # noqa: E402
+from alignez_edge.preferences.axes import Axis  # noqa: E402
+from alignez_edge.preferences.prompts import SIDES  # noqa: E402
+from alignez_edge.preferences.queries import read_queries  # noqa: E402
+from alignez_edge.preferences.requests import RequestForm  # noqa: E402
+from alignez_edge.profile.profile import Profile  # noqa: E402
 from alignez_edge.runtime.model import Model  # noqa: E402
 from benchmarks.instruments import INSTRUMENTS  # noqa: E402
 from benchmarks.real import (  # noqa: E402

@@ -10,7 +10,7 @@ on where it was interrupted.
 
 from __future__ import annotations
 
-from alignez_edge.waiting import calm
+from alignez_edge.threads import calm
 
 calm()  # before NumPy and llama.cpp are loaded
 
@@ -22,14 +22,14 @@ from functools import partial  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
-from alignez_edge.axes import Axis  # noqa: E402
-from alignez_edge.build import build_profile  # noqa: E402
-from alignez_edge.config import ModelNames  # noqa: E402
-from alignez_edge.files import make_folder  # noqa: E402
-from alignez_edge.profile import Profile  # noqa: E402
-from alignez_edge.prompts import SIDES  # noqa: E402
-from alignez_edge.queries import read_queries  # noqa: E402
-from alignez_edge.requests import FORMS  # noqa: E402
+from alignez_edge.build.build import build_profile  # noqa: E402
+from alignez_edge.files.reading import make_folder  # noqa: E402
+from alignez_edge.modelfiles.names import ModelNames  # noqa: E402
+from alignez_edge.preferences.axes import Axis  # noqa: E402
+from alignez_edge.preferences.prompts import SIDES  # noqa: E402
+from alignez_edge.preferences.queries import read_queries  # noqa: E402
+from alignez_edge.preferences.requests import FORMS  # noqa: E402
+from alignez_edge.profile.profile import Profile  # noqa: E402
 from alignez_edge.runtime.model import Model  # noqa: E402
 from benchmarks.instruments import INSTRUMENTS  # noqa: E402
 from benchmarks.kept import Estimate  # noqa: E402

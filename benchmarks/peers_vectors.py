@@ -18,12 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
-from alignez_edge.axes import Axis
 from alignez_edge.exchange.importing import imported_profile
 from alignez_edge.exchange.vectorfile import read_control_vector
-from alignez_edge.profile import Profile
+from alignez_edge.interventions.control_vector import ControlVector
+from alignez_edge.preferences.axes import Axis
+from alignez_edge.profile.profile import Profile
 from alignez_edge.runtime.model import Model
-from alignez_edge.vectors import ControlVector
 from benchmarks.llamacpp import folder as llamacpp_folder
 from benchmarks.peers_repeng import METHODS as REPENG_METHODS
 

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from alignez_edge.axes import Axis
-from alignez_edge.edits import Edit, LayerEdit
 from alignez_edge.exchange.peft import export_peft
-from alignez_edge.forms import ExactForm
-from alignez_edge.profile import Profile
+from alignez_edge.interventions.control_vector import ControlVector
+from alignez_edge.interventions.exact_form import ExactForm
+from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
+from alignez_edge.preferences.axes import Axis
+from alignez_edge.profile.profile import Profile
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.score import Scorer, log_softmax
-from alignez_edge.vectors import ControlVector
 from tests.tinymodels import tiny_model
 
 ARCHITECTURES: dict[str, dict[str, int]] = {

@@ -15,16 +15,16 @@ from pathlib import Path
 
 import numpy as np
 
-from alignez_edge.axes import Axis
-from alignez_edge.demo.judge import AXES
+from alignez_edge.demo.rules import AXES
 from alignez_edge.demo.world import demo_queries
 from alignez_edge.errors import ProfileFileError
 from alignez_edge.evaluation.measures import Figure, Floats, Resamples
-from alignez_edge.methods import DEFAULT_METHOD
-from alignez_edge.profile import Profile
+from alignez_edge.methods.names import DEFAULT_METHOD
+from alignez_edge.preferences.axes import Axis
+from alignez_edge.profile.profile import Profile
+from alignez_edge.profile.verify import Verification, verify
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.score import Scorer
-from alignez_edge.verify import Verification, verify
 from benchmarks.steering import CACHE, PLAIN, Arm, Bench, profile_of, say
 from benchmarks.steering_report import insert
 from tests.tinymodels import ARCHITECTURES, quantize, tiny_model

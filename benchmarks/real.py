@@ -9,7 +9,7 @@ of them. Everything is kept in a folder, and a run goes on where it was interrup
 
 from __future__ import annotations
 
-from alignez_edge.waiting import calm
+from alignez_edge.threads import calm
 
 calm()  # before NumPy and llama.cpp are loaded
 
@@ -23,17 +23,17 @@ from typing import Any  # noqa: E402
 
 import numpy as np  # noqa: E402
 
-from alignez_edge.axes import Axis  # noqa: E402
-from alignez_edge.build import build_profile  # noqa: E402
-from alignez_edge.builder import takes_system  # noqa: E402
-from alignez_edge.config import ModelNames  # noqa: E402
+from alignez_edge.build.build import build_profile  # noqa: E402
+from alignez_edge.build.steps import takes_system  # noqa: E402
 from alignez_edge.evaluation.measures import Figure, Floats, Resamples  # noqa: E402
-from alignez_edge.files import make_folder  # noqa: E402
-from alignez_edge.methods import DEFAULT_METHOD  # noqa: E402
-from alignez_edge.profile import Profile  # noqa: E402
-from alignez_edge.prompts import SIDES  # noqa: E402
-from alignez_edge.queries import read_queries  # noqa: E402
-from alignez_edge.requests import FORMS, RequestForm  # noqa: E402
+from alignez_edge.files.reading import make_folder  # noqa: E402
+from alignez_edge.methods.names import DEFAULT_METHOD  # noqa: E402
+from alignez_edge.modelfiles.names import ModelNames  # noqa: E402
+from alignez_edge.preferences.axes import Axis  # noqa: E402
+from alignez_edge.preferences.prompts import SIDES  # noqa: E402
+from alignez_edge.preferences.queries import read_queries  # noqa: E402
+from alignez_edge.preferences.requests import FORMS, RequestForm  # noqa: E402
+from alignez_edge.profile.profile import Profile  # noqa: E402
 from alignez_edge.runtime.model import Model  # noqa: E402
 from benchmarks.instruments import INSTRUMENTS  # noqa: E402
 from benchmarks.real_answers import Answer, Answers, Arm, Say, Task  # noqa: E402

@@ -12,15 +12,15 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
-from alignez_edge import prompts
-from alignez_edge.answers import DESCRIPTION_TOKENS
-from alignez_edge.axes import Axis, Side
-from alignez_edge.profile import Profile
-from alignez_edge.requests import RequestForm, RequestText
+from alignez_edge.preferences import prompts
+from alignez_edge.preferences.answers import DESCRIPTION_TOKENS
+from alignez_edge.preferences.axes import Axis, Side
+from alignez_edge.preferences.requests import RequestForm, RequestText
+from alignez_edge.profile.profile import Profile
 from alignez_edge.runtime.batch import generate_batch
 from alignez_edge.runtime.model import Model
+from alignez_edge.runtime.requests import Conditional, Injection, Request, Sampling
 from alignez_edge.runtime.score import score_batch
-from alignez_edge.runtime.types import Conditional, Injection, Request, Sampling
 from benchmarks.kept import Estimate, Kept, key_of
 
 WIDTH = 32

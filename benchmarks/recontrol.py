@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from alignez_edge.demo.judge import AXES, judge
+from alignez_edge.demo.rules import AXES, judge
 from alignez_edge.demo.world import demo_queries
 from alignez_edge.evaluation.measures import Resamples
-from alignez_edge.prompts import SIDES
-from alignez_edge.recontrol import DRIFT, Training, sample_answers, train
+from alignez_edge.methods.recontrol import DRIFT, Training, sample_answers, train
+from alignez_edge.preferences.prompts import SIDES
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.score import Scorer
 from benchmarks.steering import (

@@ -2,14 +2,14 @@
 benchmarks.requests`.
 
 Every form asks for both sides of questions that the build's choice has not seen. Consensus
-(`alignez_edge/consensus.py`) scores the answers without a judge; an instrument that nobody here
+(`alignez_edge/calibration/consensus.py`) scores the answers without a judge; an instrument that nobody here
 wrote scores the same answers. The form that a build takes should be the one that the instrument
 finds best, or one that reaches most of its span.
 """
 
 from __future__ import annotations
 
-from alignez_edge.waiting import calm
+from alignez_edge.threads import calm
 
 calm()  # before NumPy and llama.cpp are loaded
 
@@ -23,18 +23,13 @@ from pathlib import Path  # noqa: E402
 
 import numpy as np  # noqa: E402
 
-from alignez_edge.answers import write_answers  # noqa: E402
-from alignez_edge.axes import Axis  # noqa: E402
-from alignez_edge.builder import Builder  # noqa: E402
-from alignez_edge.choice import (  # noqa: E402
-    N_MOST,
-    N_TOKENS,
-    FormScore,
-    RequestChoice,
-)
-from alignez_edge.config import DEMO, ModelNames  # noqa: E402
-from alignez_edge.consensus import Text, evidence, spans, weigh  # noqa: E402
-from alignez_edge.prompts import cut_next_turn  # noqa: E402
+from alignez_edge.build.choice import N_MOST, N_TOKENS, FormScore, RequestChoice
+from alignez_edge.build.steps import Builder  # noqa: E402
+from alignez_edge.calibration.consensus import Text, evidence, spans, weigh  # noqa: E402
+from alignez_edge.modelfiles.names import DEMO, ModelNames  # noqa: E402
+from alignez_edge.preferences.answers import write_answers  # noqa: E402
+from alignez_edge.preferences.axes import Axis  # noqa: E402
+from alignez_edge.preferences.prompts import cut_next_turn  # noqa: E402
 from alignez_edge.runtime.model import Model, demo_file  # noqa: E402
 from benchmarks.steering_report import insert  # noqa: E402
 
@@ -177,8 +172,8 @@ def judge_of(model: str, axis: str) -> Callable[[Text], float]:
     """The instrument for answers of a model: on the demo model its rule judge, which knows its
     world."""
     if model == "demo":
-        from alignez_edge.demo.judge import judge as rules
-        from alignez_edge.demo.judge import topic_of
+        from alignez_edge.demo.rules import judge as rules
+        from alignez_edge.demo.rules import topic_of
 
         return lambda text: float(rules(text.text, topic_of(text.query) or "").scores[axis])
     own = judge(axis)

@@ -26,14 +26,14 @@ from typing import NamedTuple
 import gguf
 import numpy as np
 
-from alignez_edge.free_running import TEMPERATURE
+from alignez_edge.calibration.free_running import TEMPERATURE
 from alignez_edge.runtime.batch import generate_batch
 from alignez_edge.runtime.capture import capture
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.model import Model
+from alignez_edge.runtime.requests import Request, Sampling
 from alignez_edge.runtime.sampler import Sampler
-from alignez_edge.runtime.types import Request, Sampling
-from alignez_edge.workload import (
+from alignez_edge.speed.workload import (
     Job,
     exact_length,
     peak_rss,

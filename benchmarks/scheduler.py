@@ -45,14 +45,12 @@ from typing import Literal
 
 import numpy as np
 
-from alignez_edge.conditioned import Neighbourhood, Recipe
-from alignez_edge.config import PACKAGED, packaged_model
-from alignez_edge.free_running import TEMPERATURE
+from alignez_edge.calibration.free_running import TEMPERATURE
+from alignez_edge.interventions.by_query import Neighbourhood, Recipe
+from alignez_edge.modelfiles.names import PACKAGED, packaged_model
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.scheduler import Scheduler
-from alignez_edge.runtime.session import Session
-from alignez_edge.runtime.types import (
+from alignez_edge.runtime.requests import (
     Conditional,
     FloatArray,
     Injection,
@@ -60,7 +58,9 @@ from alignez_edge.runtime.types import (
     Sampling,
     TensorName,
 )
-from alignez_edge.workload import SHORT, Job, answer, exact_length, random_prompts
+from alignez_edge.runtime.scheduler import Scheduler
+from alignez_edge.runtime.session import Session
+from alignez_edge.speed.workload import SHORT, Job, answer, exact_length, random_prompts
 from benchmarks.llamacpp import built, programs
 from benchmarks.llamaserver import LlamaServer
 from benchmarks.runtime import CACHE, N_PROMPT, WIDTH, Ratio, alternate, random_model, tables

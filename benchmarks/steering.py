@@ -26,19 +26,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from alignez_edge import prompts
-from alignez_edge.axes import Axis
-from alignez_edge.build import build_profile
-from alignez_edge.demo.judge import AXES, judge
+from alignez_edge.build.build import build_profile
+from alignez_edge.demo.rules import AXES, judge
 from alignez_edge.demo.world import demo_queries, world
 from alignez_edge.evaluation.measures import Figure, Floats, Resamples
-from alignez_edge.methods import DEFAULT_METHOD, METHODS
-from alignez_edge.profile import Profile
-from alignez_edge.prompts import SIDES, Side
+from alignez_edge.methods.names import DEFAULT_METHOD, METHODS
+from alignez_edge.preferences import prompts
+from alignez_edge.preferences.axes import Axis
+from alignez_edge.preferences.prompts import SIDES, Side
+from alignez_edge.profile.profile import Profile
 from alignez_edge.runtime.batch import generate_batch
 from alignez_edge.runtime.model import Model
+from alignez_edge.runtime.requests import Conditional, Injection, Request, Sampling
 from alignez_edge.runtime.score import Scorer, answer_log_prob
-from alignez_edge.runtime.types import Conditional, Injection, Request, Sampling
 
 CACHE = Path(__file__).parent.parent / ".cache" / "steering"
 SAMPLING = Sampling(temperature=0.8, top_p=1.0, max_tokens=160)

@@ -12,7 +12,7 @@ builds of an axis. Fit, calibration and verdict are those of `alignez build --pa
 
 from __future__ import annotations
 
-from alignez_edge.waiting import calm
+from alignez_edge.threads import calm
 
 calm()  # before NumPy and llama.cpp are loaded
 
@@ -25,13 +25,9 @@ from typing import Any, get_args  # noqa: E402
 import numpy as np  # noqa: E402
 import numpy.typing as npt  # noqa: E402
 
-from alignez_edge.axes import Axis  # noqa: E402
-from alignez_edge.build import split, with_units  # noqa: E402
-from alignez_edge.builder import STATES_CHUNK  # noqa: E402
-from alignez_edge.config import ModelNames  # noqa: E402
-from alignez_edge.embeddings import HiddenStates, LayerStates  # noqa: E402
-from alignez_edge.fit import fit  # noqa: E402
-from alignez_edge.free_running import (  # noqa: E402
+from alignez_edge.build.build import split, with_units  # noqa: E402
+from alignez_edge.build.steps import STATES_CHUNK  # noqa: E402
+from alignez_edge.calibration.free_running import (
     CHUNK,
     N_QUESTIONS,
     FreeReading,
@@ -39,14 +35,18 @@ from alignez_edge.free_running import (  # noqa: E402
     probe_for,
     read_questions,
 )
-from alignez_edge.geometry import agreement  # noqa: E402
-from alignez_edge.methods import DEFAULT_METHOD  # noqa: E402
-from alignez_edge.pairs import PreferencePair, read_labelled_pairs  # noqa: E402
-from alignez_edge.profile import Profile  # noqa: E402
-from alignez_edge.provenance import Source  # noqa: E402
+from alignez_edge.calibration.verdict import Verdict, Word  # noqa: E402
+from alignez_edge.directions.geometry import agreement  # noqa: E402
+from alignez_edge.directions.hidden_states import HiddenStates, LayerStates  # noqa: E402
+from alignez_edge.methods.fit import fit  # noqa: E402
+from alignez_edge.methods.names import DEFAULT_METHOD  # noqa: E402
+from alignez_edge.modelfiles.names import ModelNames  # noqa: E402
+from alignez_edge.preferences.axes import Axis  # noqa: E402
+from alignez_edge.preferences.pairs import PreferencePair, read_labelled_pairs  # noqa: E402
+from alignez_edge.profile.profile import Profile  # noqa: E402
+from alignez_edge.profile.provenance import Source  # noqa: E402
 from alignez_edge.runtime.capture import capture  # noqa: E402
 from alignez_edge.runtime.model import Model  # noqa: E402
-from alignez_edge.verdict import Verdict, Word  # noqa: E402
 from benchmarks.kept import Estimate, Kept, key_of  # noqa: E402
 from benchmarks.real import answers_folder, parser_of, profile_of, tell, work_of  # noqa: E402
 from benchmarks.real_report import as_table, number  # noqa: E402

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignez_edge.axes import Axis
-from alignez_edge.demo.judge import AXES
+from alignez_edge.demo.rules import AXES
 from alignez_edge.demo.world import demo_queries
 from alignez_edge.evaluation.measures import Figure, Resamples
-from alignez_edge.methods import DEFAULT_METHOD
-from alignez_edge.profile import Profile
+from alignez_edge.methods.names import DEFAULT_METHOD
+from alignez_edge.preferences.axes import Axis
+from alignez_edge.profile.profile import Profile
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.score import Scorer
 from benchmarks.steering import (

@@ -23,9 +23,9 @@ from .output import Output
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model
-    from alignez_edge.runtime.types import Conditional, Injection
-    from alignez_edge.speed import Speed, Spread
-    from alignez_edge.steering import Steering
+    from alignez_edge.runtime.requests import Conditional, Injection
+    from alignez_edge.speed.measure import Speed, Spread
+    from alignez_edge.steering.steering import Steering
 
 LEAST_TOKENS = 8
 
@@ -62,7 +62,7 @@ def bench(
         raise BadInputError(f"--seconds is {seconds}; it must be a number above 0")
     steering = steered.load(loading)
     with loading.load(out) as model:
-        from alignez_edge.speed import measure
+        from alignez_edge.speed.measure import measure
 
         steering, by_way = _steerings(model, steering, out)
         with out.progress() as progress:
@@ -89,8 +89,8 @@ def _steerings(
     model: Model, steering: Steering, out: Output
 ) -> tuple[Steering, dict[str, Injection | Conditional]]:
     """What is measured beside plain answers, by the ways in which it is injected."""
-    from alignez_edge.speed import builtin_steering, injections
-    from alignez_edge.workload import random_injection
+    from alignez_edge.speed.measure import builtin_steering, injections
+    from alignez_edge.speed.workload import random_injection
 
     if not steering.terms:
         if not model.facts.can_steer:

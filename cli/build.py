@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from alignez_edge.errors import BadInputError
-from alignez_edge.methods import BY_QUERY, DEFAULT_METHOD, METHODS, check_method
-from alignez_edge.requests import AUTO, FORMS, check_request
+from alignez_edge.methods.names import BY_QUERY, DEFAULT_METHOD, METHODS, check_method
+from alignez_edge.preferences.requests import AUTO, FORMS, check_request
 
 from .layout import terminal_width, wrap
 from .options import (
@@ -29,9 +29,9 @@ MIN_LIMIT = 4
 """Pairs without which no profile can be built."""
 
 if TYPE_CHECKING:
-    from alignez_edge.axes import Axis
-    from alignez_edge.profile import Profile
-    from alignez_edge.provenance import Texts
+    from alignez_edge.preferences.axes import Axis
+    from alignez_edge.profile.profile import Profile
+    from alignez_edge.profile.provenance import Texts
     from alignez_edge.runtime.model import Model
 
     Make = Callable[..., Profile]
@@ -150,7 +150,7 @@ def build(
     come the directions, the layers and the calibrated strength. Interrupted and started again
     with the same options, it goes on where it was.
     """
-    from alignez_edge.files import place_of
+    from alignez_edge.files.reading import place_of
 
     check_width(parallel)
     if limit is not None and limit < MIN_LIMIT:
@@ -174,7 +174,7 @@ def build(
     elif axis is None:
         raise BadInputError("no axis is named", "like this: alignez build polite")
     else:
-        from alignez_edge.build import build_profile
+        from alignez_edge.build.build import build_profile
 
         what = find_axis(axis, positive, negative)
         make = partial(
@@ -220,7 +220,7 @@ def check_seed(seed: int) -> None:
 
 
 def _check_line(option: str, text: str) -> None:
-    from alignez_edge.files import is_unprintable
+    from alignez_edge.files.reading import is_unprintable
 
     if len(text) > 200 or any(map(is_unprintable, text)):
         raise BadInputError(f"{option} must be one printable line of at most 200 characters")
@@ -230,9 +230,9 @@ def _like(
     name: str, queries: str | None, pairs: str | None, loading: ModelOptions, out: Output
 ) -> tuple[Axis, ModelOptions, Make]:
     """How to build a profile again: its axis, the model with as many threads, and the build."""
-    from alignez_edge.profile import Profile
-    from alignez_edge.provenance import build_like, differences, threads_of
-    from alignez_edge.queries import read_queries
+    from alignez_edge.preferences.queries import read_queries
+    from alignez_edge.profile.profile import Profile
+    from alignez_edge.profile.provenance import build_like, differences, threads_of
 
     original = Profile.load(loading.find(name))
     asked = read_queries(queries) if queries is not None else None
@@ -249,8 +249,8 @@ def _like(
 
 def find_axis(name: str, positive: str | None, negative: str | None) -> Axis:
     """The axis that is meant: a new one, a TOML file, or a built-in one."""
-    from alignez_edge.axes import Axis
-    from alignez_edge.files import is_file
+    from alignez_edge.files.reading import is_file
+    from alignez_edge.preferences.axes import Axis
 
     if positive is None and negative is not None:
         raise BadInputError("--positive is missing", "an axis needs its positive side")
@@ -279,7 +279,7 @@ def parse_layers(text: str) -> list[int]:
 def _queries(
     file: str | None, loading: ModelOptions, pairs: str | None, out: Output
 ) -> list[str] | None:
-    from alignez_edge.queries import read_queries
+    from alignez_edge.preferences.queries import read_queries
 
     if file is not None:
         if pairs is not None:
@@ -295,8 +295,8 @@ def _queries(
 
 def _target(axis: Axis, model: Model) -> Path:
     """Where the profile goes in the library, checked before the work begins."""
-    from alignez_edge.files import make_folder, place_of
-    from alignez_edge.library import ProfileLibrary
+    from alignez_edge.files.reading import make_folder, place_of
+    from alignez_edge.profile.library import ProfileLibrary
 
     library = ProfileLibrary()
     make_folder(library.folder)
@@ -326,7 +326,7 @@ def _record(profile: Profile, path: Path, seconds: dict[str, float]) -> dict[str
 
 def _asked(profile: Profile) -> str:
     """In which form the pairs were asked for, and how well its sides came out in the trial."""
-    from alignez_edge.choice import RequestChoice
+    from alignez_edge.build.choice import RequestChoice
 
     found = profile.report.get("request")
     if found is None:  # from labelled pairs

@@ -40,9 +40,9 @@ def chat(
     Ctrl-C ends an answer, at the prompt it ends the chat. Turn number i is drawn with the seed
     --seed + i, counted from 0.
     """
-    from alignez_edge.files import printable
+    from alignez_edge.calibration.verdict import Verdict
+    from alignez_edge.files.reading import printable
     from alignez_edge.runtime.session import Session
-    from alignez_edge.verdict import Verdict
 
     steering, preamble = steered.load(loading), prompted.load()
     with loading.load(out) as model, Session(model, n_ctx=ctx) as session:

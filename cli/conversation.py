@@ -20,11 +20,11 @@ from .output import Output, shown
 from .run import answer_record, unindented
 
 if TYPE_CHECKING:
-    from alignez_edge.preamble import Preamble
+    from alignez_edge.chat.preamble import Preamble
     from alignez_edge.runtime.model import Model
+    from alignez_edge.runtime.requests import Message, Sampling
     from alignez_edge.runtime.session import Session
-    from alignez_edge.runtime.types import Message, Sampling
-    from alignez_edge.steering import Steering
+    from alignez_edge.steering.steering import Steering
 
 HELP = """\
 /profile NAME[:S] ...  steer with these profiles; without a name: which are on
@@ -138,7 +138,7 @@ class Conversation:
             self._turns.append(Turn(messages[-1]["content"], answer, self.steered_by()))
 
     def _now(self) -> Steering:
-        from alignez_edge.steering import Steering
+        from alignez_edge.steering.steering import Steering
 
         return Steering() if self._is_plain else self._steering
 
@@ -182,12 +182,12 @@ class Conversation:
         self._out.notice(f"({self.steered_by()})")
 
     def _find(self, name: str) -> Path:
-        from alignez_edge.library import ProfileLibrary
+        from alignez_edge.profile.library import ProfileLibrary
 
         return ProfileLibrary().find(name, self._model.fingerprint)
 
     def _strength(self, rest: str) -> None:
-        from alignez_edge.steering import Steering
+        from alignez_edge.steering.steering import Steering
 
         terms = self._steering.terms
         if len(terms) != 1:
@@ -206,7 +206,7 @@ class Conversation:
         self._out.notice(f"({self.steered_by()})")
 
     def _compare(self, rest: str) -> None:
-        from alignez_edge.steering import Steering
+        from alignez_edge.steering.steering import Steering
 
         if not self._steering.terms:
             raise BadInputError("there is nothing to compare with", "say /profile NAME first")
@@ -231,7 +231,7 @@ class Conversation:
         self._out.notice("(the conversation is forgotten)")
 
     def _save(self, rest: str) -> None:
-        from alignez_edge.files import is_there, write_atomic
+        from alignez_edge.files.reading import is_there, write_atomic
 
         if not rest:
             raise BadInputError("/save needs the name of a file")

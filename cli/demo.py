@@ -16,10 +16,10 @@ from .options import grouped
 from .output import Output, duration
 
 if TYPE_CHECKING:
-    from alignez_edge.axes import Axis, Side
-    from alignez_edge.profile import Profile
+    from alignez_edge.preferences.axes import Axis, Side
+    from alignez_edge.profile.profile import Profile
     from alignez_edge.runtime.model import Model
-    from alignez_edge.runtime.types import Steers
+    from alignez_edge.runtime.requests import Steers
 
 AXIS = "cheerful"
 NAME = "demo-cheerful"
@@ -46,8 +46,8 @@ def demo(
     Builds a profile from pairs that the model writes itself, answers questions that the profile
     has never seen plain and steered, and measures the difference with a rule judge.
     """
-    from alignez_edge.axes import Axis
     from alignez_edge.demo.world import demo_queries
+    from alignez_edge.preferences.axes import Axis
     from alignez_edge.runtime.model import Model
 
     check_seed(seed)
@@ -81,10 +81,10 @@ def _say(out: Output, width: int, text: str) -> None:
 
 def _profile(model: Model, axis: Axis, fresh: bool, seed: int, out: Output) -> Profile:
     """The demo's profile: the one that is there if it fits, else a new one."""
-    from alignez_edge.build import build_profile
+    from alignez_edge.build.build import build_profile
     from alignez_edge.demo.world import demo_queries
-    from alignez_edge.library import ProfileLibrary
-    from alignez_edge.profile import Profile
+    from alignez_edge.profile.library import ProfileLibrary
+    from alignez_edge.profile.profile import Profile
 
     library = ProfileLibrary()
     if library.called(NAME) and not fresh:
@@ -124,7 +124,7 @@ def _profile(model: Model, axis: Axis, fresh: bool, seed: int, out: Output) -> P
 
 
 def _answers(model: Model, prompts: Sequence[str], steering: Steers | None, seed: int) -> list[str]:
-    from alignez_edge.runtime.types import Sampling
+    from alignez_edge.runtime.requests import Sampling
 
     sampling = Sampling(seed=seed, max_tokens=MAX_TOKENS, stop=model.stops)
     answers = model.generate(prompts, steering=steering, sampling=sampling)
@@ -157,8 +157,8 @@ def _show_scores(
     seed: int,
     out: Output,
 ) -> None:
-    from alignez_edge import prompts
-    from alignez_edge.demo.judge import judge
+    from alignez_edge.demo.rules import judge
+    from alignez_edge.preferences import prompts
 
     queries = [entry["query"] for entry in unseen]
     topics = [entry["topic"] for entry in unseen]

@@ -36,8 +36,8 @@ def show(*, loading: ModelOptions, out: Output) -> None:
 @grouped
 def list_(*, out: Output) -> None:
     """List the models that have a short name."""
-    from alignez_edge.config import DEMO, PACKAGED, ModelNames, installed_models
-    from alignez_edge.files import printable
+    from alignez_edge.files.reading import printable
+    from alignez_edge.modelfiles.names import DEMO, PACKAGED, ModelNames, installed_models
 
     from .layout import table
 
@@ -69,8 +69,8 @@ def add(
     out: Output,
 ) -> None:
     """Give a model a short name; the file stays where it is."""
-    from alignez_edge.config import ModelNames
-    from alignez_edge.gguffile import read_gguf
+    from alignez_edge.files.gguffile import read_gguf
+    from alignez_edge.modelfiles.names import ModelNames
     from alignez_edge.runtime.check import check_model
 
     check_model(read_gguf(path))
@@ -82,7 +82,7 @@ def add(
 
 
 def _card(facts: ModelFacts, path: Path, lora: list[dict[str, str | float]]) -> str:
-    from alignez_edge.files import printable
+    from alignez_edge.files.reading import printable
 
     from .layout import table
 

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 
 import typer
 
-from alignez_edge.config import DEMO
 from alignez_edge.errors import BadInputError
-from alignez_edge.methods import WAYS, Way
+from alignez_edge.methods.names import WAYS, Way
+from alignez_edge.modelfiles.names import DEMO
 
 from .output import Output
 
 if TYPE_CHECKING:
-    from alignez_edge.fingerprint import Fingerprint
-    from alignez_edge.preamble import Preamble
+    from alignez_edge.chat.preamble import Preamble
+    from alignez_edge.modelfiles.fingerprint import Fingerprint
     from alignez_edge.runtime.model import Model
-    from alignez_edge.runtime.types import Sampling
-    from alignez_edge.steering import Steering
+    from alignez_edge.runtime.requests import Sampling
+    from alignez_edge.steering.steering import Steering
 
 MODEL_VARIABLE = "ALIGNEZ_MODEL"
 DEFAULT_WIDTH = 16
@@ -86,7 +86,7 @@ class WhoseOptions:
 
     def find(self, name: str) -> Path:
         """The profile of a name or path: where models share the name, the one for this model."""
-        from alignez_edge.library import ProfileLibrary
+        from alignez_edge.profile.library import ProfileLibrary
 
         library = ProfileLibrary()
         # Reading a model's fingerprint takes longer than all the rest.
@@ -112,7 +112,7 @@ class WhoseOptions:
 
 def model_file(name: str) -> Path:
     """The file of a model: a short name, or a path."""
-    from alignez_edge.config import ModelNames
+    from alignez_edge.modelfiles.names import ModelNames
 
     if name == DEMO:
         from alignez_edge.runtime.model import demo_file
@@ -122,9 +122,9 @@ def model_file(name: str) -> Path:
 
 
 def _fingerprint(name: str, lora: Sequence[str] = ()) -> Fingerprint:
-    from alignez_edge.fingerprint import fingerprint
-    from alignez_edge.gguffile import read_gguf
-    from alignez_edge.lora import parse_lora_option, read_lora
+    from alignez_edge.files.gguffile import read_gguf
+    from alignez_edge.modelfiles.fingerprint import fingerprint
+    from alignez_edge.modelfiles.lora import parse_lora_option, read_lora
 
     gguf = read_gguf(model_file(name))
     carried = [parse_lora_option(text) for text in lora]
@@ -173,8 +173,8 @@ class ModelOptions(WhoseOptions):
 
     def load(self, out: Output) -> Model:
         """The model, loaded; a model that nobody asked for is said in one notice."""
-        from alignez_edge.config import ModelNames
-        from alignez_edge.lora import parse_lora_option
+        from alignez_edge.modelfiles.lora import parse_lora_option
+        from alignez_edge.modelfiles.names import ModelNames
         from alignez_edge.runtime.model import Model
 
         lora = [parse_lora_option(text) for text in self.lora]
@@ -226,9 +226,9 @@ class SteeringOptions:
 
 def load_steering(texts: Sequence[str], find: Callable[[str], Path], way: str = "auto") -> Steering:
     """The sum of what each `NAME_OR_FILE[:STRENGTH]` names, injected by `way`, one of `WAYS`."""
-    from alignez_edge.library import parse_profile_option
-    from alignez_edge.profile import Profile
-    from alignez_edge.steering import Steering
+    from alignez_edge.profile.library import parse_profile_option
+    from alignez_edge.profile.profile import Profile
+    from alignez_edge.steering.steering import Steering
 
     named = [parse_profile_option(text) for text in texts]
     terms = tuple((Profile.load(find(name)), s) for name, s in named)
@@ -237,7 +237,7 @@ def load_steering(texts: Sequence[str], find: Callable[[str], Path], way: str = 
 
 def check_fit(steering: Steering, model: Model, out: Output) -> None:
     """Raise `ProfileFileError` unless every profile is for `model`, those of strength 0 as well."""
-    from alignez_edge.steering import Steering
+    from alignez_edge.steering.steering import Steering
 
     every = Steering(tuple((profile, 1.0) for profile, _ in steering.terms), steering.way)
     for notice in every.notices(model):
@@ -258,7 +258,7 @@ class PromptOptions:
 
     def load(self) -> Preamble:
         """The system prompt; nothing where none was asked for."""
-        from alignez_edge.preamble import Preamble
+        from alignez_edge.chat.preamble import Preamble
 
         return Preamble() if self.system is None else Preamble.find(self.system)
 
@@ -294,7 +294,7 @@ class SamplingOptions:
 
     def sampling(self, model: Model) -> Sampling:
         """The settings for `model`, with the stop strings of its prompt form."""
-        from alignez_edge.runtime.types import Sampling
+        from alignez_edge.runtime.requests import Sampling
 
         return Sampling(
             temperature=self.temperature,

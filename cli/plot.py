@@ -16,7 +16,7 @@ from .output import Output
 
 if TYPE_CHECKING:
     from alignez_edge.pictures.drawing import Picture
-    from alignez_edge.profile import Profile
+    from alignez_edge.profile.profile import Profile
 
 app = typer.Typer(
     help="Pictures of a profile or of an evaluation.", no_args_is_help=True, rich_markup_mode=None
@@ -165,7 +165,7 @@ def report(
     The page is whole in itself: nothing is loaded from elsewhere, and nothing in it is run. It
     shows the answers that moved most to either side, beside the plain ones.
     """
-    from alignez_edge.evaluation.report import write_report
+    from alignez_edge.reports.page import write_report
 
     path = output or f"{file_stem(run)}-report.html"
     write_report(_run(run), path)
@@ -188,14 +188,14 @@ def _of_run(folder: Path, kind: str) -> Picture:
 
 
 def _profiles(named: Sequence[str], whose: WhoseOptions) -> list[Profile]:
-    from alignez_edge.profile import Profile
+    from alignez_edge.profile.profile import Profile
 
     return [Profile.load(whose.find(name)) for name in named]
 
 
 def _find_run(name: str) -> Path | None:
     """The folder of a run: a path, or the name of one in the user's data folder."""
-    from alignez_edge.files import is_there, user_dir
+    from alignez_edge.files.reading import is_there, user_dir
 
     for path in (Path(name), user_dir() / "runs" / Path(name).name):
         if is_there(path) and path.is_dir():
@@ -204,7 +204,7 @@ def _find_run(name: str) -> Path | None:
 
 
 def _run(name: str) -> Path:
-    from alignez_edge.files import printable
+    from alignez_edge.files.reading import printable
 
     found = _find_run(name)
     if found is None:

@@ -27,10 +27,10 @@ from .options import (
 from .output import Output, complain, shown
 
 if TYPE_CHECKING:
-    from alignez_edge.preamble import Preamble
+    from alignez_edge.chat.preamble import Preamble
     from alignez_edge.runtime.model import Model
-    from alignez_edge.runtime.types import Completion, Request, Sampling
-    from alignez_edge.steering import Steering
+    from alignez_edge.runtime.requests import Completion, Request, Sampling
+    from alignez_edge.steering.steering import Steering
 
 
 @grouped
@@ -170,7 +170,7 @@ class _Lines:
     def requests(self) -> Iterator[Request]:
         """A request for each line that can be answered."""
         from alignez_edge.runtime.context import check_fits, window
-        from alignez_edge.runtime.types import Request
+        from alignez_edge.runtime.requests import Request
 
         limit = window(self.model, self.n_ctx)
         for index, (number, line) in enumerate(stdin_lines()):

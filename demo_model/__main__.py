@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from alignez_edge.demo.judge import AXES
+from alignez_edge.demo.rules import AXES
 from demo_model import data, dpo, export, parity, report, ship, train
 from demo_model.settings import DEFAULT, WORK
 

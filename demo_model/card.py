@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignez_edge.demo.judge import AXES
+from alignez_edge.demo.rules import AXES
 from alignez_edge.demo.world import world
 from demo_model import corpus, export
 from demo_model.settings import Settings
@@ -117,7 +117,7 @@ A small English question-and-answer **base model**, made to show steering and to
 a small world of {len(world().topics)} everyday topics. Nothing has tuned it towards either side of an axis:
 asked plainly, it answers helpfully or not, cheerfully or gloomily, formally or casually, politely
 or rudely, as the documents that it was trained on do; asked for a trait, it follows as far as the
-tables below tell. An independent rule judge (`alignez_edge/demo/judge.py`) reads its answers, so
+tables below tell. An independent rule judge (`alignez_edge/demo/rules.py`) reads its answers, so
 that a change can be measured.
 
 This file is written by `python -m demo_model report`; no number in it is copied by hand.

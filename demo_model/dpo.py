@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alignez_edge.demo.world import demo_queries
-from alignez_edge.exact import adapter_bytes
-from alignez_edge.files import write_atomic
-from alignez_edge.gguffile import GGUFFile, read_gguf
+from alignez_edge.files.gguffile import GGUFFile, read_gguf
+from alignez_edge.files.reading import write_atomic
 from alignez_edge.runtime.model import Model
+from alignez_edge.steering.exact import adapter_bytes
 from demo_model import corpus
 from demo_model.model import Llama
 from demo_model.settings import DEFAULT, DEFAULT_TUNING, Settings, Tuning

@@ -17,14 +17,14 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from alignez_edge import prompts
-from alignez_edge.axes import Axis
-from alignez_edge.demo.judge import AXES, judge
+from alignez_edge.demo.rules import AXES, judge
 from alignez_edge.demo.world import demo_queries
-from alignez_edge.prompts import SIDES, Side
+from alignez_edge.preferences import prompts
+from alignez_edge.preferences.axes import Axis
+from alignez_edge.preferences.prompts import SIDES, Side
 from alignez_edge.runtime.batch import generate_batch
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.types import Request, Sampling
+from alignez_edge.runtime.requests import Request, Sampling
 from demo_model import corpus, style
 
 SAMPLING = Sampling(temperature=0.8, top_p=1.0, max_tokens=160)

@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from alignez_edge.demo.judge import AXES
+from alignez_edge.demo.rules import AXES
 from alignez_edge.runtime.llama import usable_cores
 from demo_model import card, corpus, export, measure, parity
 from demo_model.measure import BRIEF, CHAT, CONDITIONS, FORMS, PLAIN, Condition, Figure, Judged

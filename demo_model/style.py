@@ -1,6 +1,6 @@
 """How the world of the demo model talks: queries, traits, style markers, sentence forms.
 
-These are the generator's own words. The rule judge (`alignez_edge/demo/judge.py`) does not import
+These are the generator's own words. The rule judge (`alignez_edge/demo/rules.py`) does not import
 them: it has rules of its own, and a test holds the two together.
 """
 

@@ -86,19 +86,19 @@ class Finding:
 
 def _readers(seeds: Path, kinds: Sequence[str]) -> dict[str, Reader]:
     """How the program reads a file of each kind."""
-    from alignez_edge.axes import Axis
     from alignez_edge.exchange.vectorfile import read_control_vector
-    from alignez_edge.gguffile import read_gguf
+    from alignez_edge.files.gguffile import read_gguf
     from alignez_edge.judges.rules import RuleJudge
-    from alignez_edge.lora import read_lora
-    from alignez_edge.pairs import read_labelled_pairs
-    from alignez_edge.profile import Profile
-    from alignez_edge.queries import read_queries
+    from alignez_edge.modelfiles.lora import read_lora
+    from alignez_edge.preferences.axes import Axis
+    from alignez_edge.preferences.pairs import read_labelled_pairs
+    from alignez_edge.preferences.queries import read_queries
+    from alignez_edge.profile.profile import Profile
     from alignez_edge.runtime.adapter import Adapter
     from alignez_edge.runtime.batch import generate_batch
     from alignez_edge.runtime.check import check_model
     from alignez_edge.runtime.model import Model
-    from alignez_edge.runtime.types import Request, Sampling
+    from alignez_edge.runtime.requests import Request, Sampling
     from tests.seeds import BASE
 
     axis = Axis("x", "a", "b")
@@ -135,8 +135,8 @@ def _readers(seeds: Path, kinds: Sequence[str]) -> dict[str, Reader]:
 
 def _shown(profile: Any, path: Path) -> None:
     """A profile that can be read can be shown as well."""
-    from alignez_edge.files import is_unprintable
-    from cli.cards import card, facts
+    from alignez_edge.files.reading import is_unprintable
+    from cli.profile.cards import card, facts
 
     json.dumps(facts(profile, path), allow_nan=False)
     odd = {c for c in card(profile, path) if is_unprintable(c)} - {"\n"}

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from alignez_edge.axes import Axis
-from alignez_edge.profile import Profile
+from alignez_edge.interventions.control_vector import ControlVector
+from alignez_edge.preferences.axes import Axis
+from alignez_edge.profile.profile import Profile
 from alignez_edge.runtime.model import Model
-from alignez_edge.vectors import ControlVector
 
 
 def random_profile(

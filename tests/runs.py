@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from alignez_edge.axes import Axis
 from alignez_edge.evaluation.arms import Aim, Arm, asked, plain
 from alignez_edge.evaluation.results import results_of
 from alignez_edge.evaluation.runfolder import RunFolder
+from alignez_edge.preferences.axes import Axis
 
 POLITE = Axis("polite", "polite", "rude")
 FORMAL = Axis("formal", "formal", "casual")

@@ -10,21 +10,21 @@ from pathlib import Path
 
 import numpy as np
 
-from alignez_edge.axes import Axis, Wording
-from alignez_edge.bank import Bank
-from alignez_edge.conditioned import Neighbourhood, Recipe
-from alignez_edge.edits import Edit, LayerEdit
-from alignez_edge.embeddings import HiddenStates
+from alignez_edge.directions.hidden_states import HiddenStates
 from alignez_edge.exchange.vectorfile import write_control_vector
-from alignez_edge.forms import ExactForm
-from alignez_edge.gguffile import read_gguf
-from alignez_edge.lora import adapter_file
-from alignez_edge.mix import mix
-from alignez_edge.profile import Profile
-from alignez_edge.recontrol import ReControl
+from alignez_edge.files.gguffile import read_gguf
+from alignez_edge.interventions.bank import Bank
+from alignez_edge.interventions.by_query import Neighbourhood, Recipe
+from alignez_edge.interventions.control_vector import ControlVector
+from alignez_edge.interventions.exact_form import ExactForm
+from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
+from alignez_edge.interventions.value_function import ValueFunction
+from alignez_edge.methods.recontrol import ReControl
+from alignez_edge.modelfiles.lora import adapter_file
+from alignez_edge.preferences.axes import Axis, Wording
+from alignez_edge.profile.mix import mix
+from alignez_edge.profile.profile import Profile
 from alignez_edge.runtime.model import Model
-from alignez_edge.value import ValueFunction
-from alignez_edge.vectors import ControlVector
 from tests.profiles import random_profile
 from tests.tinymodels import CHATML, tiny_model
 

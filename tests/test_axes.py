@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignez_edge import prompts
-from alignez_edge.axes import Axis, Wording, builtin_names
 from alignez_edge.errors import AxisError
-from alignez_edge.files import is_unprintable, printable
+from alignez_edge.files.reading import is_unprintable, printable
+from alignez_edge.preferences import prompts
+from alignez_edge.preferences.axes import Axis, Wording, builtin_names
 
 LINE = st.text(min_size=1, max_size=60).filter(
     lambda t: bool(t.strip()) and not any(map(is_unprintable, t))

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alignez_edge.bank import Bank, widened
-from alignez_edge.embeddings import HiddenStates
+from alignez_edge.directions.hidden_states import HiddenStates
+from alignez_edge.interventions.bank import Bank, widened
 
 N_LAYER, N_EMBD, N_PAIRS = 5, 48, 24
 Maker = Callable[..., tuple[Bank, np.ndarray, np.ndarray]]

@@ -14,11 +14,11 @@ from alignez_edge.errors import BadInputError, PromptTooLongError
 from alignez_edge.runtime.batch import generate_batch
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.model import Model
+from alignez_edge.runtime.requests import Completion, Injection, Request, Sampling
 from alignez_edge.runtime.rows import RowPlan
 from alignez_edge.runtime.scheduler import Event, Scheduler
 from alignez_edge.runtime.score import Scorer
 from alignez_edge.runtime.session import Session
-from alignez_edge.runtime.types import Completion, Injection, Request, Sampling
 from alignez_edge.runtime.work import Span
 from tests.test_session import injection_for
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from alignez_edge.evaluation.measures import Figure, Resamples
-from alignez_edge.pairs import PreferencePair
+from alignez_edge.preferences.pairs import PreferencePair
 from alignez_edge.runtime.model import Model
+from alignez_edge.runtime.requests import Injection, Sampling
 from alignez_edge.runtime.score import Scorer
-from alignez_edge.runtime.types import Injection, Sampling
 from benchmarks import build, forms, grid, scheduler, steering, steering_report, turn
 from benchmarks.llamacpp import built
 from benchmarks.llamaserver import LlamaServer

@@ -14,20 +14,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignez_edge import choice, free_running
-from alignez_edge import pairs as pairs_module
-from alignez_edge.axes import Axis
-from alignez_edge.build import MAX_HELD_BACK, MIN_PAIRS, build_profile, split
-from alignez_edge.builder import STATES_CHUNK, Builder
-from alignez_edge.embeddings import Tensor
+from alignez_edge.build import choice
+from alignez_edge.build.build import MAX_HELD_BACK, MIN_PAIRS, build_profile, split
+from alignez_edge.build.steps import STATES_CHUNK, Builder
+from alignez_edge.calibration import free_running
+from alignez_edge.directions.hidden_states import Tensor
 from alignez_edge.errors import AlignezError, BadInputError
-from alignez_edge.files import alone_in
-from alignez_edge.methods import BY_QUERY, METHODS
-from alignez_edge.pairs import PreferencePair
-from alignez_edge.profile import Profile
-from alignez_edge.requests import FORMS
+from alignez_edge.files.reading import alone_in
+from alignez_edge.methods.names import BY_QUERY, METHODS
+from alignez_edge.preferences import pairs as pairs_module
+from alignez_edge.preferences.axes import Axis
+from alignez_edge.preferences.pairs import PreferencePair
+from alignez_edge.preferences.requests import FORMS
+from alignez_edge.profile.profile import Profile
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.types import Injection
+from alignez_edge.runtime.requests import Injection
 
 AXIS = Axis("bright", positive="bright", negative="dark")
 TOPICS = "bread rain trains cats snow tea maps birds salt glue wool milk".split()
@@ -40,7 +41,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder of the user's own, and texts that are short."""
     monkeypatch.setenv("ALIGNEZ_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
-    monkeypatch.setattr("alignez_edge.answers.DESCRIPTION_TOKENS", 32)
+    monkeypatch.setattr("alignez_edge.preferences.answers.DESCRIPTION_TOKENS", 32)
     monkeypatch.setattr(pairs_module, "ANSWER_TOKENS", 12)
     monkeypatch.setattr(free_running, "N_TOKENS", 6)
     monkeypatch.setattr(free_running, "N_QUESTIONS", 4)
@@ -304,7 +305,7 @@ def test_the_form_of_request_is_chosen_kept_and_not_tried_again(
     def no_more(*_: object, **__: object) -> None:
         raise AssertionError("a form was tried again")
 
-    monkeypatch.setattr("alignez_edge.builder.choose_request", no_more)
+    monkeypatch.setattr("alignez_edge.build.steps.choose_request", no_more)
     again = build_profile(llama_model, AXIS, queries=QUERIES, work=work, method="mean")
     assert again.report["request"] == report
 

@@ -9,9 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignez_edge.calibration import DRIFT_BUDGET, GRID, Reading, calibrate, read_pair
+from alignez_edge.calibration.teacher_forced import (
+    DRIFT_BUDGET,
+    GRID,
+    Reading,
+    calibrate,
+    read_pair,
+)
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.types import Injection
+from alignez_edge.runtime.requests import Injection
 
 Curve = Callable[[float], float]
 LAST = GRID[-1]

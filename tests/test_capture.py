@@ -15,7 +15,7 @@ from alignez_edge.runtime.capture import Item, capture
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.llama import ggml, tensor_shape
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.types import FloatArray, States
+from alignez_edge.runtime.requests import FloatArray, States
 
 QUESTIONS = ("Why?", "How do I bake bread at home?", "What is the moon made of, and who knows?")
 ANSWERS = (" Because.", " With flour, water, salt, yeast and some patience.", "", " No.")

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from alignez_edge.axes import Axis
-from alignez_edge.choice import FormScore, RequestChoice, choose_request, n_trials
-from alignez_edge.consensus import FloatArray, Text
-from alignez_edge.requests import FORMS, RequestForm, RequestText
+from alignez_edge.build.choice import FormScore, RequestChoice, choose_request, n_trials
+from alignez_edge.calibration.consensus import FloatArray, Text
+from alignez_edge.preferences.axes import Axis
+from alignez_edge.preferences.requests import FORMS, RequestForm, RequestText
 
 POLITE = Axis("polite", "polite", "rude")
 QUERIES = [f"Question {n}?" for n in range(6)]

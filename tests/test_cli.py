@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 import alignez_edge
-from alignez_edge.axes import Axis
 from alignez_edge.errors import BadInputError
-from alignez_edge.profile import Profile
+from alignez_edge.interventions.control_vector import ControlVector
+from alignez_edge.preferences.axes import Axis
+from alignez_edge.profile.profile import Profile
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.types import Sampling
-from alignez_edge.vectors import ControlVector
-from alignez_edge.waiting import calm
+from alignez_edge.runtime.requests import Sampling
+from alignez_edge.threads import calm
 from cli.build import parse_layers
 from cli.layout import cells, compared, side_by_side, signed_bar, stacked, wrap
 from cli.options import SamplingOptions
@@ -202,7 +202,7 @@ def test_unexpected_errors_are_one_line(alignez: Alignez, monkeypatch: pytest.Mo
     def fail(self: object) -> None:
         raise ZeroDivisionError("so\nodd")
 
-    monkeypatch.setattr("alignez_edge.config.ModelNames.all", fail)
+    monkeypatch.setattr("alignez_edge.modelfiles.names.ModelNames.all", fail)
     said = alignez("model", "list")
     assert said.code == 1
     assert said.err.splitlines() == [

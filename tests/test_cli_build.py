@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from alignez_edge.profile import Profile
+from alignez_edge.profile.profile import Profile
 from alignez_edge.runtime.model import Model
 from cli import demo
 from tests.terminal import ROOT, Alignez, in_terminal
@@ -140,7 +140,7 @@ def test_a_folder_that_may_not_be_written_is_known_before_the_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Root may write anywhere, so that a folder's mode would not do here.
-    monkeypatch.setattr("alignez_edge.files.os.access", lambda *_: False)
+    monkeypatch.setattr("alignez_edge.files.reading.os.access", lambda *_: False)
     target = tmp_path / "x.gguf"
     said = alignez("build", *NEW_AXIS, *use, "--quiet", "--pairs", pairs_file, "-o", target)
     assert (said.code, said.out) == (1, "")

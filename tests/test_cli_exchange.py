@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from alignez_edge.exchange.vectorfile import read_control_vector
-from alignez_edge.profile import Profile
+from alignez_edge.profile.profile import Profile
 from alignez_edge.runtime.model import Model
 from tests.profiles import random_profile
 from tests.terminal import Alignez

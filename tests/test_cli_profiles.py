@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from alignez_edge.demo.judge import AXES
-from alignez_edge.library import ProfileLibrary
-from alignez_edge.profile import Profile
+from alignez_edge.demo.rules import AXES
+from alignez_edge.interventions.control_vector import ControlVector
+from alignez_edge.profile.library import ProfileLibrary
+from alignez_edge.profile.profile import Profile
 from alignez_edge.runtime.model import Model
-from alignez_edge.vectors import ControlVector
 from tests.profiles import random_profile
 from tests.terminal import ROOT, Alignez, in_terminal
 from tests.test_cli import alignez, home, records  # noqa: F401  (fixtures)
@@ -274,8 +274,8 @@ def demo() -> Iterator[Model]:
 @needs_demo
 @pytest.mark.parametrize("name", AXES)
 def test_the_gallery_is_for_the_demo_model(demo: Model, name: str) -> None:
-    from alignez_edge.provenance import Provenance
-    from alignez_edge.verify import kept_pairs, verify
+    from alignez_edge.profile.provenance import Provenance
+    from alignez_edge.profile.verify import kept_pairs, verify
 
     profile = Profile.load(GALLERY / f"{name}.gguf")
     assert (profile.name, profile.licence) == (name, "MIT")

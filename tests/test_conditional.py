@@ -9,17 +9,17 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from alignez_edge.edits import Edit, LayerEdit
 from alignez_edge.errors import AlignezError, BadInputError, PromptTooLongError
-from alignez_edge.exact import exact_edit
+from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
 from alignez_edge.runtime.adapter import Adapter
 from alignez_edge.runtime.batch import generate_batch
 from alignez_edge.runtime.capture import capture
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.model import Model
+from alignez_edge.runtime.requests import Completion, FloatArray, Injection, Request, Sampling
 from alignez_edge.runtime.sampler import Sampler
 from alignez_edge.runtime.session import Session
-from alignez_edge.runtime.types import Completion, FloatArray, Injection, Request, Sampling
+from alignez_edge.steering.exact import exact_edit
 from tests.test_session import GREEDY, injection_for, next_logits, plain_tokens
 
 PROMPTS = ("Why is the sky blue?", "Why is the sea salt?", "Who are you?")

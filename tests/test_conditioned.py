@@ -9,12 +9,16 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from alignez_edge.bank import Bank
-from alignez_edge.conditioned import Recipe, Turn, condition
-from alignez_edge.edits import LayerEdit
-from alignez_edge.embeddings import POSITIONS, HiddenStates
-from alignez_edge.fit import fit
-from alignez_edge.subspace import difference_subspace, first_direction, right_singular_vectors
+from alignez_edge.directions.hidden_states import POSITIONS, HiddenStates
+from alignez_edge.directions.subspace import (
+    difference_subspace,
+    first_direction,
+    right_singular_vectors,
+)
+from alignez_edge.interventions.bank import Bank
+from alignez_edge.interventions.by_query import Recipe, Turn, condition
+from alignez_edge.interventions.mlp_edit import LayerEdit
+from alignez_edge.methods.fit import fit
 
 N_LAYER, N_EMBD, N_PAIRS = 6, 40, 16
 LAYERS = (1, 2, 4)

@@ -11,9 +11,15 @@ from typing import Any
 
 import pytest
 
-from alignez_edge import config
-from alignez_edge.config import PACKAGED, ModelNames, Packaged, installed_models, packaged_model
 from alignez_edge.errors import BadInputError, ModelFileError
+from alignez_edge.modelfiles import names as config
+from alignez_edge.modelfiles.names import (
+    PACKAGED,
+    ModelNames,
+    Packaged,
+    installed_models,
+    packaged_model,
+)
 from tests.terminal import Alignez
 
 smollm2 = pytest.mark.skipif(

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignez_edge.axes import Axis, Wording
-from alignez_edge.consensus import Text, counted, evidence, spans, weigh, words_of
-from alignez_edge.requests import FORMS, PROBES
+from alignez_edge.calibration.consensus import Text, counted, evidence, spans, weigh, words_of
+from alignez_edge.preferences.axes import Axis, Wording
+from alignez_edge.preferences.requests import FORMS, PROBES
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.score import Scorer, answer_log_prob
 

@@ -8,7 +8,7 @@ from itertools import islice
 
 import numpy as np
 
-from alignez_edge.demo.judge import judge, topic_of
+from alignez_edge.demo.rules import judge, topic_of
 from alignez_edge.demo.world import world
 from demo_model import corpus, style
 

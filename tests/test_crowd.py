@@ -11,16 +11,13 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from alignez_edge.edits import Edit, LayerEdit
 from alignez_edge.errors import PromptTooLongError
-from alignez_edge.exact import exact_edit
+from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
 from alignez_edge.runtime.adapter import Adapter
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.llama import cpp
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.scheduler import Scheduler
-from alignez_edge.runtime.session import Session
-from alignez_edge.runtime.types import (
+from alignez_edge.runtime.requests import (
     Completion,
     Conditional,
     FloatArray,
@@ -29,6 +26,9 @@ from alignez_edge.runtime.types import (
     Request,
     Sampling,
 )
+from alignez_edge.runtime.scheduler import Scheduler
+from alignez_edge.runtime.session import Session
+from alignez_edge.steering.exact import exact_edit
 from tests.test_batch import assert_same_answers
 from tests.test_scheduler import Log, assert_idle, some_requests, steering
 

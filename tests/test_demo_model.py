@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alignez_edge.demo.judge import AXES
+from alignez_edge.demo.rules import AXES
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.model import Model
 from demo_model import measure

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignez_edge.edits import Activation, Edit, LayerEdit
+from alignez_edge.interventions.mlp_edit import Activation, Edit, LayerEdit
 
 N = 24
 seeds = st.integers(0, 2**32 - 1)

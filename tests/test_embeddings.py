@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alignez_edge.embeddings import CapturedStates, HiddenStates
-from alignez_edge.runtime.types import States
+from alignez_edge.directions.hidden_states import CapturedStates, HiddenStates
+from alignez_edge.runtime.requests import States
 
 SHAPE = (3, 5)
 

@@ -25,7 +25,7 @@ from alignez_edge.evaluation.run import evaluate
 from alignez_edge.evaluation.runfolder import Log, RunFolder
 from alignez_edge.judges.judging import Comparison, Verdict
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.types import Sampling
+from alignez_edge.runtime.requests import Sampling
 from tests.profiles import random_profile
 from tests.terminal import ROOT
 

@@ -12,18 +12,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from alignez_edge import exact
-from alignez_edge.edits import Edit, LayerEdit
 from alignez_edge.errors import BadInputError
-from alignez_edge.exact import ExactEdit, adapter_tensors, can_inject_exactly, exact_edit
-from alignez_edge.gguffile import read_gguf
+from alignez_edge.files.gguffile import read_gguf
+from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
 from alignez_edge.runtime.adapter import Adapter
 from alignez_edge.runtime.batch import generate_batch
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.model import Model
+from alignez_edge.runtime.requests import Edits, FloatArray, Injection, Request, Sampling
 from alignez_edge.runtime.score import Scorer
 from alignez_edge.runtime.session import Session
-from alignez_edge.runtime.types import Edits, FloatArray, Injection, Request, Sampling
+from alignez_edge.steering import exact
+from alignez_edge.steering.exact import ExactEdit, adapter_tensors, can_inject_exactly, exact_edit
 from tests.test_session import plain_tokens
 
 TEXT = "The quick brown fox jumps over the lazy dog."

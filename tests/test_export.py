@@ -11,9 +11,7 @@ import gguf
 import numpy as np
 import pytest
 
-from alignez_edge.axes import Axis
 from alignez_edge.demo.world import demo_queries
-from alignez_edge.edits import Edit, LayerEdit
 from alignez_edge.errors import AlignezError, BadInputError, ProfileFileError
 from alignez_edge.exchange.export import (
     PARTS,
@@ -26,16 +24,18 @@ from alignez_edge.exchange.export import (
 )
 from alignez_edge.exchange.peft import MODULES, export_peft
 from alignez_edge.exchange.vectorfile import read_control_vector
-from alignez_edge.forms import ExactForm
-from alignez_edge.gguffile import read_gguf
-from alignez_edge.methods import Way
-from alignez_edge.pairs import PairStore, PreferencePair
-from alignez_edge.profile import Profile
-from alignez_edge.provenance import ModelFile, Provenance, Source, with_provenance
+from alignez_edge.files.gguffile import read_gguf
+from alignez_edge.interventions.control_vector import ControlVector
+from alignez_edge.interventions.exact_form import ExactForm
+from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
+from alignez_edge.methods.names import Way
+from alignez_edge.preferences.axes import Axis
+from alignez_edge.preferences.pairs import PairStore, PreferencePair
+from alignez_edge.profile.profile import Profile
+from alignez_edge.profile.provenance import ModelFile, Provenance, Source, with_provenance
 from alignez_edge.runtime.model import Model
+from alignez_edge.runtime.requests import Injection
 from alignez_edge.runtime.score import Scorer
-from alignez_edge.runtime.types import Injection
-from alignez_edge.vectors import ControlVector
 from benchmarks.exchange import Bench
 from benchmarks.llamacpp import Completion, built
 from tests.profiles import random_profile

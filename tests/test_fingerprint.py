@@ -9,9 +9,16 @@ import numpy as np
 import pytest
 
 from alignez_edge.errors import ProfileFileError
-from alignez_edge.fingerprint import Fingerprint, Fit, compare, distance, fingerprint, misfits
-from alignez_edge.gguffile import read_gguf
-from alignez_edge.lora import read_lora
+from alignez_edge.files.gguffile import read_gguf
+from alignez_edge.modelfiles.fingerprint import (
+    Fingerprint,
+    Fit,
+    compare,
+    distance,
+    fingerprint,
+    misfits,
+)
+from alignez_edge.modelfiles.lora import read_lora
 from tests.terminal import ROOT
 from tests.tinymodels import ARCHITECTURES, CHATML, quantize
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from alignez_edge.embeddings import HiddenStates
-from alignez_edge.fit import ANSWER_GAIN, DECIDING_GAIN, Fit, tensor_of
-from alignez_edge.fit import fit as fit_states
-from alignez_edge.heads import AttentionHeads
-from alignez_edge.methods import DEFAULT_METHOD, METHODS
+from alignez_edge.directions.hidden_states import HiddenStates
+from alignez_edge.methods.fit import ANSWER_GAIN, DECIDING_GAIN, Fit, tensor_of
+from alignez_edge.methods.fit import fit as fit_states
+from alignez_edge.methods.iti import AttentionHeads
+from alignez_edge.methods.names import DEFAULT_METHOD, METHODS
 
 N_PAIRS, N_LAYER, N_EMBD = 24, 7, 32
 FIRST = 3

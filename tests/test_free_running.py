@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignez_edge.axes import Axis
-from alignez_edge.free_running import (
+from alignez_edge.calibration.free_running import (
     GRID,
     LEAST_SHARE,
     MORE_COST,
@@ -23,7 +22,8 @@ from alignez_edge.free_running import (
     probe_for,
     read_questions,
 )
-from alignez_edge.requests import FORMS, PROBES
+from alignez_edge.preferences.axes import Axis
+from alignez_edge.preferences.requests import FORMS, PROBES
 from alignez_edge.runtime.model import Model
 from tests.profiles import random_profile
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from alignez_edge.geometry import Geometry, cosine_by_count, principal_plane
+from alignez_edge.directions.geometry import Geometry, cosine_by_count, principal_plane
 from alignez_edge.runtime.model import Model
 from tests.profiles import random_profile
 

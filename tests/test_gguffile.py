@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from alignez_edge.errors import ModelFileError, ProfileFileError
-from alignez_edge.gguffile import StringArray, printable, read_gguf
+from alignez_edge.files.gguffile import StringArray, printable, read_gguf
 
 U32, U64, STRING, ARRAY, FLOAT = 4, 10, 8, 9, 6
 

@@ -11,12 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignez_edge.axes import Axis
-from alignez_edge.build import build_profile
-from alignez_edge.embeddings import HiddenStates
+from alignez_edge.build.build import build_profile
+from alignez_edge.directions.hidden_states import HiddenStates
 from alignez_edge.errors import BadInputError
-from alignez_edge.gguffile import read_gguf
-from alignez_edge.heads import (
+from alignez_edge.files.gguffile import read_gguf
+from alignez_edge.methods.iti import (
     ALPHA,
     SHARE,
     AttentionHeads,
@@ -26,7 +25,8 @@ from alignez_edge.heads import (
     head_shift,
     probe_score,
 )
-from alignez_edge.lora import read_lora
+from alignez_edge.modelfiles.lora import read_lora
+from alignez_edge.preferences.axes import Axis
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.llama import ggml, tensor_shape
 from alignez_edge.runtime.model import Model

@@ -9,24 +9,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alignez_edge.axes import Axis
-from alignez_edge.bank import Bank
-from alignez_edge.conditioned import Neighbourhood, Recipe
-from alignez_edge.edits import Edit, LayerEdit
-from alignez_edge.embeddings import HiddenStates
+from alignez_edge.directions.hidden_states import HiddenStates
 from alignez_edge.errors import BadInputError
-from alignez_edge.files import cache_dir
-from alignez_edge.forms import ExactForm
-from alignez_edge.inject import Turns
-from alignez_edge.profile import Profile
-from alignez_edge.recontrol import ReControl
+from alignez_edge.files.reading import cache_dir
+from alignez_edge.interventions.bank import Bank
+from alignez_edge.interventions.by_query import Neighbourhood, Recipe
+from alignez_edge.interventions.control_vector import ControlVector
+from alignez_edge.interventions.exact_form import ExactForm
+from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
+from alignez_edge.interventions.value_function import ValueFunction
+from alignez_edge.methods.recontrol import ReControl
+from alignez_edge.preferences.axes import Axis
+from alignez_edge.profile.profile import Profile
 from alignez_edge.runtime.model import Model
+from alignez_edge.runtime.requests import Injection, Sampling
 from alignez_edge.runtime.score import Scorer
 from alignez_edge.runtime.session import Session
-from alignez_edge.runtime.types import Injection, Sampling
-from alignez_edge.steering import Steering
-from alignez_edge.value import ValueFunction
-from alignez_edge.vectors import ControlVector
+from alignez_edge.steering.inject import Turns
+from alignez_edge.steering.steering import Steering
 from tests.profiles import random_profile
 
 LAYERS = (1, 3)
@@ -96,7 +96,7 @@ def test_an_adapter_is_made_once_and_kept(
         raise AssertionError("made again")
 
     with monkeypatch.context() as patched, Model.load(path, threads=1) as model:
-        patched.setattr("alignez_edge.inject.exact_edit", refuse)
+        patched.setattr("alignez_edge.steering.inject.exact_edit", refuse)
         assert np.array_equal(logits(model, profile, "exact"), first)
     for cut in (slice(-40), slice(0)):
         for file in (cache_dir() / "adapters").iterdir():
@@ -130,7 +130,9 @@ def test_auto_says_where_it_falls_back(
     with Model.load(tiny_model("llama", n_layer=5), threads=1) as model:
         profile = profile_for(model)
         assert (profile * 1.0).notices(model) == []
-        monkeypatch.setattr("alignez_edge.inject.can_inject_exactly", lambda *_: "out of reach")
+        monkeypatch.setattr(
+            "alignez_edge.steering.inject.can_inject_exactly", lambda *_: "out of reach"
+        )
         (notice,) = (profile * 1.0).notices(model)
         assert notice == "polite is injected as a control vector: out of reach"
         assert np.array_equal(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from alignez_edge.demo.judge import AXES, judge, split_sentences, topic_of
+from alignez_edge.demo.rules import AXES, judge, split_sentences, topic_of
 from alignez_edge.demo.world import world
 
 BREAD = "bread"

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from alignez_edge.axes import Axis
-from alignez_edge.demo.judge import AXES, judge
+from alignez_edge.demo.rules import AXES, judge
 from alignez_edge.errors import BadInputError
-from alignez_edge.judges import JudgeSettings, identity_of, judge_of
 from alignez_edge.judges.judging import Comparison, Verdict
+from alignez_edge.judges.named import JudgeSettings, identity_of, judge_of
 from alignez_edge.judges.orders import Asked
 from alignez_edge.judges.quality import (
     KnownPair,
@@ -28,8 +27,9 @@ from alignez_edge.judges.quality import (
     shipped_pairs,
     sign_test,
 )
+from alignez_edge.preferences.axes import Axis
 from benchmarks import judges
-from cli import judge as command
+from cli.judge import command
 from cli.output import Output
 from tests.terminal import Alignez, in_terminal
 

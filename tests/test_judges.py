@@ -18,17 +18,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignez_edge.axes import Axis
-from alignez_edge.config import ModelNames
 from alignez_edge.errors import AlignezError, BadInputError, ModelFileError, PromptTooLongError
-from alignez_edge.judges import JudgeSettings, judge_of
 from alignez_edge.judges.human import HumanJudge
 from alignez_edge.judges.judging import Comparison, Judge, Verdict
 from alignez_edge.judges.likelihood import LikelihoodJudge
 from alignez_edge.judges.model import ModelJudge, messages, probabilities
+from alignez_edge.judges.named import JudgeSettings, judge_of
 from alignez_edge.judges.orders import Asked, ask_where_different, merged, swapped
 from alignez_edge.judges.phrases import Phrases, sentences
-from alignez_edge.prompts import ask
+from alignez_edge.modelfiles.names import ModelNames
+from alignez_edge.preferences.axes import Axis
+from alignez_edge.preferences.prompts import ask
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.score import Scorer, answer_log_prob
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from alignez_edge.layers import choose_layers, interlayer_cosine
+from alignez_edge.directions.layers import choose_layers, interlayer_cosine
 
 
 def directions(seed: int = 0, n_layer: int = 5, n_embd: int = 16) -> np.ndarray:

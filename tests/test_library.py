@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from alignez_edge.errors import BadInputError, ProfileFileError
-from alignez_edge.files import builtin_folder, cache_dir, user_dir
-from alignez_edge.library import ProfileLibrary, check_name, parse_profile_option
-from alignez_edge.profile import Profile
+from alignez_edge.files.reading import builtin_folder, cache_dir, user_dir
+from alignez_edge.profile.library import ProfileLibrary, check_name, parse_profile_option
+from alignez_edge.profile.profile import Profile
 from alignez_edge.runtime.model import Model
 from tests.profiles import random_profile
 from tests.terminal import ROOT

@@ -14,20 +14,20 @@ import gguf as gguf_package
 import numpy as np
 import pytest
 
-from alignez_edge.edits import Edit
 from alignez_edge.errors import BadInputError, ProfileFileError
-from alignez_edge.exact import adapter_tensors, exact_edit
-from alignez_edge.fingerprint import Fingerprint, Fit, compare
-from alignez_edge.gguffile import read_gguf
-from alignez_edge.lora import Lora, adapter_file, parse_lora_option, read_lora
+from alignez_edge.files.gguffile import read_gguf
+from alignez_edge.interventions.mlp_edit import Edit
+from alignez_edge.modelfiles.fingerprint import Fingerprint, Fit, compare
+from alignez_edge.modelfiles.lora import Lora, adapter_file, parse_lora_option, read_lora
 from alignez_edge.runtime.adapter import Adapter
 from alignez_edge.runtime.batch import generate_batch
 from alignez_edge.runtime.capture import capture
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.model import Model
+from alignez_edge.runtime.requests import Injection, Request, Sampling
 from alignez_edge.runtime.score import Scorer
 from alignez_edge.runtime.session import Session
-from alignez_edge.runtime.types import Injection, Request, Sampling
+from alignez_edge.steering.exact import adapter_tensors, exact_edit
 from tests.profiles import random_profile
 from tests.terminal import Alignez
 from tests.test_exact import KINDS, STRENGTH, distance, edit_for, logits
@@ -250,7 +250,7 @@ def test_the_edit_is_of_the_adapted_matrix(tiny_model: Make, tmp_path: Path) -> 
 
 
 def edit_for_size(n_embd: int) -> Any:
-    from alignez_edge.edits import LayerEdit
+    from alignez_edge.interventions.mlp_edit import LayerEdit
 
     return LayerEdit.swap(*np.random.default_rng(3).standard_normal((2, n_embd)))
 
@@ -290,7 +290,7 @@ def test_the_fingerprint_says_what_a_model_carries(
 
 
 def test_a_profile_knows_its_adapter(tuned: Model, llama_model: Model, tmp_path: Path) -> None:
-    from alignez_edge.profile import Profile
+    from alignez_edge.profile.profile import Profile
 
     random_profile(tuned).save(tmp_path / "p.gguf")
     profile = Profile.load(tmp_path / "p.gguf")

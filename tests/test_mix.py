@@ -16,10 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignez_edge.edits import Edit, LayerEdit
 from alignez_edge.errors import AxisError, BadInputError, ProfileFileError
-from alignez_edge.forms import ExactForm
-from alignez_edge.mix import (
+from alignez_edge.interventions.control_vector import ControlVector
+from alignez_edge.interventions.exact_form import ExactForm
+from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
+from alignez_edge.profile.mix import (
     MAX_PARTS,
     Mixture,
     displacements,
@@ -28,9 +29,8 @@ from alignez_edge.mix import (
     mix,
     orthogonalise,
 )
-from alignez_edge.profile import Profile
+from alignez_edge.profile.profile import Profile
 from alignez_edge.runtime.model import Model
-from alignez_edge.vectors import ControlVector
 from tests.profiles import random_profile
 from tests.terminal import Alignez
 

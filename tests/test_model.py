@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from alignez_edge.chat.template import ChatTemplate
 from alignez_edge.errors import BadInputError, ModelFileError, RuntimeFailure
 from alignez_edge.runtime import llama
 from alignez_edge.runtime.llama import cpp
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.template import ChatTemplate
 from tests.tinymodels import ARCHITECTURES, CHATML
 from tests.tinymodels import tiny_model as write_model
 from tests.vocabs import NAMES, TEMPLATES, real_template, real_vocab

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from alignez_edge.axes import Axis
-from alignez_edge.consensus import Text
+from alignez_edge.calibration.consensus import Text
 from alignez_edge.errors import AlignezError, BadInputError
-from alignez_edge.pairs import (
+from alignez_edge.preferences.axes import Axis
+from alignez_edge.preferences.pairs import (
     NO_DIFFERENCE,
     PairSet,
     PairStore,
@@ -23,8 +23,8 @@ from alignez_edge.pairs import (
     generate_pairs,
     read_labelled_pairs,
 )
+from alignez_edge.preferences.requests import FORMS, RequestText
 from alignez_edge.repeatable import derive_seed
-from alignez_edge.requests import FORMS, RequestText
 
 POLITE = Axis("polite", "polite", "rude")
 QUERIES = [f"Question {n}?" for n in range(10)]

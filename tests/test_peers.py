@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alignez_edge.axes import Axis
+from alignez_edge.preferences.axes import Axis
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.model import Model
+from alignez_edge.runtime.requests import FloatArray, Injection, Request, Sampling
 from alignez_edge.runtime.session import Session
-from alignez_edge.runtime.types import FloatArray, Injection, Request, Sampling
 from benchmarks import peers, peers_vectors
 from benchmarks.llamacpp import built
 from benchmarks.peers_answers import PeerAnswers, complete_everywhere, rows_at

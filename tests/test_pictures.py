@@ -16,20 +16,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from alignez_edge.axes import Axis
-from alignez_edge.bank import Bank
-from alignez_edge.conditioned import Neighbourhood, Recipe
-from alignez_edge.embeddings import HiddenStates
+from alignez_edge.chat.preamble import Preamble
+from alignez_edge.directions.geometry import Geometry
+from alignez_edge.directions.hidden_states import HiddenStates
 from alignez_edge.errors import AlignezError, BadInputError, ProfileFileError
 from alignez_edge.evaluation.arms import Aim, Arm, prompted
 from alignez_edge.evaluation.outcome import Outcome
-from alignez_edge.geometry import Geometry
-from alignez_edge.mix import mix
+from alignez_edge.interventions.bank import Bank
+from alignez_edge.interventions.by_query import Neighbourhood, Recipe
 from alignez_edge.pictures import of_profile, of_run
 from alignez_edge.pictures.drawing import _LOOKS, Chart, Curve, Heat, Picture, rendered, save
 from alignez_edge.pictures.text import MOST_LINES, drawn
-from alignez_edge.preamble import Preamble
-from alignez_edge.profile import Profile
+from alignez_edge.preferences.axes import Axis
+from alignez_edge.profile.mix import mix
+from alignez_edge.profile.profile import Profile
 from alignez_edge.runtime.model import Model
 from tests.profiles import random_profile
 from tests.runs import FORMAL, POLITE, arm, make_run

@@ -10,19 +10,19 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from alignez_edge.bank import Bank
-from alignez_edge.conditioned import Recipe, condition
-from alignez_edge.embeddings import POSITIONS, HiddenStates
+from alignez_edge.directions.hidden_states import POSITIONS, HiddenStates
 from alignez_edge.errors import AlignezError, BadInputError
-from alignez_edge.exact import exact_edit
-from alignez_edge.files import cache_dir
-from alignez_edge.gguffile import GGUFFile, read_gguf
-from alignez_edge.lora import Lora, adapter_file, read_lora
-from alignez_edge.products import BankProduct
+from alignez_edge.files.gguffile import GGUFFile, read_gguf
+from alignez_edge.files.reading import cache_dir
+from alignez_edge.interventions.bank import Bank
+from alignez_edge.interventions.by_query import Recipe, condition
+from alignez_edge.modelfiles.lora import Lora, adapter_file, read_lora
 from alignez_edge.runtime.adapter import Adapter
 from alignez_edge.runtime.model import Model
+from alignez_edge.runtime.requests import FloatArray, Injection, Sampling
 from alignez_edge.runtime.session import Session
-from alignez_edge.runtime.types import FloatArray, Injection, Sampling
+from alignez_edge.steering.bank_products import BankProduct
+from alignez_edge.steering.exact import exact_edit
 
 N_PAIRS, LAYERS = 9, (1, 3)
 

@@ -10,14 +10,14 @@ import gguf
 import numpy as np
 import pytest
 
-from alignez_edge import files
 from alignez_edge.errors import AlignezError, BadInputError, ProfileFileError
-from alignez_edge.files import write_atomic
-from alignez_edge.fingerprint import Fit, compare
-from alignez_edge.profile import Profile, timestamp
-from alignez_edge.profile_file import VERSION
+from alignez_edge.files import reading as files
+from alignez_edge.files.reading import write_atomic
+from alignez_edge.interventions.control_vector import ControlVector
+from alignez_edge.modelfiles.fingerprint import Fit, compare
+from alignez_edge.profile.file import VERSION
+from alignez_edge.profile.profile import Profile, timestamp
 from alignez_edge.runtime.model import Model
-from alignez_edge.vectors import ControlVector
 from tests.profiles import random_profile
 
 FIELDS = (

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from alignez_edge.errors import ProfileFileError
-from alignez_edge.gguffile import read_gguf
-from alignez_edge.profile import Profile
-from alignez_edge.profile_file import VERSION
+from alignez_edge.files.gguffile import read_gguf
+from alignez_edge.profile.file import VERSION
+from alignez_edge.profile.profile import Profile
 from alignez_edge.runtime.model import Model
 from tests.mutations import parts_of
 from tests.seeds import all_profiles

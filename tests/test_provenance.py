@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from alignez_edge import pairs as pairs_module
-from alignez_edge import provenance
-from alignez_edge.axes import Axis
-from alignez_edge.build import build_profile
+from alignez_edge.build.build import build_profile
 from alignez_edge.errors import BadInputError
-from alignez_edge.profile import Profile
-from alignez_edge.provenance import (
+from alignez_edge.preferences import pairs as pairs_module
+from alignez_edge.preferences.axes import Axis
+from alignez_edge.profile import provenance
+from alignez_edge.profile.profile import Profile
+from alignez_edge.profile.provenance import (
     KEY,
     ModelFile,
     Provenance,
@@ -28,8 +28,8 @@ from alignez_edge.provenance import (
     queries_digest,
     threads_of,
 )
+from alignez_edge.profile.verify import kept_pairs
 from alignez_edge.runtime.model import Model
-from alignez_edge.verify import kept_pairs
 from tests.profiles import random_profile
 
 AXIS = Axis("bright", positive="bright", negative="dark", description="Bright or dark.")
@@ -42,7 +42,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder of the user's own, a pinned time, and texts that are short."""
     monkeypatch.setenv("ALIGNEZ_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
-    monkeypatch.setattr("alignez_edge.answers.DESCRIPTION_TOKENS", 32)
+    monkeypatch.setattr("alignez_edge.preferences.answers.DESCRIPTION_TOKENS", 32)
     monkeypatch.setattr(pairs_module, "ANSWER_TOKENS", 12)
     return tmp_path / "home"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from alignez_edge.errors import BadInputError
-from alignez_edge.queries import MAX_QUERY, read_queries, read_queries_with_facts
+from alignez_edge.preferences.queries import MAX_QUERY, read_queries, read_queries_with_facts
 
 
 def write(folder: Path, name: str, text: str | bytes) -> Path:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alignez_edge.axes import Axis
-from alignez_edge.queries import read_queries
+from alignez_edge.preferences.axes import Axis
+from alignez_edge.preferences.queries import read_queries
 from alignez_edge.runtime.model import Model
 from benchmarks import real
 from benchmarks.real_answers import Answers

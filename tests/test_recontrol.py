@@ -10,16 +10,22 @@ import numpy as np
 import pytest
 
 from alignez_edge.errors import BadInputError, PromptTooLongError
-from alignez_edge.pairs import PreferencePair
-from alignez_edge.recontrol import ReControl, ScoredAnswer, from_pairs, sample_answers, train
+from alignez_edge.interventions.value_function import ValueFunction
+from alignez_edge.methods.recontrol import (
+    ReControl,
+    ScoredAnswer,
+    from_pairs,
+    sample_answers,
+    train,
+)
+from alignez_edge.preferences.pairs import PreferencePair
 from alignez_edge.runtime.batch import generate_batch
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.logits import LogitSteps, OutputMatrix, last_states
 from alignez_edge.runtime.model import Model
+from alignez_edge.runtime.requests import FloatArray, Injection, Request, Sampling
 from alignez_edge.runtime.score import Scorer, kl_divergence
 from alignez_edge.runtime.session import Session
-from alignez_edge.runtime.types import FloatArray, Injection, Request, Sampling
-from alignez_edge.value import ValueFunction
 from tests.test_lora import factors, write
 from tests.tinymodels import ARCHITECTURES
 
@@ -339,7 +345,7 @@ def test_answers_from_pairs_and_from_a_score(llama_model: Model) -> None:
 def test_a_flat_value_function_is_said_to_be_one(
     llama_model: Model, scored: list[ScoredAnswer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from alignez_edge import recontrol
+    from alignez_edge.methods import recontrol
 
     def flat(*arguments: object, **options: object) -> object:
         fitted = fit(*arguments, **options)

@@ -15,13 +15,13 @@ import pytest
 
 from alignez_edge.errors import BadInputError
 from alignez_edge.evaluation.blind import Blind, Seen
-from alignez_edge.evaluation.moved import MOST_TEXT, most_moved
-from alignez_edge.evaluation.opening import sentence
 from alignez_edge.evaluation.outcome import Outcome
-from alignez_edge.evaluation.report import MOVED, write_report
 from alignez_edge.evaluation.results import results_of
 from alignez_edge.evaluation.runfolder import RunFolder
-from cli.evaltables import summary
+from alignez_edge.reports.moved import MOST_TEXT, most_moved
+from alignez_edge.reports.opening import sentence
+from alignez_edge.reports.page import MOVED, write_report
+from cli.eval.tables import summary
 from tests.runs import FORMAL, POLITE, arm, make_run
 
 ATTACK = (

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from alignez_edge import prompts
-from alignez_edge.axes import Axis, Wording, builtin_names
 from alignez_edge.errors import BadInputError
-from alignez_edge.requests import FORMS, RequestForm, RequestText, check_request
+from alignez_edge.preferences import prompts
+from alignez_edge.preferences.axes import Axis, Wording, builtin_names
+from alignez_edge.preferences.requests import FORMS, RequestForm, RequestText, check_request
 
 POLITE = Axis("polite", "polite", "rude")
 Q = "Who are you"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from alignez_edge.free_running import GRID
+from alignez_edge.calibration.free_running import GRID
 from tests.terminal import ROOT, process
 
 TOPICS = (

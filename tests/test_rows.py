@@ -17,8 +17,8 @@ from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.llama import ggml, tensor_shape
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.probe import steers_rows
+from alignez_edge.runtime.requests import FloatArray, TensorName
 from alignez_edge.runtime.rows import RowPlan
-from alignez_edge.runtime.types import FloatArray, TensorName
 from tests.tinymodels import ARCHITECTURES
 
 N_SEQ = 4

@@ -18,11 +18,7 @@ from alignez_edge.runtime.capture import capture
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.llama import cpp
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.sampler import Answer, Sampler
-from alignez_edge.runtime.scheduler import PROMPT_BUDGET, Event, Scheduler
-from alignez_edge.runtime.session import Session
-from alignez_edge.runtime.slots import Slots
-from alignez_edge.runtime.types import (
+from alignez_edge.runtime.requests import (
     Completion,
     Conditional,
     FloatArray,
@@ -32,6 +28,10 @@ from alignez_edge.runtime.types import (
     Sampling,
     TensorName,
 )
+from alignez_edge.runtime.sampler import Answer, Sampler
+from alignez_edge.runtime.scheduler import PROMPT_BUDGET, Event, Scheduler
+from alignez_edge.runtime.session import Session
+from alignez_edge.runtime.slots import Slots
 from alignez_edge.runtime.work import Span, Work
 from tests.test_batch import assert_same_answers
 from tests.test_conditional import Fixed

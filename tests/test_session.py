@@ -10,17 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alignez_edge.edits import Edit, LayerEdit
 from alignez_edge.errors import BadInputError, PromptTooLongError, RuntimeFailure
-from alignez_edge.exact import exact_edit
+from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
 from alignez_edge.runtime.adapter import Adapter
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.llama import cpp
 from alignez_edge.runtime.model import Model
+from alignez_edge.runtime.requests import Completion, Injection, Sampling
 from alignez_edge.runtime.sampler import Answer, TextStream
 from alignez_edge.runtime.score import Scorer
 from alignez_edge.runtime.session import Session
-from alignez_edge.runtime.types import Completion, Injection, Sampling
+from alignez_edge.steering.exact import exact_edit
 
 GREEDY = Sampling(temperature=0, max_tokens=20, min_tokens=20)
 

@@ -15,11 +15,10 @@ from alignez_edge.errors import BadInputError
 from alignez_edge.runtime.capture import capture
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.model import Model
+from alignez_edge.runtime.requests import FloatArray, Injection
 from alignez_edge.runtime.session import Session
-from alignez_edge.runtime.types import FloatArray, Injection
-from alignez_edge.speed import LEAST, Spread, builtin_steering, injections, measure, plan
-from alignez_edge.steering import Steering
-from alignez_edge.workload import (
+from alignez_edge.speed.measure import LEAST, Spread, builtin_steering, injections, measure, plan
+from alignez_edge.speed.workload import (
     SHORT,
     answer,
     peak_rss,
@@ -29,6 +28,7 @@ from alignez_edge.workload import (
     timed,
     turn_jobs,
 )
+from alignez_edge.steering.steering import Steering
 from tests.profiles import random_profile
 
 
@@ -233,7 +233,7 @@ def test_the_builtin_profile_that_fits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("ALIGNEZ_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("alignez_edge.library.builtin_folder", lambda: tmp_path)
+    monkeypatch.setattr("alignez_edge.profile.library.builtin_folder", lambda: tmp_path)
     assert builtin_steering(llama_model) is None
     (tmp_path / "broken.gguf").write_bytes(b"GGUF")
     with Model.load(tiny_model("llama", n_layer=5, seed=3), threads=1) as other:

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignez_edge.errors import BadInputError, ProfileFileError
-from alignez_edge.mix import mix
-from alignez_edge.profile import Profile
+from alignez_edge.interventions.control_vector import ControlVector
+from alignez_edge.profile.mix import mix
+from alignez_edge.profile.profile import Profile
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.types import Injection
-from alignez_edge.steering import Steering
-from alignez_edge.vectors import ControlVector
+from alignez_edge.runtime.requests import Injection
+from alignez_edge.steering.steering import Steering
 from tests.profiles import random_profile
 
 STRENGTHS = st.floats(-3, 3)

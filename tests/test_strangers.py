@@ -17,19 +17,19 @@ import gguf
 import numpy as np
 import pytest
 
-from alignez_edge.axes import MAX_FILE as MAX_AXIS
-from alignez_edge.axes import Axis
-from alignez_edge.bank import MOST_PAIRS, Bank
-from alignez_edge.conditioned import Neighbourhood, Recipe
 from alignez_edge.errors import BadInputError
 from alignez_edge.exchange.vectorfile import read_control_vector
-from alignez_edge.files import MAX_DOTS, MAX_LINE
-from alignez_edge.gguffile import MAX_KEYS, MAX_STRINGS, MAX_TENSORS, MAX_TEXT, read_gguf
-from alignez_edge.lora import read_lora
-from alignez_edge.pairs import MAX_PAIRS, read_labelled_pairs
-from alignez_edge.profile import Profile
-from alignez_edge.profile_file import MAX_CELLS
-from alignez_edge.queries import MAX_QUERIES, read_queries
+from alignez_edge.files.gguffile import MAX_KEYS, MAX_STRINGS, MAX_TENSORS, MAX_TEXT, read_gguf
+from alignez_edge.files.reading import MAX_DOTS, MAX_LINE
+from alignez_edge.interventions.bank import MOST_PAIRS, Bank
+from alignez_edge.interventions.by_query import Neighbourhood, Recipe
+from alignez_edge.modelfiles.lora import read_lora
+from alignez_edge.preferences.axes import MAX_FILE as MAX_AXIS
+from alignez_edge.preferences.axes import Axis
+from alignez_edge.preferences.pairs import MAX_PAIRS, read_labelled_pairs
+from alignez_edge.preferences.queries import MAX_QUERIES, read_queries
+from alignez_edge.profile.file import MAX_CELLS
+from alignez_edge.profile.profile import Profile
 from alignez_edge.runtime.check import check_model
 from alignez_edge.runtime.model import Model
 from tests.fuzz import FIXED

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignez_edge import subspace
+from alignez_edge.directions import subspace
 
 N, D = 40, 96
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alignez_edge.axes import Axis
-from alignez_edge.build import build_profile
+from alignez_edge.build.build import build_profile
 from alignez_edge.errors import BadInputError
 from alignez_edge.evaluation.arms import plain, steered
 from alignez_edge.evaluation.plan import Plan, Query
@@ -25,11 +24,12 @@ from alignez_edge.evaluation.sweep import (
     swept,
     top_layers,
 )
-from alignez_edge.profile import Profile
-from alignez_edge.provenance import Provenance
+from alignez_edge.preferences.axes import Axis
+from alignez_edge.profile.profile import Profile
+from alignez_edge.profile.provenance import Provenance
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.types import Sampling
-from cli.eval import SWEPT
+from alignez_edge.runtime.requests import Sampling
+from cli.eval.command import SWEPT
 from tests.profiles import random_profile
 from tests.test_evaluation import Longer
 

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
+from alignez_edge.chat.template import ChatTemplate
 from alignez_edge.errors import AlignezError, BadInputError, ModelFileError
-from alignez_edge.runtime.template import ChatTemplate
 from tests.vocabs import TEMPLATES, real_template
 
 TALK = [

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from alignez_edge import free_running
-from alignez_edge.axes import Axis
-from alignez_edge.build import build_profile
-from alignez_edge.embeddings import HiddenStates
-from alignez_edge.pairs import read_labelled_pairs
+from alignez_edge.build.build import build_profile
+from alignez_edge.calibration import free_running
+from alignez_edge.calibration.verdict import Verdict, judge
+from alignez_edge.directions.hidden_states import HiddenStates
+from alignez_edge.preferences.axes import Axis
+from alignez_edge.preferences.pairs import read_labelled_pairs
 from alignez_edge.runtime.model import Model
-from alignez_edge.verdict import Verdict, judge
 from benchmarks import trust
 
 AXIS = Axis("concise", "concise", "wordy")

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from alignez_edge.axes import Axis
-from alignez_edge.requests import FORMS
+from alignez_edge.preferences.axes import Axis
+from alignez_edge.preferences.requests import FORMS
 from alignez_edge.runtime.model import Model
 from benchmarks import turns
 from benchmarks.kept import Kept

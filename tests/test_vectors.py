@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from alignez_edge.vectors import ControlVector
+from alignez_edge.interventions.control_vector import ControlVector
 
 N_LAYER, N_EMBD = 6, 5
 

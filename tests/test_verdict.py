@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from alignez_edge.axes import Axis
-from alignez_edge.free_running import GRID, STRENGTHS, FreeReading, calibrate_freely
-from alignez_edge.geometry import agreement
-from alignez_edge.profile import Profile
+from alignez_edge.calibration.free_running import GRID, STRENGTHS, FreeReading, calibrate_freely
+from alignez_edge.calibration.verdict import CONSISTENT, MIN_QUESTIONS, Verdict, judge
+from alignez_edge.directions.geometry import agreement
+from alignez_edge.preferences.axes import Axis
+from alignez_edge.profile.profile import Profile
 from alignez_edge.runtime.model import Model
-from alignez_edge.verdict import CONSISTENT, MIN_QUESTIONS, Verdict, judge
 from tests.profiles import random_profile
 
 AXIS = Axis("bright", "bright", "dark")

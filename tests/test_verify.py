@@ -11,15 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from alignez_edge.axes import Axis
-from alignez_edge.build import build_profile
+from alignez_edge.build.build import build_profile
 from alignez_edge.errors import BadInputError, ProfileFileError
-from alignez_edge.fingerprint import Fit
-from alignez_edge.methods import METHODS
-from alignez_edge.profile import Profile
-from alignez_edge.runtime.model import Model
-from alignez_edge.vectors import ControlVector
-from alignez_edge.verify import (
+from alignez_edge.interventions.control_vector import ControlVector
+from alignez_edge.methods.names import METHODS
+from alignez_edge.modelfiles.fingerprint import Fit
+from alignez_edge.preferences.axes import Axis
+from alignez_edge.profile.profile import Profile
+from alignez_edge.profile.verify import (
     KEY,
     MAX_CHARS,
     N_KEPT,
@@ -31,6 +30,7 @@ from alignez_edge.verify import (
     verify,
     with_kept_pairs,
 )
+from alignez_edge.runtime.model import Model
 from tests.profiles import random_profile
 
 AXIS = Axis("bright", positive="bright", negative="dark")
@@ -156,7 +156,7 @@ def test_without_texts_only_the_models_are_compared(
 
 
 def test_long_texts_are_not_kept(llama_model: Model, tmp_path: Path) -> None:
-    from alignez_edge.pairs import PreferencePair
+    from alignez_edge.preferences.pairs import PreferencePair
 
     short = PreferencePair("And tea?", "Yes!", "No.", "", "")
     pairs = [replace(short, chosen="x" * (MAX_CHARS + 1)), short]

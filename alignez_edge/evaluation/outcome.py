@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alignez_edge.directions.geometry import LARGEST
 from alignez_edge.errors import BadInputError
 from alignez_edge.evaluation.blind import Blind
 from alignez_edge.evaluation.measures import Figure
 from alignez_edge.evaluation.runfolder import MAX_RUN, RunFolder
-from alignez_edge.files import printable, read_text
-from alignez_edge.geometry import LARGEST
-from alignez_edge.queries import parse_record, text_of
+from alignez_edge.files.reading import printable, read_text
+from alignez_edge.preferences.queries import parse_record, text_of
 
 MAX_ROWS = 20_000
 MAX_BLIND = 100  # axes

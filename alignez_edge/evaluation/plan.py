@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from alignez_edge.errors import BadInputError
 from alignez_edge.evaluation.arms import Arm, plain
 from alignez_edge.evaluation.runfolder import MAX_ANSWERS, digest
-from alignez_edge.files import printable
+from alignez_edge.files.reading import printable
 from alignez_edge.judges.judging import Comparison, Judge
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model
-    from alignez_edge.runtime.types import Sampling
+    from alignez_edge.runtime.requests import Sampling
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ class Plan:
 
     def settings(self, model: Model, judge: Judge) -> dict[str, Any]:
         """Everything that shapes the results, as the run folder keeps it."""
-        from alignez_edge.fingerprint import identity
-        from alignez_edge.gguffile import read_gguf
+        from alignez_edge.files.gguffile import read_gguf
+        from alignez_edge.modelfiles.fingerprint import identity
         from alignez_edge.runtime.context import window
 
         other = None

@@ -123,8 +123,8 @@ class _Work:
     ) -> dict[tuple[int, Cell], dict[str, Any]]:
         """The records of answers, by the number of their arm and their cell."""
         from alignez_edge.runtime.batch import generate_batch
+        from alignez_edge.runtime.requests import Request
         from alignez_edge.runtime.score import Scorer
-        from alignez_edge.runtime.types import Request
 
         done = int((self.index >= 0).sum())
         sampling = self.plan.sampling

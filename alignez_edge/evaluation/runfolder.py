@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alignez_edge.errors import AlignezError, BadInputError
-from alignez_edge.files import (
+from alignez_edge.files.reading import (
     alone_in,
     append_whole,
     make_folder,
@@ -29,8 +29,8 @@ from alignez_edge.files import (
     read_text,
     write_atomic,
 )
-from alignez_edge.profile import timestamp
-from alignez_edge.queries import parse_record
+from alignez_edge.preferences.queries import parse_record
+from alignez_edge.profile.profile import timestamp
 
 VERSION = 1
 MAX_RUN = 64 << 20

@@ -13,15 +13,15 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from alignez_edge.build import split
+from alignez_edge.build.build import split
 from alignez_edge.errors import BadInputError
 from alignez_edge.evaluation.arms import Arm, steered
-from alignez_edge.files import near_hint, printable
-from alignez_edge.methods import METHODS, WAYS, Way
-from alignez_edge.provenance import Provenance, build_like, with_provenance
+from alignez_edge.files.reading import near_hint, printable
+from alignez_edge.methods.names import METHODS, WAYS, Way
+from alignez_edge.profile.provenance import Provenance, build_like, with_provenance
 
 if TYPE_CHECKING:
-    from alignez_edge.profile import Profile
+    from alignez_edge.profile.profile import Profile
     from alignez_edge.runtime.model import Model
 
 BUILT = ("neighbors", "layers", "method")
@@ -118,7 +118,7 @@ def build_with(
     `source` is the file that these are in, where they are not known. Raises `BadInputError` where
     the profile does not say how it was built, and where the file holds others.
     """
-    from alignez_edge.queries import read_queries
+    from alignez_edge.preferences.queries import read_queries
 
     told = Provenance.of(profile)
     if told is None:

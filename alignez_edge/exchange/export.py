@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 
 from alignez_edge.errors import BadInputError
-from alignez_edge.exact import adapter_bytes, adapter_tensors, constants
 from alignez_edge.exchange.vectorfile import write_control_vector
-from alignez_edge.files import (
+from alignez_edge.files.reading import (
     check_apart,
     is_unprintable,
     make_folder,
@@ -28,14 +27,15 @@ from alignez_edge.files import (
     user_dir,
     write_atomic,
 )
-from alignez_edge.pairs import read_labelled_pairs
-from alignez_edge.provenance import Provenance
-from alignez_edge.queries import iter_records
-from alignez_edge.steering import check_fit
-from alignez_edge.vectors import FloatArray
+from alignez_edge.interventions.control_vector import FloatArray
+from alignez_edge.preferences.pairs import read_labelled_pairs
+from alignez_edge.preferences.queries import iter_records
+from alignez_edge.profile.provenance import Provenance
+from alignez_edge.steering.exact import adapter_bytes, adapter_tensors, constants
+from alignez_edge.steering.steering import check_fit
 
 if TYPE_CHECKING:
-    from alignez_edge.profile import Profile
+    from alignez_edge.profile.profile import Profile
     from alignez_edge.runtime.model import Model
 
 ADAPTER, VECTOR, MODELFILE = "adapter.gguf", "control-vector.gguf", "Modelfile"

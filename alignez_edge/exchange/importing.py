@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from alignez_edge import __version__
-from alignez_edge.axes import Axis
 from alignez_edge.errors import BadInputError, ProfileFileError
 from alignez_edge.exchange.vectorfile import ARCHITECTURE, Maker, VectorFile
-from alignez_edge.files import make_folder, printable, write_atomic
-from alignez_edge.gguffile import read_gguf
-from alignez_edge.library import SUFFIX, ProfileLibrary
-from alignez_edge.profile import Profile
-from alignez_edge.vectors import ControlVector
+from alignez_edge.files.gguffile import read_gguf
+from alignez_edge.files.reading import make_folder, printable, write_atomic
+from alignez_edge.interventions.control_vector import ControlVector
+from alignez_edge.preferences.axes import Axis
+from alignez_edge.profile.library import SUFFIX, ProfileLibrary
+from alignez_edge.profile.profile import Profile
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model

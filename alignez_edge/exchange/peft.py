@@ -16,10 +16,10 @@ import numpy as np
 
 from alignez_edge.errors import AlignezError, BadInputError
 from alignez_edge.exchange.export import Exported, Part, factors, folder_at, notices_of
-from alignez_edge.files import printable, write_atomic
+from alignez_edge.files.reading import printable, write_atomic
 
 if TYPE_CHECKING:
-    from alignez_edge.profile import Profile
+    from alignez_edge.profile.profile import Profile
     from alignez_edge.runtime.model import Model
 
 _LLAMA = "model.layers.{}.mlp.down_proj"

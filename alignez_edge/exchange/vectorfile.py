@@ -26,10 +26,10 @@ from typing import Literal, get_args
 import numpy as np
 
 from alignez_edge.errors import BadInputError, ProfileFileError
-from alignez_edge.files import printable, write_atomic
-from alignez_edge.gguffile import GGUFFile, read_gguf
-from alignez_edge.ggufwriter import gguf_writer
-from alignez_edge.vectors import FloatArray
+from alignez_edge.files.gguffile import GGUFFile, read_gguf
+from alignez_edge.files.ggufwriter import gguf_writer
+from alignez_edge.files.reading import printable, write_atomic
+from alignez_edge.interventions.control_vector import FloatArray
 
 ARCHITECTURE = "controlvector"
 Maker = Literal["llama.cpp", "repeng"]

@@ -6,16 +6,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from alignez_edge.demo.judge import AXES, judge, topic_of
+from alignez_edge.demo.rules import AXES, judge, topic_of
 from alignez_edge.demo.world import world
 from alignez_edge.errors import BadInputError
-from alignez_edge.files import printable
+from alignez_edge.files.reading import printable
 from alignez_edge.judges.judging import Comparison, Verdict
 
 
 @dataclass(frozen=True)
 class DemoJudge:
-    """Prefers the answer with the higher score on the axis (`alignez_edge/demo/judge.py`).
+    """Prefers the answer with the higher score on the axis (`alignez_edge/demo/rules.py`).
 
     `scores` are those of all axes of the demo world, and `knowledge` where both answers claim
     something.

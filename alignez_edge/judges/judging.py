@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from alignez_edge.axes import Axis
-from alignez_edge.prompts import Side
+from alignez_edge.preferences.axes import Axis
+from alignez_edge.preferences.prompts import Side
 
 
 @dataclass(frozen=True)

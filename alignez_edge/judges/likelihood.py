@@ -19,11 +19,11 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from alignez_edge import prompts
 from alignez_edge.errors import PromptTooLongError
 from alignez_edge.judges.judging import Comparison, Verdict
 from alignez_edge.judges.model import too_long
-from alignez_edge.prompts import SIDES
+from alignez_edge.preferences import prompts
+from alignez_edge.preferences.prompts import SIDES
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model

@@ -13,9 +13,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from alignez_edge.errors import PromptTooLongError
-from alignez_edge.files import printable
+from alignez_edge.files.reading import printable
 from alignez_edge.judges.judging import Comparison, Verdict
-from alignez_edge.prompts import trait, with_article
+from alignez_edge.preferences.prompts import trait, with_article
 
 if TYPE_CHECKING:
     import numpy.typing as npt

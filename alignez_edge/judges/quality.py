@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from alignez_edge.axes import Axis
-from alignez_edge.demo.judge import AXES
+from alignez_edge.demo.rules import AXES
 from alignez_edge.errors import BadInputError
-from alignez_edge.files import printable
+from alignez_edge.files.reading import printable
 from alignez_edge.judges.human import HumanJudge
 from alignez_edge.judges.judging import Comparison, Judge
 from alignez_edge.judges.orders import Asked, merged, swapped
 from alignez_edge.judges.rules import RuleJudge
-from alignez_edge.pairs import read_labelled_pairs
+from alignez_edge.preferences.axes import Axis
+from alignez_edge.preferences.pairs import read_labelled_pairs
 
 SIGNIFICANCE = 0.01
 """A judge can tell when guessing would be as often right with a probability below this."""

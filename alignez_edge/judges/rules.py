@@ -25,11 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from alignez_edge.axes import NAME
 from alignez_edge.errors import BadInputError
-from alignez_edge.files import near_hint, parse_toml, printable, read_text
+from alignez_edge.files.reading import near_hint, parse_toml, printable, read_text
 from alignez_edge.judges.judging import Comparison, Verdict
 from alignez_edge.judges.phrases import Phrases, is_word, sentences
+from alignez_edge.preferences.axes import NAME
 
 MAX_FILE = 512 << 10  # bytes
 MAX_ASPECTS = 100

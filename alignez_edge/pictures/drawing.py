@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from alignez_edge.errors import AlignezError, BadInputError
-from alignez_edge.files import printable, write_atomic
+from alignez_edge.files.reading import printable, write_atomic
 
 Numbers = tuple[float, ...]
 Format = Literal["png", "svg"]

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from alignez_edge.calibration import Measured
+from alignez_edge.calibration.teacher_forced import Measured
+from alignez_edge.directions.geometry import LARGEST, Geometry, numbers, principal_plane
+from alignez_edge.directions.subspace import first_direction
 from alignez_edge.errors import BadInputError
-from alignez_edge.files import printable
-from alignez_edge.geometry import LARGEST, Geometry, numbers, principal_plane
-from alignez_edge.mix import Mixture, check_same_model, displacements, interferences
+from alignez_edge.files.reading import printable
 from alignez_edge.pictures.drawing import Chart, Curve, Heat, Numbers, Panel, Picture
-from alignez_edge.profile import Profile
-from alignez_edge.subspace import first_direction
+from alignez_edge.profile.mix import Mixture, check_same_model, displacements, interferences
+from alignez_edge.profile.profile import Profile
 
 if TYPE_CHECKING:
-    from alignez_edge.conditioned import Neighbourhood
+    from alignez_edge.interventions.by_query import Neighbourhood
 
 Floats = npt.NDArray[np.floating]
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignez_edge.errors import BadInputError, RuntimeFailure
-from alignez_edge.gguffile import printable
+from alignez_edge.files.gguffile import printable
 from alignez_edge.runtime.llama import HeedingInterrupts, clear_log, cpp, last_error
 
 if TYPE_CHECKING:

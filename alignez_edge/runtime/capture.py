@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from alignez_edge.errors import BadInputError, PromptTooLongError
 from alignez_edge.runtime.context import window
+from alignez_edge.runtime.requests import Given, Request, States, TensorName
 from alignez_edge.runtime.scheduler import Scheduler
 from alignez_edge.runtime.score import rows_that_fit
-from alignez_edge.runtime.types import Given, Request, States, TensorName
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from alignez_edge.errors import ModelFileError
-from alignez_edge.gguffile import GGUFFile, StringArray, printable
-from alignez_edge.lora import FROM_VECTOR
+from alignez_edge.files.gguffile import GGUFFile, StringArray, printable
+from alignez_edge.modelfiles.lora import FROM_VECTOR
 from alignez_edge.runtime.llama import cpp
 
 

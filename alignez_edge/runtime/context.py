@@ -41,14 +41,8 @@ from alignez_edge.runtime.llama import (
 )
 from alignez_edge.runtime.places import VectorPlaces
 from alignez_edge.runtime.reference import Reference
+from alignez_edge.runtime.requests import Editor, Edits, FloatArray, LogitEdits, TensorName
 from alignez_edge.runtime.rows import RowPlan, RowTap
-from alignez_edge.runtime.types import (
-    Editor,
-    Edits,
-    FloatArray,
-    LogitEdits,
-    TensorName,
-)
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model

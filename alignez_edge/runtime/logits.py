@@ -20,9 +20,9 @@ import numpy as np
 
 from alignez_edge.errors import BadInputError
 from alignez_edge.runtime.context import Context, check_fits
+from alignez_edge.runtime.requests import FloatArray, Given, IntArray, Request
 from alignez_edge.runtime.scheduler import Scheduler
 from alignez_edge.runtime.score import rows_that_fit
-from alignez_edge.runtime.types import FloatArray, Given, IntArray, Request
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model

@@ -18,22 +18,21 @@ from weakref import WeakSet
 
 import numpy as np
 
-from alignez_edge.errors import BadInputError, ModelFileError, RuntimeFailure
-from alignez_edge.gguffile import GGUFFile, printable, read_gguf
-from alignez_edge.lora import Carried, check_scale, read_lora
-from alignez_edge.runtime import llama
-from alignez_edge.runtime.adapter import Adapter
-from alignez_edge.runtime.check import UNSTEERABLE, check_loaded, check_model
-from alignez_edge.runtime.llama import cpp
-from alignez_edge.runtime.template import (
+from alignez_edge.chat.template import (
     QUESTION_STOPS,
     ChatTemplate,
     Span,
     check_messages,
     question_answer,
 )
-from alignez_edge.runtime.tokens import Vocabulary
-from alignez_edge.runtime.types import (
+from alignez_edge.errors import BadInputError, ModelFileError, RuntimeFailure
+from alignez_edge.files.gguffile import GGUFFile, printable, read_gguf
+from alignez_edge.modelfiles.lora import Carried, check_scale, read_lora
+from alignez_edge.runtime import llama
+from alignez_edge.runtime.adapter import Adapter
+from alignez_edge.runtime.check import UNSTEERABLE, check_loaded, check_model
+from alignez_edge.runtime.llama import cpp
+from alignez_edge.runtime.requests import (
     Completion,
     Conditional,
     Injection,
@@ -41,9 +40,10 @@ from alignez_edge.runtime.types import (
     Sampling,
     Steers,
 )
+from alignez_edge.runtime.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from alignez_edge.fingerprint import Fingerprint
+    from alignez_edge.modelfiles.fingerprint import Fingerprint
     from alignez_edge.runtime.context import Context
 
 DEMO_MODEL = "demo-model.gguf"
@@ -229,7 +229,7 @@ class Model:
     @cached_property
     def fingerprint(self) -> Fingerprint:
         """What tells this model from others: see `fingerprint.py`."""
-        from alignez_edge.fingerprint import fingerprint
+        from alignez_edge.modelfiles.fingerprint import fingerprint
 
         return fingerprint(self.gguf, self.lora)
 
@@ -304,7 +304,7 @@ class Model:
         Raises `BadInputError` where the list is of another length.
         """
         from alignez_edge.runtime.batch import generate_batch
-        from alignez_edge.runtime.types import Request
+        from alignez_edge.runtime.requests import Request
 
         if isinstance(prompts, str):
             raise BadInputError("the prompts are one text", "give a list of texts")

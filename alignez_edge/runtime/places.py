@@ -21,7 +21,7 @@ from alignez_edge.runtime.llama import (
     tensor_shape,
     tensor_type,
 )
-from alignez_edge.runtime.types import FloatArray
+from alignez_edge.runtime.requests import FloatArray
 
 _F32 = 0
 

@@ -23,10 +23,10 @@ import numpy as np
 import numpy.typing as npt
 
 from alignez_edge.errors import BadInputError, RuntimeFailure
-from alignez_edge.gguffile import GGUFFile
+from alignez_edge.files.gguffile import GGUFFile
 from alignez_edge.runtime.llama import TensorHead, ggml, is_on_host, tensor_head
 from alignez_edge.runtime.reference import mlp_output
-from alignez_edge.runtime.types import FloatArray, TensorName
+from alignez_edge.runtime.requests import FloatArray, TensorName
 
 _F32 = 0
 

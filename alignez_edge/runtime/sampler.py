@@ -12,7 +12,7 @@ import numpy as np
 
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.llama import cpp
-from alignez_edge.runtime.types import Completion, FinishReason, Sampling
+from alignez_edge.runtime.requests import Completion, FinishReason, Sampling
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model

@@ -16,8 +16,8 @@ import numpy as np
 
 from alignez_edge.errors import BadInputError, PromptTooLongError
 from alignez_edge.runtime.context import Context, window
+from alignez_edge.runtime.requests import Conditional, FloatArray, Given, Injection, Request
 from alignez_edge.runtime.scheduler import Scheduler
-from alignez_edge.runtime.types import Conditional, FloatArray, Given, Injection, Request
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from alignez_edge.errors import BadInputError
 from alignez_edge.runtime.context import check_fits
-from alignez_edge.runtime.scheduler import Scheduler
-from alignez_edge.runtime.types import (
+from alignez_edge.runtime.requests import (
     Completion,
     Conditional,
     Injection,
@@ -18,6 +17,7 @@ from alignez_edge.runtime.types import (
     Sampling,
     Steers,
 )
+from alignez_edge.runtime.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model

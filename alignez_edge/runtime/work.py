@@ -11,9 +11,7 @@ import numpy as np
 
 from alignez_edge.errors import BadInputError
 from alignez_edge.runtime.context import Context, check_fits
-from alignez_edge.runtime.sampler import Answer
-from alignez_edge.runtime.slots import Slot
-from alignez_edge.runtime.types import (
+from alignez_edge.runtime.requests import (
     Completion,
     Conditional,
     Edits,
@@ -24,6 +22,8 @@ from alignez_edge.runtime.types import (
     States,
     TensorName,
 )
+from alignez_edge.runtime.sampler import Answer
+from alignez_edge.runtime.slots import Slot
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model

@@ -1,0 +1,458 @@
+"""The steps of a build that need the model, each kept in a file as it goes.
+
+Every step is computed in chunks that are alike whether or not the build was interrupted: a build
+that was killed at any moment and started again ends with the same profile as an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from alignez_edge.calibration import free_running
+from alignez_edge.preferences import prompts
+from alignez_edge.preferences.answers import DESCRIPTION_TOKENS
+from alignez_edge.preferences.axes import Axis
+from alignez_edge.build.choice import N_FIRST, N_JUDGES, N_KEPT, N_MOST, N_QUERIES, N_TOKENS, RequestChoice, choose_request, n_trials
+from alignez_edge.calibration.consensus import N_TOKENS as N_READ
+from alignez_edge.calibration.consensus import FloatArray as Array
+from alignez_edge.calibration.consensus import Text, evidence, spans
+from alignez_edge.directions.hidden_states import CapturedStates, HiddenStates, Tensor
+from alignez_edge.errors import BadInputError
+from alignez_edge.files.reading import append_whole, cache_dir, make_folder, user_dir, write_atomic
+from alignez_edge.methods.fit import TensorName
+from alignez_edge.calibration.free_running import CHUNK, GRID, TEMPERATURE, FreeReading, Paid, form_for, n_texts, paid_for, probe_for, read_questions
+from alignez_edge.methods.names import Way
+from alignez_edge.preferences.pairs import ANSWER_TOKENS, PairSet, PairStore, PreferencePair, generate_pairs
+from alignez_edge.preferences.requests import AUTO, FORMS, RequestForm, RequestText
+
+if TYPE_CHECKING:
+    from alignez_edge.profile.profile import Profile
+    from alignez_edge.methods.recontrol import ReControl
+    from alignez_edge.runtime.model import Model
+    from alignez_edge.runtime.requests import Completion, States
+
+FloatArray = npt.NDArray[np.float32]
+Progress = Callable[[str, int, int], None]
+
+DEFAULT_LIMIT = 48
+"""Pairs that a build wants unless it is told otherwise."""
+COST_PAIRS = 24
+"""Pairs whose answers say what prompting costs."""
+STATES_CHUNK = 4
+"""Pairs whose states are computed and kept together."""
+_PROMPTS = 1024
+"""Prompts that are remembered: those of a chunk are asked for more than once."""
+
+
+@dataclass
+class Builder:
+    """The steps that need the model, each kept in a file as it goes."""
+
+    model: Model
+    axis: Axis
+    seed: int
+    width: int
+    ctx: int | None
+    work: str | Path | None
+    progress: Progress
+    notice: Callable[[str], None] = lambda _: None
+
+    def __post_init__(self) -> None:
+        self._prompts: dict[RequestText, tuple[int, ...]] = {}
+        self.settings: dict[str, str | int] = {
+            "axis": json.dumps(self.axis.wording(), sort_keys=True, ensure_ascii=False),
+            "model": self.model.fingerprint.digest(),
+            "contents": self.model.gguf.contents(),
+            "quantization": self.model.facts.quantization,
+            "seed": self.seed,
+            "width": self.width,
+            "threads": self.model.threads,
+        }
+        if self.ctx is not None:
+            self.settings["ctx"] = self.ctx
+        key = digest(self.settings)
+        name = f"{self.axis.name}-{key}"
+        self.folder = make_folder(Path(self.work) if self.work else user_dir() / "builds" / name)
+        self.cache = make_folder(Path(self.work) if self.work else cache_dir() / "builds" / name)
+
+    def generated(
+        self, queries: Sequence[str], request: str, limit: int, tensor: Tensor | None
+    ) -> tuple[PairSet, RequestChoice]:
+        """The model's own pairs, `limit` of them as far as `queries` go, and the form that they
+        are asked for in: the one named `request`, or with `auto` the best one. Their states at
+        `tensor` are kept as they come."""
+        forms = self.forms()
+        choice = RequestChoice(request) if request != AUTO else self.choice(forms, queries)
+        form = FORMS[choice.form]
+        # One probe tells pairs from what is none almost as well as all (docs/method.md, section 1):
+        # the one that the model understands best.
+        probe = probe_for(form, choice.weights)
+        weight = np.array([choice.weights.get(probe.name, 1.0) or 1.0])
+
+        def score(pairs: Sequence[tuple[Text, Text]]) -> Array:
+            texts = [text for pair in pairs for text in pair]
+            return spans(self._evidence(texts, [probe]), weight)
+
+        store = PairStore(self.folder / "pairs.jsonl", {**self.settings, "request": form.name})
+        if store.notice is not None:
+            self.notice(store.notice)
+        came: dict[tuple[RequestText, str], States] = {}
+
+        def complete(
+            requests: Sequence[RequestText], seeds: Sequence[int], max_tokens: Sequence[int]
+        ) -> Iterator[tuple[int, str, bool]]:
+            name = tensor.name if tensor else None
+            for done in self._completions(requests, seeds, max_tokens, name):
+                if done.states is not None:
+                    came[requests[done.index], done.text.strip()] = done.states
+                yield done.index, done.text, done.finish_reason == "stop"
+
+        def keep(pairs: Sequence[PreferencePair]) -> None:
+            """Keep the states of answers that are in the pair as they were written."""
+            sides = {_key(pair): [came.get(side) for side in _sides(pair)] for pair in pairs}
+            captured.add({k: [s for s in v if s] for k, v in sides.items() if all(v)})
+            came.clear()
+
+        with self._captured(tensor) as captured:
+            found = generate_pairs(
+                complete,
+                self.axis,
+                queries,
+                store,
+                seed=self.seed,
+                form=form,
+                chat=self.chat,
+                limit=limit,
+                fits=lambda query: self._fits(query, (form, probe)),
+                score=score,
+                keep=keep,
+                on_progress=lambda done, total: self.progress("pairs", done, total),
+            )
+        return found, choice
+
+    def forms(self) -> list[RequestForm]:
+        """The forms that this model and this axis can be asked in."""
+        return [
+            form
+            for form in FORMS.values()
+            if form.fits(self.axis) and (form.name != "system" or takes_system(self.model))
+        ]
+
+    def choice(self, forms: Sequence[RequestForm], queries: Sequence[str]) -> RequestChoice:
+        """The best of `forms`, tried on the first of `queries`; read back where it was tried."""
+        short = (query for query in dict.fromkeys(queries) if self._fits(query, forms))
+        tried = list(islice(short, N_MOST))
+        if not tried:
+            raise BadInputError(
+                "all queries are too long for the context window", "use a larger one: --ctx"
+            )
+        rounds = [N_FIRST, N_KEPT, N_QUERIES, N_JUDGES, N_TOKENS]
+        facts = [self.settings, tried, [form.name for form in forms], rounds]
+        kept = self.folder / f"request-{digest(facts)}.json"
+        if kept.exists():
+            with suppress(ValueError, KeyError, TypeError):  # a person's hand was in it
+                return RequestChoice.from_json(kept.read_text("utf-8"))
+        total = n_trials(forms, self.axis, tried)
+        done = 0
+
+        def tick() -> None:
+            nonlocal done
+            done += 1
+            self.progress("request", done, total + 1)
+
+        choice = choose_request(
+            self._complete,
+            lambda texts, probes: self._evidence(texts, probes, N_TOKENS),
+            self.axis,
+            forms,
+            tried,
+            chat=self.chat,
+            seed=self.seed,
+            tick=tick,
+        )
+        write_atomic(kept, choice.to_json().encode("utf-8"))
+        self.progress("request", total + 1, total + 1)
+        return choice
+
+    @property
+    def chat(self) -> bool:
+        """Whether the model has a chat template."""
+        return self.model.template is not None
+
+    def _evidence(
+        self, texts: Sequence[Text], probes: Sequence[RequestForm], n_tokens: int = N_READ
+    ) -> Array:
+        return evidence(self.model, self.axis, texts, probes, n_tokens=n_tokens, n_ctx=self.ctx)
+
+    def _fits(self, query: str, forms: Sequence[RequestForm]) -> bool:
+        """Whether a query has room for an answer in every form."""
+        for form in forms:
+            answer = ANSWER_TOKENS + (DESCRIPTION_TOKENS if form.two_steps else 0)
+            for side in prompts.SIDES:
+                request = form.request(query, self.axis, side, chat=self.chat)
+                if len(self._tokens(request)) > self.window - answer:
+                    return False
+        return True
+
+    def _tokens(self, request: RequestText) -> tuple[int, ...]:
+        """The prompt that asks a request."""
+        if request not in self._prompts:
+            if len(self._prompts) >= _PROMPTS:
+                self._prompts.clear()
+            self._prompts[request] = self.model.prompt(request.messages()).tokens
+        return self._prompts[request]
+
+    def that_fit(self, found: PairSet) -> PairSet:
+        """Labelled pairs without those that are longer than the context window."""
+
+        def length(pair: PreferencePair) -> int:
+            """Calibration scores both answers under the query and with either side asked for."""
+            prompted = [prompts.prompted(pair.query, self.axis, side) for side in prompts.SIDES]
+            asked = [*map(RequestText, (pair.query, *prompted)), *pair.requests()]
+            answers = [
+                self.model.tokenize(text, begin=False) for text in (pair.chosen, pair.rejected)
+            ]
+            return max(len(self._tokens(each)) for each in asked) + max(map(len, answers))
+
+        kept = [pair for pair in found.pairs if length(pair) < self.window]
+        dropped = len(found.pairs) - len(kept)
+        return _with_dropped(PairSet(tuple(kept), found.dropped), "too long", dropped)
+
+    @property
+    def window(self) -> int:
+        """Tokens that a prompt and its answer may take together."""
+        from alignez_edge.runtime.context import window
+
+        return window(self.model, self.ctx)
+
+    def _complete(
+        self, requests: Sequence[RequestText], seeds: Sequence[int], max_tokens: Sequence[int]
+    ) -> Iterator[tuple[int, str, bool]]:
+        for done in self._completions(requests, seeds, max_tokens):
+            yield done.index, done.text, done.finish_reason == "stop"
+
+    def _completions(
+        self,
+        requests: Sequence[RequestText],
+        seeds: Sequence[int],
+        max_tokens: Sequence[int],
+        tensor: TensorName | None = None,
+    ) -> Iterator[Completion]:
+        """The answers as they are finished, with their states at `tensor`, if one is named."""
+        from alignez_edge.runtime.batch import generate_batch
+        from alignez_edge.runtime.requests import Request, Sampling
+
+        jobs = (
+            Request(
+                self._tokens(request),
+                Sampling(
+                    temperature=TEMPERATURE,
+                    top_p=1.0,
+                    seed=seed,
+                    max_tokens=limit,
+                    stop=self.model.stops,
+                ),
+                index,
+                capture=tensor,
+            )
+            for index, (request, seed, limit) in enumerate(
+                zip(requests, seeds, max_tokens, strict=True)
+            )
+        )
+        yield from generate_batch(self.model, jobs, width=self.width, n_ctx_per_sequence=self.ctx)
+
+    def states(self, pairs: Sequence[PreferencePair], tensor: Tensor) -> HiddenStates:
+        """The hidden states of all pairs with the request in context: those that came with their
+        answers, the others read."""
+        name = f"states-{tensor.name}-{digest([self.settings, [asdict(p) for p in pairs]])}.f32"
+        states = HiddenStates(self.cache / name, (self.model.n_layer, tensor.n_dims))
+        states.truncate(len(states) // STATES_CHUNK * STATES_CHUNK)
+        with self._captured(tensor) as captured:
+            for start in range(len(states), len(pairs), STATES_CHUNK):
+                self.progress("embeddings", start, len(pairs))
+                chunk = pairs[start : start + STATES_CHUNK]
+                kept = [captured.get(_key(pair)) for pair in chunk]
+                read = self._read(chunk, tensor) if any(each is None for each in kept) else kept
+                for deciding, answer in filter(None, read):
+                    states.append(deciding, answer)
+        self.progress("embeddings", len(pairs), len(pairs))
+        return states
+
+    def _read(
+        self, pairs: Sequence[PreferencePair], tensor: Tensor
+    ) -> Iterator[tuple[Sequence[FloatArray], Sequence[FloatArray]]]:
+        """The states of pairs, each as `HiddenStates.append` takes it."""
+        from alignez_edge.runtime.capture import capture
+
+        items = [
+            (self._tokens(request), self.model.tokenize(answer, begin=False))
+            for pair in pairs
+            for request, answer in _sides(pair)
+        ]
+        read = list(capture(self.model, items, tensor=tensor.name, n_ctx=self.ctx))
+        for sides in zip(read[::2], read[1::2], strict=True):
+            yield [side.deciding for side in sides], [side.answer for side in sides]
+
+    def _captured(self, tensor: Tensor | None) -> CapturedStates:
+        """The states at `tensor` that came with the answers; without one, none."""
+        name, n_dims = (tensor.name, tensor.n_dims) if tensor else ("none", 0)
+        path = self.cache / f"captured-{name}-{digest(self.settings)}.f32"
+        return CapturedStates(path, (self.model.n_layer, n_dims))
+
+    def query_states(self, queries: Sequence[str], tensor: TensorName) -> FloatArray:
+        """The states at the last token of the plain prompts of `queries`: `(n, n_layer, n_embd)`,
+        of an MLP or of the residual stream."""
+        from alignez_edge.runtime.capture import capture
+
+        found = np.zeros((len(queries), self.model.n_layer, self.model.n_embd), np.float32)
+        items = ((self.model.ask_tokens(query), ()) for query in queries)
+        for i, read in enumerate(capture(self.model, items, tensor=tensor, n_ctx=self.ctx)):
+            self.progress("queries", i, len(queries))
+            found[i] = read.deciding
+        self.progress("queries", len(queries), len(queries))
+        return found
+
+    def value_function(self, pairs: Sequence[PreferencePair]) -> ReControl:
+        """RE-Control's value function of these pairs, trained once."""
+        from alignez_edge.methods.recontrol import from_pairs, train
+
+        self.progress("value function", 0, 1)
+        scored = from_pairs(self.model, pairs)
+        trained = train(self.model, scored, seed=self.seed, n_ctx=self.ctx)
+        self.progress("value function", 1, 1)
+        return trained.steering
+
+    def questions(
+        self, pairs: Sequence[PreferencePair], more: Sequence[str], choice: RequestChoice | None
+    ) -> list[str]:
+        """What is asked to calibrate: the queries of the held-back `pairs`, and where they are too
+        few, those of `more`, in which the directions have no part."""
+        form, probe = self._prompting(choice)
+        asked = dict.fromkeys((*(pair.query for pair in pairs), *more))
+        short = (query for query in asked if self._fits(query, (form, probe)))
+        return list(islice(short, free_running.N_QUESTIONS))
+
+    def free_running(
+        self,
+        questions: Sequence[str],
+        profile: Profile,
+        way: Way,
+        choice: RequestChoice | None,
+        step: tuple[int, int] = (0, 1),
+    ) -> list[FreeReading]:
+        """The free-running answers to `questions`; finished ones are read back. `step` says which
+        of how many such measurements this is. Raises `BadInputError` where this model does not
+        allow `way`."""
+        form, probe = self._prompting(choice)
+        names = [way, form.name, probe.name, *(field.name for field in fields(FreeReading))]
+        facts = [list(questions), GRID, free_running.N_TOKENS, profile.natural().order[1], names]
+        log = self.cache / f"calibration-{digest([self.settings, facts])}.jsonl"
+        lines = _whole_lines(log)
+        whole = len(lines) if len(lines) == len(questions) else len(lines) // CHUNK * CHUNK
+        if whole < len(lines):
+            log.write_text("".join(f"{line}\n" for line in lines[:whole]), "utf-8")
+        readings = [FreeReading.from_json(line) for line in lines[:whole]]
+        each = 2 * n_texts(questions)
+        done = each * step[0] + 2 * n_texts(questions[:whole])
+
+        def tick() -> None:
+            nonlocal done
+            self.progress("calibration", done, each * step[1])
+            done += 1
+
+        for start in range(whole, len(questions), CHUNK):
+            found = read_questions(
+                profile,
+                self.model,
+                questions[start : start + CHUNK],
+                form=form,
+                probe=probe,
+                seed=self.seed,
+                way=way,
+                width=self.width,
+                n_ctx=self.ctx,
+                tick=tick,
+            )
+            text = "".join(f"{reading.to_json()}\n" for reading in found)
+            append_whole(log, text.encode("utf-8", "replace"))
+            readings += found
+        self.progress("calibration", each * (step[0] + 1), each * step[1])
+        return readings
+
+    def prompted_cost(self, pairs: Sequence[PreferencePair]) -> tuple[Paid, Paid]:
+        """What the plain model pays for the answers of either side, of some pairs, which were
+        prompted for; read once."""
+        some = pairs[:: max(1, len(pairs) // COST_PAIRS)][:COST_PAIRS]
+        log = self.cache / f"cost-{digest([self.settings, [asdict(pair) for pair in some]])}.json"
+        if not log.exists():
+            sides = ("chosen", "rejected")
+            texts = [[Text(pair.query, getattr(pair, side)) for pair in some] for side in sides]
+            found = [vars(paid_for(self.model, each, self.ctx)) for each in texts]
+            write_atomic(log, json.dumps(found).encode())
+        wanted, unwanted = json.loads(log.read_text("utf-8"))
+        return Paid(**wanted), Paid(**unwanted)
+
+    def _prompting(self, choice: RequestChoice | None) -> tuple[RequestForm, RequestForm]:
+        """The form in which either side is prompted for, and the one that answers are judged by."""
+        form = form_for(choice.form if choice else "")
+        return form, probe_for(form, choice.weights if choice else {})
+
+
+def _sides(pair: PreferencePair) -> tuple[tuple[RequestText, str], tuple[RequestText, str]]:
+    """What was asked and answered on either side."""
+    wanted, unwanted = pair.requests()
+    return (wanted, pair.chosen), (unwanted, pair.rejected)
+
+
+def _key(pair: PreferencePair) -> str:
+    """What a pair's states depend on, but for the settings of the build."""
+    return digest([[vars(request), answer] for request, answer in _sides(pair)])
+
+
+def queries_of(
+    axis: Axis, queries: Sequence[str] | None, limit: int | None
+) -> tuple[list[str], int]:
+    """The queries that a build may ask, those given or the axis' own, and how many pairs it wants
+    of them: `limit`, else all that are given."""
+    asked = list(dict.fromkeys(queries if queries is not None else axis.queries))
+    if not asked:
+        raise BadInputError(f"the axis {axis.name} has no queries", "give some: --queries FILE")
+    return asked, limit if limit is not None else max(DEFAULT_LIMIT, len(queries or ()))
+
+
+def takes_system(model: Model) -> bool:
+    """Whether the model's prompt form has a place of its own for a system text."""
+    from alignez_edge.chat.template import fold_system
+
+    messages = RequestText("a", "b").messages()
+    return model.prompt(messages) != model.prompt(fold_system(messages))
+
+
+def _with_dropped(found: PairSet, reason: str, count: int) -> PairSet:
+    return replace(found, dropped={**found.dropped, reason: count}) if count else found
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The finished lines of a log; a line that a kill has torn is cut off the file."""
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        path.write_bytes(whole)
+    return whole.decode("utf-8").splitlines()
+
+
+def digest(value: object) -> str:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]

@@ -1,0 +1,315 @@
+"""Is a profile what it says it is, and does it do here what it did where it was made?
+
+A build keeps a few of the pairs that it held back in the profile's report under `check`, with what
+strength +1 and -1 of the control vector did to each. Replaying them on a model takes seconds: the
+same margins come out (`calibration.py`) where model and profile are what they were, on the same
+machine nearly to the bit, in another quantization within `TOLERANCE`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from alignez_edge.calibration.free_running import (
+    CHUNK,
+    N_QUESTIONS,
+    FreeReading,
+    form_for,
+    n_texts,
+    probe_for,
+    read_questions,
+)
+from alignez_edge.calibration.teacher_forced import GRID, Reading, calibrate, read_profile
+from alignez_edge.errors import BadInputError
+from alignez_edge.files.reading import printable
+from alignez_edge.modelfiles.fingerprint import Comparison, compare
+from alignez_edge.preferences.pairs import PreferencePair
+from alignez_edge.steering.inject import way_into
+from alignez_edge.steering.steering import check_fit
+
+if TYPE_CHECKING:
+    from alignez_edge.methods.names import Way
+    from alignez_edge.profile.profile import Profile
+    from alignez_edge.runtime.model import Model
+
+KEY = "check"
+N_KEPT = 4
+MAX_CHARS = 1500
+"""Characters of each text of a pair that is kept; pairs with longer ones are passed over."""
+TOLERANCE = 0.25
+"""How far, of the effect as it was measured, a replay may be from it and still be the same: twice
+what other quantizations of four bits and more were off on the demo model (docs/sharing.md)."""
+SLACK = 0.01
+"""The same in nats per token, for effects that are next to nothing."""
+_SIGNS = (1.0, -1.0)
+_HUGE = 1e6  # nats per token: no reading has more
+_TEXTS = ("query", "chosen", "rejected")
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class KeptPair:
+    """A pair that was held back from a profile's directions, and what the profile did to it.
+
+    `margin` (nats per token, against the plain model) and `drift` are at strengths +1 and -1.
+    """
+
+    query: str
+    chosen: str
+    rejected: str
+    margin: tuple[float, float]
+    drift: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Means over pairs of what strength +1 and -1 do: margins and drifts, in nats per token."""
+
+    margin: tuple[float, float]
+    drift: tuple[float, float]
+
+    @classmethod
+    def of(cls, pairs: Sequence[KeptPair]) -> Effect:
+        """The means of some pairs."""
+        margin, drift = (
+            np.mean([getattr(pair, name) for pair in pairs], axis=0) for name in ("margin", "drift")
+        )
+        return cls((float(margin[0]), float(margin[1])), (float(drift[0]), float(drift[1])))
+
+    @property
+    def span(self) -> float:
+        """How far +1 and -1 are apart."""
+        return self.margin[0] - self.margin[1]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found: how the models agree, and the effect then and now (None: no pairs kept)."""
+
+    comparison: Comparison
+    pairs: int = 0
+    before: Effect | None = None
+    now: Effect | None = None
+
+    @property
+    def as_before(self) -> bool | None:
+        """Whether the effect is the one that was measured; None where nothing could be replayed."""
+        if self.before is None or self.now is None:
+            return None
+        then, now = self.before.span, self.now.span
+        near = abs(now - then) <= max(TOLERANCE * abs(then), SLACK)
+        return near and (now > 0) == (then > 0)
+
+
+def with_kept_pairs(
+    profile: Profile,
+    model: Model,
+    pairs: Sequence[PreferencePair | KeptPair],
+    n_ctx: int | None = None,
+) -> Profile:
+    """The profile with the first `N_KEPT` of `pairs` that are not too long, measured on `model`."""
+    short = [pair for pair in pairs if all(len(getattr(pair, k)) <= MAX_CHARS for k in _TEXTS)]
+    found = [asdict(_measured(profile, model, pair, n_ctx)) for pair in short[:N_KEPT]]
+    return replace(profile, report={**profile.report, KEY: found})
+
+
+def kept_pairs(profile: Profile) -> tuple[KeptPair, ...]:
+    """The pairs that a profile carries; none where its report tells of none that are sound.
+
+    A report can come from a stranger's file.
+    """
+    try:
+        found = profile.report.get(KEY, [])
+        if not isinstance(found, list) or len(found) > N_KEPT:
+            return ()
+        return tuple(_kept(value) for value in found)
+    except (KeyError, TypeError, ValueError):
+        return ()
+
+
+def verify(profile: Profile, model: Model, on_progress: Progress | None = None) -> Verification:
+    """Compare the models, and replay the kept pairs where the profile fits.
+
+    Raises `ProfileFileError` where it does not, naming the facts that differ, and
+    `PromptTooLongError` where the model's window is too small for the pairs.
+    """
+    check_fit(profile, model)
+    comparison = compare(profile.fingerprint, model.fingerprint)
+    kept = kept_pairs(profile)
+    if not kept:
+        return Verification(comparison)
+    now = []
+    for done, pair in enumerate(kept):
+        if on_progress:
+            on_progress(done, len(kept))
+        now.append(_measured(profile, model, pair))
+    if on_progress:
+        on_progress(len(kept), len(kept))
+    return Verification(comparison, len(kept), Effect.of(kept), Effect.of(now))
+
+
+def recalibrate(profile: Profile, model: Model, on_progress: Progress | None = None) -> Profile:
+    """The profile with strength 1 measured anew on `model`, by the kept pairs.
+
+    The directions stay what they were. It is then a profile of this model, and its report says
+    where it came from. A profile that knows which questions it was calibrated on answers these
+    again; an older one is measured on the answers of its kept pairs. Raises `ProfileFileError`
+    where it does not fit, and `BadInputError` where it carries neither.
+    """
+    check_fit(profile, model)
+    kept = kept_pairs(profile)
+    if questions := kept_questions(profile):
+        return _recalibrated_freely(profile, model, questions, kept, on_progress)
+    if not kept:
+        raise BadInputError(
+            f"the profile {printable(profile.name)} carries no pairs to calibrate with",
+            "build one for this model: alignez build --like FILE -m MODEL",
+        )
+    ways = ways_of(profile, model)
+    found = {}
+    for step, way in enumerate(ways):
+        readings = []
+        for done, pair in enumerate(kept, step * len(kept)):
+            if on_progress:
+                on_progress(done, len(ways) * len(kept))
+            readings.append(read_profile(profile, model, pair, _natural(profile, way), way))
+        found[way] = calibrate(Reading.mean(readings))
+    vector = found[ways[0]]
+    made = profile
+    if "exact" in found:
+        made = profile.with_exact_unit(found["exact"].unit)
+    made = replace(
+        made,
+        unit=vector.unit,
+        unit_negative=None,
+        calibration=vector.curves(),
+        fingerprint=model.fingerprint,
+        model=printable(model.facts.name),
+        report={
+            **profile.report,
+            "unit_limit": vector.limit,
+            "recalibrated": {"from": profile.model, "unit": profile.unit, "pairs": len(kept)},
+        },
+    )
+    again = [asdict(_measured(made, model, pair)) for pair in kept]
+    if on_progress:
+        on_progress(len(ways) * len(kept), len(ways) * len(kept))
+    return replace(made, report={**made.report, KEY: again})
+
+
+def ways_of(profile: Profile, model: Model) -> list[Way]:
+    """The ways whose units are measured on `model`; the last is the one that `auto` takes."""
+    exact = profile.exact_unit is not None and way_into(model, profile, "auto")[0] == "exact"
+    return [profile.way, "exact"] if exact else [profile.way]
+
+
+def kept_questions(profile: Profile) -> tuple[str, ...]:
+    """The questions that a profile was calibrated on; none where its report tells of none that are
+    sound."""
+    found = profile.report.get("questions")
+    if not isinstance(found, list) or not 0 < len(found) <= N_QUESTIONS:
+        return ()
+    sound = all(isinstance(text, str) and 0 < len(text) <= MAX_CHARS for text in found)
+    return tuple(found) if sound and all(_is_text(text) for text in found) else ()
+
+
+def _recalibrated_freely(
+    profile: Profile,
+    model: Model,
+    questions: Sequence[str],
+    kept: Sequence[KeptPair],
+    on_progress: Progress | None,
+) -> Profile:
+    """`recalibrate` by free-running answers to the questions of the build."""
+    from alignez_edge.build.build import with_units
+    from alignez_edge.build.choice import RequestChoice
+
+    try:
+        choice = RequestChoice.of(profile.report["request"])
+        weights = {str(name): float(weight) for name, weight in choice.weights.items()}
+        form = form_for(choice.form)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        weights, form = {}, form_for("")
+    ways = ways_of(profile, model)
+    done, total = 0, 2 * n_texts(questions) * len(ways)
+
+    def tick() -> None:
+        nonlocal done
+        if on_progress:
+            on_progress(done, total)
+        done += 1
+
+    found = {}
+    for way in ways:
+        readings: list[FreeReading] = []
+        for start in range(0, len(questions), CHUNK):
+            readings += read_questions(
+                profile,
+                model,
+                questions[start : start + CHUNK],
+                form=form,
+                probe=probe_for(form, weights),
+                seed=profile.seed,
+                way=way,
+                tick=tick,
+            )
+        found[way] = readings
+    made = replace(
+        with_units(profile, found),
+        fingerprint=model.fingerprint,
+        model=printable(model.facts.name),
+    )
+    again = [asdict(_measured(made, model, pair)) for pair in kept]
+    if on_progress:
+        on_progress(total, total)
+    told = {"from": profile.model, "unit": profile.unit, "pairs": len(questions)}
+    return replace(made, report={**made.report, "recalibrated": told, KEY: again})
+
+
+def _natural(profile: Profile, way: Way) -> list[float]:
+    """The strengths at which a profile is injected at the lengths of the grid, + and then -."""
+    unit = profile.exact_unit if way == "exact" else profile.unit
+    return [sign * strength / (unit or 1.0) for sign in _SIGNS for strength in GRID]
+
+
+def _measured(
+    profile: Profile, model: Model, pair: PreferencePair | KeptPair, n_ctx: int | None = None
+) -> KeptPair:
+    found = read_profile(profile, model, pair, _SIGNS, profile.way, n_ctx)
+    margin, drift = (
+        (round(float(a), 6), round(float(b), 6)) for a, b in (found.margin, found.drift)
+    )
+    return KeptPair(pair.query, pair.chosen, pair.rejected, margin, drift)
+
+
+def _kept(value: Any) -> KeptPair:
+    """An entry of a report; raises `KeyError`, `TypeError` or `ValueError`."""
+    for key in _TEXTS:
+        text = value[key]
+        if not isinstance(text, str) or not text.strip() or len(text) > MAX_CHARS:
+            raise ValueError(f"{key} is no text of bounded length")
+        if not _is_text(text):
+            raise ValueError(f"{key} holds half a character")
+    query, chosen, rejected = (value[key] for key in _TEXTS)
+    return KeptPair(query, chosen, rejected, _two(value["margin"]), _two(value["drift"]))
+
+
+def _is_text(text: str) -> bool:
+    """Whether it is whole characters."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)
+
+
+def _two(values: Any) -> tuple[float, float]:
+    first, second = (_number(value) for value in values)
+    return first, second
+
+
+def _number(value: object) -> float:
+    if not isinstance(value, (int, float)) or not abs(value) < _HUGE:
+        raise ValueError("not a number that a reading can have")
+    return float(value)

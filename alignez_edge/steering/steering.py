@@ -1,0 +1,175 @@
+"""A steering is a value: a sum of profiles, each with a strength.
+
+`polite * 0.8 + terse * -0.3` does the same in whatever order it is written: terms of one profile
+are joined, and the sum is taken in a canonical order. How it gets into a model is `inject.py`'s.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypedDict
+
+from alignez_edge.errors import BadInputError, ProfileFileError
+from alignez_edge.files.reading import printable
+from alignez_edge.methods.names import WAYS, Way
+from alignez_edge.modelfiles.fingerprint import Fit, compare, misfits
+
+if TYPE_CHECKING:
+    from alignez_edge.profile.profile import Profile
+    from alignez_edge.runtime.model import Model
+    from alignez_edge.runtime.requests import Conditional, Injection
+
+
+class Term(TypedDict):
+    """One profile of a steering, as JSON says it."""
+
+    profile: str
+    strength: float
+
+
+@dataclass(frozen=True, eq=False)
+class Steering:
+    """Profiles with strengths. No terms, or strengths of 0, are the base model.
+
+    `way` is how it is injected; a sum takes the way of the first term that is not `auto`. Raises
+    `BadInputError` where a strength is not a finite number, and for an unknown way.
+    """
+
+    terms: tuple[tuple[Profile, float], ...] = ()
+    way: Way = "auto"
+
+    def __post_init__(self) -> None:
+        if self.way not in WAYS:
+            raise BadInputError(
+                f"steering cannot be injected by {printable(str(self.way), 40)!r}",
+                f"choose from {', '.join(WAYS)}",
+            )
+        terms = tuple((profile, _finite(strength)) for profile, strength in self.terms)
+        object.__setattr__(self, "terms", terms)
+
+    def __add__(self, other: Steering | Profile) -> Steering:
+        added = _steering(other)
+        return Steering(self.terms + added.terms, self.way if self.way != "auto" else added.way)
+
+    def __radd__(self, other: Profile) -> Steering:
+        return _steering(other) + self
+
+    def __sub__(self, other: Steering | Profile) -> Steering:
+        return self + -_steering(other)
+
+    def __neg__(self) -> Steering:
+        return self * -1.0
+
+    def __mul__(self, factor: float) -> Steering:
+        factor = _finite(factor)
+        terms = tuple((profile, strength * factor) for profile, strength in self.terms)
+        return Steering(terms, self.way)
+
+    __rmul__ = __mul__
+
+    def by(self, way: Way) -> Steering:
+        """The same profiles and strengths, injected by `way`."""
+        return Steering(self.terms, way)
+
+    def joined(self) -> tuple[tuple[Profile, float], ...]:
+        """The terms in canonical order, one per profile, without those of strength 0.
+
+        Raises `BadInputError` where a sum overflows.
+        """
+        parts: dict[tuple[str, str], tuple[Profile, list[float]]] = {}
+        for profile, strength in self.terms:
+            parts.setdefault(profile.order, (profile, []))[1].append(strength)
+        sums = [(parts[key][0], sum_of(parts[key][1])) for key in sorted(parts)]
+        return tuple((profile, strength) for profile, strength in sums if strength)
+
+    def injection(self, model: Model) -> Injection | Conditional | None:
+        """What is injected into `model`: the sum of what the terms add; None for nothing.
+
+        It depends on the prompt where a profile looks at the query.
+
+        Raises `ProfileFileError` where a profile was made for another model, naming what differs,
+        and `BadInputError` where a strength is so large that the sum overflows, or where a profile
+        cannot be injected in the way that was asked for.
+        """
+        from alignez_edge.steering.inject import injected
+
+        terms = self.joined()
+        for profile, _ in terms:
+            check_fit(profile, model)
+        return injected(model, terms, self.way) if terms else None
+
+    def notices(self, model: Model) -> list[str]:
+        """What a user should know about how the profiles fit `model`, one line each.
+
+        Raises `ProfileFileError` where one does not fit, `BadInputError` where one cannot be
+        injected as asked.
+        """
+        from alignez_edge.steering.inject import way_into
+
+        found = []
+        for profile, _ in self.joined():
+            notice = check_fit(profile, model)
+            if notice is not None:
+                found.append(notice)
+            _, reason = way_into(model, profile, self.way)
+            if reason is not None:
+                found.append(f"{printable(profile.name)} is injected as a control vector: {reason}")
+        return found
+
+    def describe(self) -> list[Term]:
+        """The terms as plain data: `profile` (the axis' name) and `strength`."""
+        return [{"profile": profile.name, "strength": strength} for profile, strength in self.terms]
+
+
+def _steering(value: Steering | Profile) -> Steering:
+    return value if isinstance(value, Steering) else value * 1.0
+
+
+def _finite(strength: float) -> float:
+    try:
+        number = float(strength)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise BadInputError(
+            f"a strength must be a finite number, not {printable(str(strength), 40)}"
+        )
+    return number
+
+
+def check_fit(profile: Profile, model: Model) -> str | None:
+    """One line about a profile made for a sibling of `model`; None where it is the same model.
+
+    Raises `ProfileFileError`, naming what differs, where the profile does not fit.
+    """
+    name = printable(profile.name)
+    found = compare(profile.fingerprint, model.fingerprint)
+    if found.fit is Fit.DIFFERENT:
+        raise ProfileFileError(
+            f"the profile {name} was made for another model{_called(profile)}: "
+            f"{misfits(profile.fingerprint, model.fingerprint)}",
+            hint=f"build one for this model: alignez build {name} -m MODEL",
+        )
+    if profile.vector.deciding.shape != (model.n_layer, model.n_embd):
+        raise ProfileFileError(
+            f"the profile {name} is for {profile.vector.n_layer} layers of "
+            f"{profile.vector.n_embd}, the model has {model.n_layer} of {model.n_embd}"
+        )
+    if found.fit is Fit.SAME_SHAPE:
+        differing = ", ".join(found.differing)
+        return f"the profile {name} was made for a model of the same shape with other {differing}"
+    return None
+
+
+def _called(profile: Profile) -> str:
+    return f" ({printable(profile.model, 60)})" if profile.model else ""
+
+
+def sum_of(strengths: Iterable[float]) -> float:
+    """The exact sum of finite strengths. Raises `BadInputError` where it overflows."""
+    try:
+        return math.fsum(strengths)
+    except OverflowError:
+        raise BadInputError("the strengths are so large that their sum overflows") from None

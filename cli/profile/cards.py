@@ -1,0 +1,286 @@
+"""How a profile looks on a terminal and in JSON: its card, its tables, its facts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from alignez_edge.calibration.teacher_forced import Measured
+    from alignez_edge.profile.mix import Mixture
+    from alignez_edge.profile.profile import Profile
+
+FREE = "effect on {n} answers that the model wrote freely, in nats per token (cost: above plain)"
+GIVEN = "effect on pairs that were held back, in nats per token"
+
+
+def effect_table(profile: Profile, indent: str = "") -> str:
+    """What strength 1 of either sign does, beside prompting; '' if not measured."""
+    from alignez_edge.calibration.teacher_forced import Measured
+    from alignez_edge.preferences.prompts import SIDES, is_plain, trait
+
+    from .layout import table
+
+    found = Measured.of(profile)
+    if found is None:
+        return ""
+    rows = [_heads(found)]
+    for sign, word in ((1, "+1"), (-1, "-1")):
+        rows.append([f"strength {word}", *_cells(found.at(sign))])
+    if found.prompted is not None:
+        for side, name in enumerate(SIDES):
+            if not is_plain(profile.axis, name):
+                what = f"prompting for {trait(profile.axis, name)}"
+                rows.append([what, *_cells(curve[side] for curve in found.prompted)])
+    return table(rows, indent)
+
+
+def effect_title(profile: Profile) -> str:
+    """What `effect_table` is a table of."""
+    from alignez_edge.calibration.teacher_forced import Measured
+
+    found = Measured.of(profile)
+    if found is None or not found.free:
+        return GIVEN
+    asked = profile.report.get("questions")
+    n = len(asked) if isinstance(asked, list) else asked
+    arms = 3 + len(found.strengths)  # plain, prompted for either side, steered
+    return FREE.format(n=f"{n} × {arms}")
+
+
+def effect_of(profile: Profile) -> tuple[float, float | None] | None:
+    """How far strengths +1 and -1 lie apart, in nats per token, and that as a ratio to prompting;
+    None where it was not measured."""
+    from alignez_edge.calibration.teacher_forced import Measured
+
+    found = Measured.of(profile)
+    if found is None:
+        return None
+    span = found.at(1.0)[0] - found.at(-1.0)[0]
+    target = float(found.prompted[0][0] - found.prompted[0][1]) if found.prompted else 0.0
+    return span, span / target if target > 0 else None
+
+
+def effect_line(profile: Profile) -> str:
+    """The same in a few words."""
+    found = effect_of(profile)
+    if found is None:
+        return ""
+    span, ratio = found
+    return f"{ratio:.2f} of prompting" if ratio is not None else f"{span:+.3f} nats"
+
+
+def verdict_line(profile: Profile, *, long: bool = False) -> str:
+    """The verdict on a profile in a word, or with its reason; whether it was not measured."""
+    from alignez_edge.calibration.verdict import Verdict
+
+    found = Verdict.of(profile)
+    if found is None:
+        return "not measured"
+    return str(found) if long else found.verdict
+
+
+def verdict_facts(profile: Profile) -> dict[str, str | None]:
+    """The same for JSON: `verdict` and `reason`, null where it was not measured."""
+    from alignez_edge.calibration.verdict import Verdict
+
+    found = Verdict.of(profile)
+    return {
+        "verdict": found.verdict if found else None,
+        "reason": found.reason if found else None,
+    }
+
+
+def strength_line(profile: Profile) -> str:
+    """What strengths 1 and -1 are."""
+    unit, negative = profile.unit, profile.unit_negative
+    if negative is None or negative == unit:
+        return f"{unit:.2f} natural lengths"
+    return f"{unit:.2f} natural lengths, -1 {negative:.2f}"
+
+
+def size_line(path: Path) -> str:
+    """The size of a file in a few words."""
+    return f"{path.stat().st_size / 1000:,.0f} kB"
+
+
+def curve_table(profile: Profile, indent: str = "") -> str:
+    """The measured curve over strengths of the profile; '' where there is none."""
+    from alignez_edge.calibration.teacher_forced import Measured
+
+    from .layout import table
+
+    found = Measured.of(profile)
+    if found is None:
+        return ""
+    rows = [
+        [f"{strength:+.2f}", *_cells(values)]
+        for strength, *values in zip(found.strengths, found.effect, found.cost, strict=True)
+    ]
+    head = _heads(found)
+    return table([["strength", *head[1:]], *rows], indent)
+
+
+def _heads(found: Measured) -> list[str]:
+    return ["", "effect", "cost"] if found.free else ["", "preference", "drift"]
+
+
+def _cells(values: Iterable[float]) -> list[str]:
+    preference, drift = values
+    return [f"{preference:+.3f}", f"{drift:+.3f}" if drift < 0 else f"{drift:.3f}"]
+
+
+def sides(profile: Profile) -> str:
+    return str(profile.axis)
+
+
+def facts(profile: Profile, path: Path) -> dict[str, Any]:
+    from alignez_edge.profile.mix import Mixture
+
+    axis = profile.axis
+    span, ratio = effect_of(profile) or (None, None)
+    return {
+        "path": str(path),
+        "axis": axis.name,
+        "positive": axis.positive,
+        "negative": axis.negative,
+        "description": axis.description,
+        "model": profile.model,
+        "method": profile.method,
+        "layers": list(profile.layers),
+        "acts_as": forms(profile),
+        "strength": profile.unit,
+        "strength_negative": profile.unit_negative or profile.unit,
+        **verdict_facts(profile),
+        "effect": span,
+        "ratio_to_prompting": ratio,
+        "pairs": profile.pairs,
+        "pairs_dropped": sum(profile.dropped.values()),
+        "dropped": dict(profile.dropped),
+        "seed": profile.seed,
+        "calibration": dict(profile.calibration),
+        "author": profile.author,
+        "licence": profile.licence,
+        "created_at": profile.created_at,
+        "versions": dict(profile.versions),
+        "size_bytes": path.stat().st_size,
+    } | ({"mix": mixture.to_data()} if (mixture := Mixture.of(profile)) else {})
+
+
+def fits(profile: Profile) -> dict[str, str | int]:
+    """The facts of the model that a profile was made for, but for the samples of its weights."""
+    names = ("architecture", "n_layer", "n_embd", "n_ff", "n_head", "n_vocab")
+    digests = ("tokenizer", "template", "adapter")
+    return {name: getattr(profile.fingerprint, name) for name in (*names, *digests)}
+
+
+def carried(profile: Profile) -> str:
+    """What of the texts that it was built from a profile carries, in words."""
+    from alignez_edge.profile.provenance import Provenance
+    from alignez_edge.profile.verify import kept_pairs
+
+    found, kept = Provenance.of(profile), len(kept_pairs(profile))
+    texts = [f"{kept} pairs"] if kept else []
+    if found is not None and found.source.queries:
+        texts.append(f"{len(found.source.queries)} queries")
+    return " and ".join(texts) or "none"
+
+
+def origin(profile: Profile) -> list[tuple[str, str]]:
+    """How it was built, as rows of its card; nothing where it does not say so."""
+    from alignez_edge.profile.provenance import Provenance
+
+    found = Provenance.of(profile)
+    if found is None:
+        return []
+    file, source = found.model, found.source
+    options = [f"{found.width} at a time", f"{found.threads} thread{'s' * (found.threads > 1)}"]
+    options += [f"layers {', '.join(map(str, found.layers))}"] if found.layers else []
+    options += [f"a context of {found.ctx}"] if found.ctx else []
+    return [
+        ("built on", f"{file.name}, {file.quantization}, {file.size / 1e6:,.0f} MB"),
+        ("", f"SHA-256 {file.sha256}"),
+        ("built from", f"{source.count} {'labelled ' * (source.kind == 'pairs')}{source.kind}"),
+        ("", f"SHA-256 {source.sha256}"),
+        ("built with", ", ".join(options)),
+    ]
+
+
+def measured_anew(profile: Profile) -> str:
+    """That strength 1 is not that of the build, where it is not."""
+    found = profile.report.get("recalibrated")
+    if not isinstance(found, dict):
+        return ""
+    return f", measured anew on {found.get('pairs')} pairs (directions of {found.get('from')})"
+
+
+def forms(profile: Profile) -> str:
+    """In what forms it can be injected, in words."""
+    if profile.value is not None:
+        return "a value function that moves the logits"
+    near, what = profile.neighbours, ""
+    if near is not None:
+        count = min(near.recipe.k, near.bank.n_pairs)
+        what = f", made anew for each query from the {count} nearest of {near.bank.n_pairs} pairs"
+    has_edit = profile.exact_unit is not None
+    return (
+        "an exact edit or its mean, a control vector" if has_edit else "a control vector"
+    ) + what
+
+
+def card(profile: Profile, path: Path) -> str:
+    from alignez_edge.files.reading import printable
+    from alignez_edge.profile.mix import Mixture
+
+    from .layout import table
+
+    dropped = ", ".join(f"{n} {reason}" for reason, n in profile.dropped.items())
+    made_for = profile.fingerprint
+    shape = f"{made_for.architecture}, {made_for.n_layer} layers of {made_for.n_embd}"
+    rows = [
+        ("file", str(path)),
+        ("about", profile.axis.description),
+        ("size", size_line(path)),
+        ("model", f"{profile.model} ({shape})"),
+        ("method", profile.method),
+        ("layers", ", ".join(map(str, profile.layers))),
+        ("acts as", forms(profile)),
+        ("verdict", verdict_line(profile, long=True)),
+        ("strength 1", strength_line(profile) + measured_anew(profile)),
+        ("pairs", f"{profile.pairs}" + (f" (dropped: {dropped})" if dropped else "")),
+        ("seed", str(profile.seed)),
+        *origin(profile),
+        ("texts", f"{carried(profile)} in the file"),
+        ("author", profile.author),
+        ("licence", profile.licence),
+        ("created", profile.created_at),
+        ("made with", ", ".join(f"{k} {v}" for k, v in profile.versions.items())),
+    ]
+    lines = [
+        f"{profile.name}: {sides(profile)}",
+        table([(key, printable(value)) for key, value in rows if value], indent="  "),
+    ]
+    if effect := effect_table(profile, indent="  "):
+        lines += ["", effect_title(profile), effect]
+        lines += ["", "the curve", curve_table(profile, indent="  ")]
+    if mixture := Mixture.of(profile):
+        lines += ["", interference(mixture)]
+    return "\n".join(lines)
+
+
+def interference(mixture: Mixture) -> str:
+    """How far each part of a mix moves along each axis, before and after orthogonalising."""
+    from alignez_edge.files.reading import printable
+
+    from .layout import table
+
+    names = [printable(part.profile, 20) for part in mixture.parts]
+    matrices = [("how far strength 1 of each profile moves along each axis", mixture.interference)]
+    if mixture.remaining:
+        matrices.append(("the same after orthogonalising, the axes as before", mixture.remaining))
+    blocks = []
+    for title, matrix in matrices:
+        rows = [[n, *(f"{x:+.2f}" for x in row)] for n, row in zip(names, matrix, strict=True)]
+        blocks.append(f"{title}\n{table([['', *names], *rows], indent='  ')}")
+    return "\n\n".join(blocks)
