@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from alignez_edge.arrays import FloatArray, IntArray
 from alignez_edge.demo.rules import judge
 from alignez_edge.demo.world import demo_queries
 from alignez_edge.exchange.export import PARTS, Part, export_control_vector, export_lora
@@ -33,7 +34,7 @@ from alignez_edge.methods.names import Way
 from alignez_edge.preferences.axes import Axis
 from alignez_edge.profile.profile import Profile
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.requests import FloatArray, Injection, IntArray, Sampling
+from alignez_edge.runtime.requests import Injection, Sampling
 from alignez_edge.runtime.score import Scorer
 from alignez_edge.runtime.session import Session
 from benchmarks.llamacpp import Completion, programs

@@ -10,6 +10,7 @@ Everything is kept in the folder of `benchmarks.real`, and its answers are not w
 
 from __future__ import annotations
 
+from alignez_edge.arrays import DoubleArray
 from alignez_edge.threads import calm
 
 calm()  # before NumPy and llama.cpp are loaded
@@ -21,7 +22,7 @@ from typing import Any  # noqa: E402
 import numpy as np  # noqa: E402
 
 from alignez_edge.errors import BadInputError  # noqa: E402
-from alignez_edge.evaluation.measures import Floats, Resamples  # noqa: E402
+from alignez_edge.evaluation.measures import Resamples  # noqa: E402
 from alignez_edge.modelfiles.names import ModelNames  # noqa: E402
 from alignez_edge.preferences.axes import Axis  # noqa: E402
 from alignez_edge.preferences.prompts import SIDES  # noqa: E402
@@ -110,10 +111,10 @@ def figures(
     resamples = Resamples(len(yardstick[PLAIN.name].nats))
     plain = yardstick[PLAIN.name]
 
-    def effect(arm: Judged) -> Floats:
+    def effect(arm: Judged) -> DoubleArray:
         return resamples.mean(arm.scores) - resamples.mean(plain.scores)
 
-    def cost(arm: Judged) -> Floats:
+    def cost(arm: Judged) -> DoubleArray:
         return resamples.ratio(arm.nats, arm.tokens) - resamples.ratio(plain.nats, plain.tokens)
 
     asked = {sign: yardstick[f"prompted {sign}"] for sign in SIGNS}
@@ -154,8 +155,8 @@ def figures(
 
 
 def at_cost(
-    strengths: Sequence[float], effects: Floats, costs: Floats, target: Floats
-) -> tuple[Floats, Floats]:
+    strengths: Sequence[float], effects: DoubleArray, costs: DoubleArray, target: DoubleArray
+) -> tuple[DoubleArray, DoubleArray]:
     """The effect, and the strength, at which the cost first reaches `target`, both `(n_sample,)`.
 
     `effects` and `costs` are `(n_strength, n_sample)`; between strengths, and between 0 and the

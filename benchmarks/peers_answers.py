@@ -13,11 +13,12 @@ from itertools import islice
 
 import numpy as np
 
+from alignez_edge.arrays import FloatArray
 from alignez_edge.preferences.requests import RequestText
 from alignez_edge.profile.profile import Profile
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.requests import Completion, FloatArray, Request, Sampling
+from alignez_edge.runtime.requests import Completion, Request, Sampling
 from alignez_edge.runtime.scheduler import Scheduler
 from alignez_edge.runtime.score import score_batch
 from benchmarks.real_answers import CHUNK, WIDTH, Answer, Answers, Task, mark_of

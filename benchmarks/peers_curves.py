@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from alignez_edge.evaluation.measures import Figure, Floats, Resamples
+from alignez_edge.arrays import DoubleArray
+from alignez_edge.evaluation.measures import Figure, Resamples
 from benchmarks.real import Judged
 from benchmarks.real_report import as_table, interval, number
 
@@ -25,9 +26,9 @@ class Reading:
     """Samples, `(n_sample,)`: the effect towards the wanted side, the cost above plain, and the
     strength, without its sign."""
 
-    effect: Floats
-    cost: Floats
-    strength: Floats
+    effect: DoubleArray
+    cost: DoubleArray
+    strength: DoubleArray
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,10 @@ class Curve:
     sign) and `costs` (nats per token), both above plain, are `(n, n_sample)`; `target`,
     `(n_sample,)`, is what prompting for that side costs."""
 
-    strengths: Floats
-    effects: Floats
-    costs: Floats
-    target: Floats
+    strengths: DoubleArray
+    effects: DoubleArray
+    costs: DoubleArray
+    target: DoubleArray
 
     @classmethod
     def of(
@@ -71,7 +72,7 @@ class Curve:
         with np.errstate(invalid="ignore", divide="ignore"):
             part = np.where(reached & (above > 0), (self.target - low) / (high - low), 1.0)
 
-        def between(rows: Floats) -> Floats:
+        def between(rows: DoubleArray) -> DoubleArray:
             return np.asarray(rows[below, column] * (1 - part) + rows[above, column] * part)
 
         strengths = np.broadcast_to(self.strengths[:, None], self.costs.shape)
@@ -87,7 +88,7 @@ class Curve:
         return Reading(self.effects[at], self.costs[at], level)
 
 
-def _samples(resamples: Resamples, judged: Judged) -> tuple[Floats, Floats]:
+def _samples(resamples: Resamples, judged: Judged) -> tuple[DoubleArray, DoubleArray]:
     """Mean score and nats per token."""
     return resamples.mean(judged.scores), resamples.ratio(judged.nats, judged.tokens)
 

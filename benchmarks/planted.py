@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from alignez_edge.interventions.control_vector import FloatArray
+from alignez_edge.arrays import FloatArray
 from tests.tinymodels import byte_characters, tiny_model
 
 N_LAYER, N_EMBD = 6, 64

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from alignez_edge.arrays import DoubleArray
 from alignez_edge.demo.rules import AXES
 from alignez_edge.demo.world import demo_queries
 from alignez_edge.errors import ProfileFileError
-from alignez_edge.evaluation.measures import Figure, Floats, Resamples
+from alignez_edge.evaluation.measures import Figure, Resamples
 from alignez_edge.methods.names import DEFAULT_METHOD
 from alignez_edge.preferences.axes import Axis
 from alignez_edge.profile.profile import Profile
@@ -52,7 +53,7 @@ def files() -> dict[str, Path]:
 
 def wins(
     model: Model, profiles: dict[str, Profile], n_seed: int, limit: int | None
-) -> dict[tuple[str, float], Floats]:
+) -> dict[tuple[str, float], DoubleArray]:
     """By axis and strength, who is better, steered (+1) or plain (-1): `(n_query, n_seed)`."""
     bench = Bench(model, demo_queries("unseen")[:limit], say)
     found = {}
@@ -101,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
 
     paths = files()
-    found: dict[str, dict[tuple[str, float], Floats]] = {}
+    found: dict[str, dict[tuple[str, float], DoubleArray]] = {}
     checked: dict[tuple[str, str], Verification] = {}
     profiles: dict[str, Profile] = {}
     for name in QUANTIZATIONS:
@@ -124,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def report(
-    found: dict[str, dict[tuple[str, float], Floats]],
+    found: dict[str, dict[tuple[str, float], DoubleArray]],
     checked: dict[tuple[str, str], Verification],
     axes: Sequence[str],
 ) -> str:
@@ -139,7 +140,7 @@ def report(
         "| verify | replayed effect |",
         "| --- | --- | ---: | ---: | ---: | ---: | --- | ---: |",
     ]
-    differences: dict[tuple[str, float], list[Floats]] = {}
+    differences: dict[tuple[str, float], list[DoubleArray]] = {}
     for axis in axes:
         for name in QUANTIZATIONS:
             cells = []

@@ -9,6 +9,7 @@ of them. Everything is kept in a folder, and a run goes on where it was interrup
 
 from __future__ import annotations
 
+from alignez_edge.arrays import DoubleArray
 from alignez_edge.threads import calm
 
 calm()  # before NumPy and llama.cpp are loaded
@@ -25,7 +26,7 @@ import numpy as np  # noqa: E402
 
 from alignez_edge.build.build import build_profile  # noqa: E402
 from alignez_edge.build.steps import takes_system  # noqa: E402
-from alignez_edge.evaluation.measures import Figure, Floats, Resamples  # noqa: E402
+from alignez_edge.evaluation.measures import Figure, Resamples  # noqa: E402
 from alignez_edge.files.reading import make_folder  # noqa: E402
 from alignez_edge.methods.names import DEFAULT_METHOD  # noqa: E402
 from alignez_edge.modelfiles.names import ModelNames  # noqa: E402
@@ -59,9 +60,9 @@ PLAIN = Arm("plain")
 class Judged:
     """An arm's answers, all `(n_query, n_seed)`; a score is NaN where there is nothing to judge."""
 
-    scores: Floats
-    nats: Floats
-    tokens: Floats
+    scores: DoubleArray
+    nats: DoubleArray
+    tokens: DoubleArray
 
     @classmethod
     def of(cls, axis: str, answers: Sequence[Answer], n_seed: int) -> Judged:
@@ -191,7 +192,7 @@ def figures(judged: dict[str, dict[str, Judged]]) -> dict[str, Any]:
     n_query = len(next(iter(judged.values()))["plain"].nats)
     resamples = Resamples(n_query)
     axes: dict[str, Any] = {}
-    ratios: dict[str, list[Floats]] = {"steered": [], "both": []}
+    ratios: dict[str, list[DoubleArray]] = {"steered": [], "both": []}
     counted = []
     for axis, found in judged.items():
         score = {name: resamples.mean(arm.scores) for name, arm in found.items()}

@@ -26,10 +26,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from alignez_edge.arrays import DoubleArray
 from alignez_edge.build.build import build_profile
 from alignez_edge.demo.rules import AXES, judge
 from alignez_edge.demo.world import demo_queries, world
-from alignez_edge.evaluation.measures import Figure, Floats, Resamples
+from alignez_edge.evaluation.measures import Figure, Resamples
 from alignez_edge.methods.names import DEFAULT_METHOD, METHODS
 from alignez_edge.preferences import prompts
 from alignez_edge.preferences.axes import Axis
@@ -76,13 +77,13 @@ class Answers:
     """
 
     texts: npt.NDArray[np.object_]
-    scores: Floats
-    knowledge: Floats
-    loops: Floats
-    coherence: Floats
-    sentences: Floats
-    nats: Floats
-    tokens: Floats
+    scores: DoubleArray
+    knowledge: DoubleArray
+    loops: DoubleArray
+    coherence: DoubleArray
+    sentences: DoubleArray
+    nats: DoubleArray
+    tokens: DoubleArray
 
     def first(self, n_seed: int) -> Answers:
         """The answers of the first `n_seed` seeds."""
@@ -168,7 +169,7 @@ def figures(answers: Mapping[Arm, Answers], axes: Sequence[str]) -> dict[str, An
     for axis in axes:
         column = AXES.index(axis)
 
-        def mean(arm: Arm, column: int = column) -> Floats:
+        def mean(arm: Arm, column: int = column) -> DoubleArray:
             return resamples.mean(answers[arm].scores[..., column])
 
         arms = {f"asked {side}": Arm(axis, side) for side in SIDES}

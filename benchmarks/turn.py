@@ -25,6 +25,7 @@ from typing import Literal
 
 import numpy as np
 
+from alignez_edge.arrays import FloatArray
 from alignez_edge.directions.hidden_states import POSITIONS
 from alignez_edge.files.gguffile import read_gguf
 from alignez_edge.interventions.bank import Bank
@@ -32,7 +33,7 @@ from alignez_edge.interventions.by_query import Recipe, Turn, condition
 from alignez_edge.runtime import context
 from alignez_edge.runtime.adapter import Adapter
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.requests import Conditional, FloatArray, Injection, Sampling
+from alignez_edge.runtime.requests import Conditional, Injection, Sampling
 from alignez_edge.runtime.session import Session
 from alignez_edge.steering.bank_products import BankProduct
 from alignez_edge.steering.exact import exact_edit

@@ -11,6 +11,7 @@ are left out. Everything is kept in the folder of `benchmarks.real`, whose profi
 
 from __future__ import annotations
 
+from alignez_edge.arrays import DoubleArray
 from alignez_edge.threads import calm
 
 calm()  # before NumPy and llama.cpp are loaded
@@ -23,7 +24,7 @@ from typing import Any  # noqa: E402
 
 import numpy as np  # noqa: E402
 
-from alignez_edge.evaluation.measures import Floats, Resamples  # noqa: E402
+from alignez_edge.evaluation.measures import Resamples  # noqa: E402
 from alignez_edge.modelfiles.names import ModelNames  # noqa: E402
 from alignez_edge.preferences.axes import Axis, Side  # noqa: E402
 from alignez_edge.preferences.prompts import SIDES  # noqa: E402
@@ -88,9 +89,9 @@ class Spoken:
     """The answers of an arm, all `(n_chat, n_turn)`, row by row of the same question; a score is
     NaN where there is nothing to judge, and `nats` is where it was not asked for."""
 
-    scores: Floats
-    nats: Floats
-    tokens: Floats
+    scores: DoubleArray
+    nats: DoubleArray
+    tokens: DoubleArray
 
 
 def rotation(n_chats: int, n_turns: int) -> list[list[int]]:
@@ -256,10 +257,10 @@ def figures(held: Mapping[str, Spoken]) -> dict[str, Any]:
     n_chats, n_turns = held[PLAIN.name].scores.shape
     resamples, turns = Resamples(n_chats), shown(n_turns)
 
-    def effect(name: str, turn: int) -> Floats:
+    def effect(name: str, turn: int) -> DoubleArray:
         return resamples.mean(held[name].scores[:, [turn]])
 
-    def cost(name: str, turn: int) -> Floats:
+    def cost(name: str, turn: int) -> DoubleArray:
         return resamples.ratio(held[name].nats[:, [turn]], held[name].tokens[:, [turn]])
 
     found: dict[str, Any] = {

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from alignez_edge.arrays import DoubleArray
 from alignez_edge.build.choice import FormScore, RequestChoice, choose_request, n_trials
-from alignez_edge.calibration.consensus import FloatArray, Text
+from alignez_edge.calibration.consensus import Text
 from alignez_edge.preferences.axes import Axis
 from alignez_edge.preferences.requests import FORMS, RequestForm, RequestText
 
@@ -29,7 +30,7 @@ def complete(
 def choose(spans: dict[str, Sequence[float]], queries: Sequence[str] = QUERIES) -> RequestChoice:
     """A choice among forms whose pairs have these scores, one a query and then over again."""
 
-    def evidence(texts: Sequence[Text], probes: Sequence[RequestForm]) -> FloatArray:
+    def evidence(texts: Sequence[Text], probes: Sequence[RequestForm]) -> DoubleArray:
         values = []
         for text in texts:
             scores = spans[text.form]

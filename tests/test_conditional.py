@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
+from alignez_edge.arrays import FloatArray
 from alignez_edge.errors import AlignezError, BadInputError, PromptTooLongError
 from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
 from alignez_edge.runtime.adapter import Adapter
@@ -16,7 +17,7 @@ from alignez_edge.runtime.batch import generate_batch
 from alignez_edge.runtime.capture import capture
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.requests import Completion, FloatArray, Injection, Request, Sampling
+from alignez_edge.runtime.requests import Completion, Injection, Request, Sampling
 from alignez_edge.runtime.sampler import Sampler
 from alignez_edge.runtime.session import Session
 from alignez_edge.steering.exact import exact_edit

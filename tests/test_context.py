@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from alignez_edge.arrays import FloatArray
 from alignez_edge.errors import BadInputError, PromptTooLongError, RuntimeFailure
 from alignez_edge.runtime.context import Context, check_fits
 from alignez_edge.runtime.llama import ggml, tensor_shape
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.prefix import common_prefix
-from alignez_edge.runtime.requests import FloatArray
 
 TEXT = "The quick brown fox jumps over the lazy dog."
 

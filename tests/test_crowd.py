@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
+from alignez_edge.arrays import FloatArray
 from alignez_edge.errors import PromptTooLongError
 from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
 from alignez_edge.runtime.adapter import Adapter
@@ -20,7 +21,6 @@ from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.requests import (
     Completion,
     Conditional,
-    FloatArray,
     Given,
     Injection,
     Request,

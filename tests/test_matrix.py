@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from alignez_edge.arrays import FloatArray
 from alignez_edge.build import choice
 from alignez_edge.build import steps as builder
 from alignez_edge.build.build import build_profile
@@ -21,7 +22,7 @@ from alignez_edge.preferences.axes import Axis
 from alignez_edge.profile.profile import Profile
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.requests import FloatArray, Message, Sampling
+from alignez_edge.runtime.requests import Message, Sampling
 from alignez_edge.runtime.session import Session
 from tests.test_context import Rows
 from tests.tinymodels import CHATML

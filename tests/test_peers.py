@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from alignez_edge.arrays import FloatArray
 from alignez_edge.preferences.axes import Axis
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.requests import FloatArray, Injection, Request, Sampling
+from alignez_edge.runtime.requests import Injection, Request, Sampling
 from alignez_edge.runtime.session import Session
 from benchmarks import peers, peers_vectors
 from benchmarks.llamacpp import built

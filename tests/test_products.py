@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
+from alignez_edge.arrays import FloatArray
 from alignez_edge.directions.hidden_states import POSITIONS, HiddenStates
 from alignez_edge.errors import AlignezError, BadInputError
 from alignez_edge.files.gguffile import GGUFFile, read_gguf
@@ -19,7 +20,7 @@ from alignez_edge.interventions.by_query import Recipe, condition
 from alignez_edge.modelfiles.lora import Lora, adapter_file, read_lora
 from alignez_edge.runtime.adapter import Adapter
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.requests import FloatArray, Injection, Sampling
+from alignez_edge.runtime.requests import Injection, Sampling
 from alignez_edge.runtime.session import Session
 from alignez_edge.steering.bank_products import BankProduct
 from alignez_edge.steering.exact import exact_edit

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from alignez_edge.arrays import FloatArray
 from alignez_edge.errors import BadInputError, PromptTooLongError
 from alignez_edge.interventions.value_function import ValueFunction
 from alignez_edge.methods.recontrol import (
@@ -23,7 +24,7 @@ from alignez_edge.runtime.batch import generate_batch
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.logits import LogitSteps, OutputMatrix, last_states
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.requests import FloatArray, Injection, Request, Sampling
+from alignez_edge.runtime.requests import Injection, Request, Sampling
 from alignez_edge.runtime.score import Scorer, kl_divergence
 from alignez_edge.runtime.session import Session
 from tests.test_lora import factors, write

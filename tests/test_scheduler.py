@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from alignez_edge.arrays import FloatArray
 from alignez_edge.errors import BadInputError, BusyError, PromptTooLongError, RuntimeFailure
 from alignez_edge.runtime.capture import capture
 from alignez_edge.runtime.context import Context
@@ -21,7 +22,6 @@ from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.requests import (
     Completion,
     Conditional,
-    FloatArray,
     Given,
     Injection,
     Request,

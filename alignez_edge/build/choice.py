@@ -6,6 +6,7 @@ model and axis, so the scores are kept with the profile.
 """
 
 from __future__ import annotations
+from alignez_edge.arrays import DoubleArray
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +17,11 @@ import numpy as np
 
 from alignez_edge.preferences.answers import Complete, n_completions, write_answers
 from alignez_edge.preferences.axes import Axis
-from alignez_edge.calibration.consensus import FloatArray, Text, spans, weigh
+from alignez_edge.calibration.consensus import Text, spans, weigh
 from alignez_edge.preferences.prompts import cut_next_turn
 from alignez_edge.preferences.requests import PROBES, RequestForm
 
-Evidence = Callable[[Sequence[Text], Sequence[RequestForm]], FloatArray]
+Evidence = Callable[[Sequence[Text], Sequence[RequestForm]], DoubleArray]
 """The evidence of texts by some probes: `(n_texts, n_probes)`."""
 
 N_FIRST = 3
@@ -50,7 +51,7 @@ class FormScore:
     pairs: int
 
     @classmethod
-    def of(cls, form: str, scores: Sequence[float] | FloatArray) -> FormScore:
+    def of(cls, form: str, scores: Sequence[float] | DoubleArray) -> FormScore:
         """The score of a form whose pairs have these scores."""
         values = np.asarray(scores, np.float64)
         n = len(values)
@@ -133,7 +134,7 @@ def choose_request(
     way, is only taken where no form does better than that; `RequestChoice.works` says so. `tick` is
     called for each text that the model writes. The same arguments give the same choice.
     """
-    found: dict[str, list[FloatArray]] = {form.name: [] for form in forms}
+    found: dict[str, list[DoubleArray]] = {form.name: [] for form in forms}
 
     def attempt(
         queries: Sequence[str], forms: Sequence[RequestForm], judges: Sequence[int]

@@ -5,6 +5,7 @@ that was killed at any moment and started again ends with the same profile as an
 """
 
 from __future__ import annotations
+from alignez_edge.arrays import DoubleArray, FloatArray
 
 import hashlib
 import json
@@ -24,7 +25,7 @@ from alignez_edge.preferences.answers import DESCRIPTION_TOKENS
 from alignez_edge.preferences.axes import Axis
 from alignez_edge.build.choice import N_FIRST, N_JUDGES, N_KEPT, N_MOST, N_QUERIES, N_TOKENS, RequestChoice, choose_request, n_trials
 from alignez_edge.calibration.consensus import N_TOKENS as N_READ
-from alignez_edge.calibration.consensus import FloatArray as Array
+
 from alignez_edge.calibration.consensus import Text, evidence, spans
 from alignez_edge.directions.hidden_states import CapturedStates, HiddenStates, Tensor
 from alignez_edge.errors import BadInputError
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model
     from alignez_edge.runtime.requests import Completion, States
 
-FloatArray = npt.NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
 
 DEFAULT_LIMIT = 48
@@ -99,7 +99,7 @@ class Builder:
         probe = probe_for(form, choice.weights)
         weight = np.array([choice.weights.get(probe.name, 1.0) or 1.0])
 
-        def score(pairs: Sequence[tuple[Text, Text]]) -> Array:
+        def score(pairs: Sequence[tuple[Text, Text]]) -> DoubleArray:
             texts = [text for pair in pairs for text in pair]
             return spans(self._evidence(texts, [probe]), weight)
 
@@ -191,7 +191,7 @@ class Builder:
 
     def _evidence(
         self, texts: Sequence[Text], probes: Sequence[RequestForm], n_tokens: int = N_READ
-    ) -> Array:
+    ) -> DoubleArray:
         return evidence(self.model, self.axis, texts, probes, n_tokens=n_tokens, n_ctx=self.ctx)
 
     def _fits(self, query: str, forms: Sequence[RequestForm]) -> bool:

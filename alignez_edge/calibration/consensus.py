@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from alignez_edge.arrays import DoubleArray
 from alignez_edge.preferences import prompts, requests
 from alignez_edge.preferences.axes import QUERY, Axis
 from alignez_edge.preferences.prompts import SIDES
@@ -35,7 +36,6 @@ from alignez_edge.preferences.requests import FORMS, PROBES, RequestForm
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model
 
-FloatArray = npt.NDArray[np.float64]
 
 N_TOKENS = 24
 """Tokens of a text that are read: its first sentence or two."""
@@ -70,7 +70,7 @@ def evidence(
     n_tokens: int = N_TOKENS,
     n_ctx: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
-) -> FloatArray:
+) -> DoubleArray:
     """The evidence of each text by each probe: `(n_texts, n_probes)`, nats per token.
 
     NaN where the text was written for a form of the probe's family; 0 for an empty text. At most
@@ -108,7 +108,7 @@ def evidence(
     return found
 
 
-def weigh(spans: FloatArray) -> FloatArray:
+def weigh(spans: DoubleArray) -> DoubleArray:
     """The probes' weights, `(n_probes,)`, mean 1, from the spans of forms `(n_forms, n_probes)`,
     NaN where a form has no span by a probe.
 
@@ -130,7 +130,7 @@ def weigh(spans: FloatArray) -> FloatArray:
     return weights
 
 
-def spans(found: FloatArray, weights: FloatArray) -> FloatArray:
+def spans(found: DoubleArray, weights: DoubleArray) -> DoubleArray:
     """How far apart the two texts of each pair are, in nats per token: `(n_pairs,)`.
 
     `found` is the `evidence` of the texts, the wanted and the unwanted one of a pair in turn.
@@ -140,7 +140,7 @@ def spans(found: FloatArray, weights: FloatArray) -> FloatArray:
     return _ratio(np.where(known, apart, 0.0) @ weights, known @ weights**2)
 
 
-def _ratio(total: FloatArray, weight: FloatArray) -> FloatArray:
+def _ratio(total: DoubleArray, weight: DoubleArray) -> DoubleArray:
     """Their quotient, 0 where nothing weighs."""
     return np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)
 

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
+from alignez_edge.arrays import DoubleArray
 from alignez_edge.calibration.consensus import Text, answer_tokens, evidence
 from alignez_edge.preferences import prompts
 from alignez_edge.preferences.requests import FORMS, PROBES, RequestForm
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model
     from alignez_edge.runtime.requests import Request
 
-FloatArray = npt.NDArray[np.float64]
 
 STRENGTHS: tuple[float, ...] = (0.2, 0.45, 0.8, 1.3)
 """Strengths that are measured, in natural lengths, with either sign."""
@@ -108,12 +107,12 @@ class FreeCalibration:
     unit: float
     unit_negative: float
     limits: tuple[str, str]
-    effect: FloatArray
-    cost: FloatArray
-    prompted_effect: FloatArray
-    prompted_cost: FloatArray
-    steered: FloatArray
-    prompted: FloatArray
+    effect: DoubleArray
+    cost: DoubleArray
+    prompted_effect: DoubleArray
+    prompted_cost: DoubleArray
+    steered: DoubleArray
+    prompted: DoubleArray
 
     def curves(self) -> dict[str, float | tuple[float, ...]]:
         """What a profile keeps of it, by name."""
@@ -268,7 +267,7 @@ def calibrate_freely(
     n = len(STRENGTHS)
     units: list[float] = []
     limits: list[str] = []
-    steered: list[FloatArray] = []
+    steered: list[DoubleArray] = []
     for side, sign in enumerate((1, -1)):
         columns = slice(3 + n, None) if sign > 0 else slice(2 + n, 2, -1)
         effects = sign * told[:, columns]
@@ -295,7 +294,7 @@ def calibrate_freely(
 
 
 def _unit(
-    effects: FloatArray, costs: FloatArray, target: float | None, bound: float
+    effects: DoubleArray, costs: DoubleArray, target: float | None, bound: float
 ) -> tuple[float, str]:
     """The unit of a sign and what set it, from mean effects towards its side at `STRENGTHS`, and
     mean costs at 0 and there."""
@@ -318,18 +317,18 @@ def _unit(
     return round(float(grid[best]), 4), "cost" if bounded and best == inside - 1 else "grid"
 
 
-Terms = Callable[[FloatArray], FloatArray]
+Terms = Callable[[DoubleArray], DoubleArray]
 
 
-def _effect_terms(s: FloatArray) -> FloatArray:
+def _effect_terms(s: DoubleArray) -> DoubleArray:
     return np.stack([s / (_HALF + s), s], axis=1)
 
 
-def _cost_terms(s: FloatArray) -> FloatArray:
+def _cost_terms(s: DoubleArray) -> DoubleArray:
     return np.stack([np.ones_like(s), s, s**2], axis=1)
 
 
-def _at(terms: Terms, measured: Sequence[float], s: FloatArray) -> FloatArray:
+def _at(terms: Terms, measured: Sequence[float], s: DoubleArray) -> DoubleArray:
     """What takes values at the `measured` strengths to those of the fitted curve at `s`:
     `(len(s), n)`."""
     return terms(s) @ np.linalg.pinv(terms(np.array(measured)))

@@ -17,8 +17,8 @@ from itertools import chain
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from alignez_edge.arrays import DoubleArray
 from alignez_edge.preferences import prompts
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model
     from alignez_edge.runtime.requests import Conditional, Injection
 
-FloatArray = npt.NDArray[np.float64]
 
 GRID: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 """Strengths that are measured, in natural lengths, with either sign."""
@@ -59,10 +58,10 @@ class Reading:
     `asked_drift` are `(2,)`: asking for the wanted and for the unwanted side.
     """
 
-    margin: FloatArray
-    drift: FloatArray
-    asked_margin: FloatArray
-    asked_drift: FloatArray
+    margin: DoubleArray
+    drift: DoubleArray
+    asked_margin: DoubleArray
+    asked_drift: DoubleArray
 
     def to_json(self) -> str:
         """One line that `from_json` reads back to the bit."""
@@ -95,11 +94,11 @@ class Calibration:
 
     unit: float
     limit: str
-    strengths: FloatArray
-    margin: FloatArray
-    drift: FloatArray
-    asked_margin: FloatArray
-    asked_drift: FloatArray
+    strengths: DoubleArray
+    margin: DoubleArray
+    drift: DoubleArray
+    asked_margin: DoubleArray
+    asked_drift: DoubleArray
 
     def curves(self) -> dict[str, float | tuple[float, ...]]:
         """What a profile keeps of it, by name."""
@@ -117,10 +116,10 @@ class Measured:
     plain model, `free_running.py`); else they are margin and KL on given answers.
     """
 
-    strengths: FloatArray
-    effect: FloatArray
-    cost: FloatArray
-    prompted: tuple[FloatArray, FloatArray] | None
+    strengths: DoubleArray
+    effect: DoubleArray
+    cost: DoubleArray
+    prompted: tuple[DoubleArray, DoubleArray] | None
     free: bool
 
     def at(self, strength: float) -> tuple[float, float]:
@@ -131,14 +130,14 @@ class Measured:
         return float(np.interp(strength, x, effect)), float(np.interp(strength, x, cost))
 
     @property
-    def _both(self) -> tuple[FloatArray, FloatArray]:
+    def _both(self) -> tuple[DoubleArray, DoubleArray]:
         return self.effect, self.cost
 
     @classmethod
     def of(cls, profile: Profile) -> Measured | None:
         """Those of a profile; None where it keeps none."""
 
-        def curve(key: str) -> FloatArray:
+        def curve(key: str) -> DoubleArray:
             value = profile.calibration.get(key, ())
             return np.array(value if isinstance(value, tuple) else (), np.float64)
 
@@ -249,7 +248,7 @@ def calibrate(reading: Reading, budget: float = DRIFT_BUDGET) -> Calibration:
     )
 
 
-def _reach(x: FloatArray, y: FloatArray, level: float) -> float | None:
+def _reach(x: DoubleArray, y: DoubleArray, level: float) -> float | None:
     """The first x at which the line through the points reaches `level` from below."""
     for i in range(1, len(x)):
         if y[i] >= level > y[i - 1]:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
-import numpy.typing as npt
 
+from alignez_edge.arrays import DoubleArray
 from alignez_edge.files.reading import is_unprintable
 from alignez_edge.preferences.axes import Axis
 from alignez_edge.preferences.prompts import is_plain, trait
@@ -20,7 +20,6 @@ from alignez_edge.preferences.prompts import is_plain, trait
 if TYPE_CHECKING:
     from alignez_edge.profile.profile import Profile
 
-FloatArray = npt.NDArray[np.float64]
 Word = Literal["works", "weak", "one side", "wrong way", "not enough to tell"]
 
 KEY = "verdict"
@@ -85,7 +84,7 @@ class _Mean:
     margin: float
 
     @classmethod
-    def of(cls, values: FloatArray) -> _Mean:
+    def of(cls, values: DoubleArray) -> _Mean:
         n = len(values)
         error = float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0
         return cls(float(values.mean()), error, _T.get(n - 1, 1.78 if n > 12 else 2.1) * error)
@@ -100,7 +99,7 @@ class _Mean:
 
 
 def judge(
-    axis: Axis, steered: FloatArray, prompted: FloatArray, agreement: float | None = None
+    axis: Axis, steered: DoubleArray, prompted: DoubleArray, agreement: float | None = None
 ) -> Verdict:
     """The verdict on a profile.
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from alignez_edge.arrays import AnyFloatArray
 from alignez_edge.directions.hidden_states import POSITIONS
 from alignez_edge.directions.layers import interlayer_cosine
 from alignez_edge.directions.subspace import cosine, first_direction
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from alignez_edge.directions.hidden_states import HiddenStates
     from alignez_edge.profile.profile import Profile
 
-Floats = npt.NDArray[np.floating]
 Numbers = tuple[float, ...]
 _KEY = "geometry"
 LARGEST = 1e9
@@ -54,7 +53,7 @@ class Geometry:
         return cls.of_directions(*thetas)
 
     @classmethod
-    def of_directions(cls, help_: Floats, harm: Floats) -> Geometry:
+    def of_directions(cls, help_: AnyFloatArray, harm: AnyFloatArray) -> Geometry:
         """Of unit directions by layer, each `(n_layer, n_embd)`."""
         between = [float(cosine(h[None], d[None])[0, 0]) for h, d in zip(help_, harm, strict=True)]
         coordinates, share = principal_plane(np.concatenate([help_, harm]))
@@ -91,7 +90,7 @@ class Geometry:
             return None
 
 
-def cosine_by_count(directions: Floats) -> Floats:
+def cosine_by_count(directions: AnyFloatArray) -> AnyFloatArray:
     """The mean cosine between the directions of the 2, 3, ... layers that agree best with all.
 
     `directions` is `(n_layer, n_embd)`; the result `(n_layer - 1,)`. Layers come in the order in
@@ -105,7 +104,7 @@ def cosine_by_count(directions: Floats) -> Floats:
     return np.asarray(sums / (counts * (counts - 1) / 2))
 
 
-def principal_plane(rows: Floats) -> tuple[Floats, Floats]:
+def principal_plane(rows: AnyFloatArray) -> tuple[AnyFloatArray, AnyFloatArray]:
     """The rows, `(n, d)`, in their first two principal components, `(n, 2)`, and the shares of the
     variance along these, `(2,)`.
 
@@ -133,7 +132,7 @@ def numbers(values: Any, size: int) -> Numbers:
     return tuple(map(float, values))
 
 
-def _rounded(values: Sequence[float] | Floats) -> Numbers:
+def _rounded(values: Sequence[float] | AnyFloatArray) -> Numbers:
     return tuple(round(float(x), 4) + 0.0 for x in values)
 
 

@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
+from alignez_edge.arrays import FloatArray
 from alignez_edge.errors import AlignezError
 from alignez_edge.files.reading import append_whole, make_folder, printable
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.requests import States, TensorName
 
-FloatArray = npt.NDArray[np.float32]
 SIDES = ("chosen", "rejected")
 POSITIONS = ("deciding", "answer")
 

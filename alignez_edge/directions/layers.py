@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from alignez_edge.arrays import AnyFloatArray
 from alignez_edge.directions.subspace import cosine
-
-FloatArray = npt.NDArray[np.floating]
 
 APART = 2.0
 """d' from which a layer tells the sides apart: at 2, one state in six lies on the wrong side."""
 
 
-def interlayer_cosine(directions: FloatArray) -> FloatArray:
+def interlayer_cosine(directions: AnyFloatArray) -> AnyFloatArray:
     """How well each layer's direction agrees with those of all other layers, `(n_layer,)`.
 
     The mean cosine with the others; `directions` is `(n_layer, n_embd)`. Source: AlignEZ, section
@@ -24,7 +22,7 @@ def interlayer_cosine(directions: FloatArray) -> FloatArray:
     return np.asarray((similar.sum(axis=1) - np.diag(similar)) / max(1, n - 1))
 
 
-def choose_layers(separation: FloatArray, agreement: FloatArray) -> tuple[int, ...]:
+def choose_layers(separation: AnyFloatArray, agreement: AnyFloatArray) -> tuple[int, ...]:
     """The layers to edit, ascending, from 1 on: those that separate the sides and agree.
 
     A layer separates from d' = 2 on, or from half of what the best layer reaches where that is
@@ -41,6 +39,6 @@ def choose_layers(separation: FloatArray, agreement: FloatArray) -> tuple[int, .
     return tuple(sorted(chosen | {best, len(separation) - 1}))
 
 
-def best_layer(separation: FloatArray, _agreement: FloatArray) -> tuple[int, ...]:
+def best_layer(separation: AnyFloatArray, _agreement: AnyFloatArray) -> tuple[int, ...]:
     """The one layer, from 1 on, that separates the sides best, as `choose_layers` would say it."""
     return (1 + int(np.argmax(separation[1:])),)

@@ -9,10 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import scipy.linalg
 
-FloatArray = npt.NDArray[np.floating]
+from alignez_edge.arrays import AnyFloatArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,16 +23,16 @@ class Subspace:
     difference along each: never negative.
     """
 
-    directions: FloatArray
-    singular_values: FloatArray
-    shift: FloatArray
+    directions: AnyFloatArray
+    singular_values: AnyFloatArray
+    shift: AnyFloatArray
 
-    def displacement(self) -> FloatArray:
+    def displacement(self) -> AnyFloatArray:
         """The mean difference of the sides as far as it lies in the subspace, `(n_embd,)`."""
         return np.asarray(self.shift @ self.directions)
 
 
-def right_singular_vectors(rows: FloatArray, rank: int) -> tuple[FloatArray, FloatArray]:
+def right_singular_vectors(rows: AnyFloatArray, rank: int) -> tuple[AnyFloatArray, AnyFloatArray]:
     """The first `rank` right singular vectors `(rank, n_embd)` and values of an uncentred matrix.
 
     Fewer come back where the matrix has fewer rows or columns, or less rank than asked for.
@@ -45,7 +44,7 @@ def right_singular_vectors(rows: FloatArray, rank: int) -> tuple[FloatArray, Flo
     return vectors[:kept], values[:kept]
 
 
-def difference_subspace(chosen: FloatArray, rejected: FloatArray, rank: int = 1) -> Subspace:
+def difference_subspace(chosen: AnyFloatArray, rejected: AnyFloatArray, rank: int = 1) -> Subspace:
     """Version 2 of the method: SVD of the stacked differences `chosen_i - rejected_i`.
 
     They are not centred: centring would remove the very shift that is looked for. Source: AlignEZ
@@ -58,7 +57,7 @@ def difference_subspace(chosen: FloatArray, rejected: FloatArray, rank: int = 1)
     return Subspace(directions * signs[:, None], values, shift * signs)
 
 
-def first_direction(states: FloatArray) -> FloatArray:
+def first_direction(states: AnyFloatArray) -> AnyFloatArray:
     """Version 1: the first right singular vector of one side's states, `(n_embd,)`, unit length.
 
     Oriented along the mean state. Source: AlignEZ, equation 1.
@@ -68,7 +67,7 @@ def first_direction(states: FloatArray) -> FloatArray:
     return theta if theta @ np.asarray(states, np.float64).mean(axis=0) >= 0 else -theta
 
 
-def version_1_edit(x: FloatArray, help_: FloatArray, harm: FloatArray) -> FloatArray:
+def version_1_edit(x: AnyFloatArray, help_: AnyFloatArray, harm: AnyFloatArray) -> AnyFloatArray:
     """`M x` of the papers' edit `x <- x + M x`: `x`'s component along `harm` is removed, then what
     is left is doubled along `help_`.
 
@@ -79,7 +78,7 @@ def version_1_edit(x: FloatArray, help_: FloatArray, harm: FloatArray) -> FloatA
     return np.asarray(rejected + _coefficient(rejected, help_) * help_ - x)
 
 
-def separation(chosen: FloatArray, rejected: FloatArray) -> float:
+def separation(chosen: AnyFloatArray, rejected: AnyFloatArray) -> float:
     """How far apart the two sides lie, in standard deviations (d').
 
     The direction is the difference of means of one half of the pairs and is judged on the other
@@ -100,7 +99,7 @@ def separation(chosen: FloatArray, rejected: FloatArray) -> float:
     return float(np.mean(scores)) if scores else 0.0
 
 
-def cosine(a: FloatArray, b: FloatArray) -> FloatArray:
+def cosine(a: AnyFloatArray, b: AnyFloatArray) -> AnyFloatArray:
     """Cosine similarities between the rows of `a` `(n, d)` and of `b` `(m, d)`: `(n, m)`.
 
     A zero row is similar to nothing: 0.
@@ -110,6 +109,6 @@ def cosine(a: FloatArray, b: FloatArray) -> FloatArray:
     return np.divide(left @ right.T, norms, out=np.zeros(norms.shape), where=norms > 0)
 
 
-def _coefficient(x: FloatArray, theta: FloatArray) -> FloatArray:
+def _coefficient(x: AnyFloatArray, theta: AnyFloatArray) -> AnyFloatArray:
     length = float(theta @ theta)
     return np.asarray(x @ theta)[..., None] / length if length else np.zeros((*x.shape[:-1], 1))

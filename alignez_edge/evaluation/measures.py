@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-Floats = npt.NDArray[np.float64]
+from alignez_edge.arrays import DoubleArray
 
 N_RESAMPLES = 4000
 LEVEL = 0.95
@@ -76,14 +76,14 @@ class Resamples:
     def _rows(self) -> int:
         return max(1, _BLOCK // self.n_query)
 
-    def sums(self, columns: npt.NDArray[Any]) -> Floats:
+    def sums(self, columns: npt.NDArray[Any]) -> DoubleArray:
         """Samples `(1 + N_RESAMPLES, n)` of the sums of `(n_query, n)` columns over the queries."""
         blocks = range(0, len(self._counts), self._rows)
         return np.concatenate(
             [self._counts[at : at + self._rows].astype(np.float64) @ columns for at in blocks]
         )
 
-    def ratio(self, numerator: npt.NDArray[Any], denominator: npt.NDArray[Any]) -> Floats:
+    def ratio(self, numerator: npt.NDArray[Any], denominator: npt.NDArray[Any]) -> DoubleArray:
         """The sum of one `(n_query, n_seed)` array over the sum of another."""
         above, below = self.sums(
             np.stack([numerator.sum(axis=1), denominator.sum(axis=1)], axis=1)
@@ -91,11 +91,11 @@ class Resamples:
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray(above / below)
 
-    def mean(self, values: npt.NDArray[Any]) -> Floats:
+    def mean(self, values: npt.NDArray[Any]) -> DoubleArray:
         """The mean over `(n_query, n_seed)` values, NaN left out."""
         return self.ratio(np.nan_to_num(values), ~np.isnan(values))
 
-    def figure(self, sample: Floats) -> Figure:
+    def figure(self, sample: DoubleArray) -> Figure:
         """The figure of a sample with its interval; NaN where the figure itself is none."""
         usable = sample[np.isfinite(sample)]
         if not np.isfinite(sample[0]):
@@ -103,7 +103,7 @@ class Resamples:
         low, high = self.bounds(usable)
         return Figure(float(sample[0]), float(low), float(high))
 
-    def bounds(self, samples: Floats) -> tuple[Floats, Floats]:
+    def bounds(self, samples: DoubleArray) -> tuple[DoubleArray, DoubleArray]:
         """The interval's ends along the first axis; with one query there is no interval: NaN."""
         n = self.n_query
         if n < 2:
@@ -125,7 +125,7 @@ class Resamples:
         won, lost = (int((signs == side).sum()) / known for side in (1, -1))
         return Wins(won, lost, int((signs == 0).sum()) / known, net)
 
-    def net_win_bounds(self, samples: Floats) -> tuple[Floats, Floats]:
+    def net_win_bounds(self, samples: DoubleArray) -> tuple[DoubleArray, DoubleArray]:
         """`bounds` of net wins in [-1, 1], never narrower than what the queries can rule out.
 
         A kind of query that is a share r of all is missed by n queries with probability (1 - r)^n.
@@ -143,7 +143,7 @@ class Resamples:
             np.maximum(high, mean + unseen * (1 - mean)),
         )
 
-    def share(self, part: Floats, whole: Floats) -> Figure:
+    def share(self, part: DoubleArray, whole: DoubleArray) -> Figure:
         """One sample over another, as for relative improvement.
 
         Where the interval of the whole holds 0, nobody can say what share of it the part is: NaN.

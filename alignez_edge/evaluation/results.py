@@ -12,15 +12,14 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from alignez_edge.arrays import DoubleArray
 from alignez_edge.errors import BadInputError
 from alignez_edge.evaluation.blind import Blind, Seen
 from alignez_edge.evaluation.measures import Figure, Resamples, loops, sign_test
 from alignez_edge.evaluation.runfolder import RunFolder
 from alignez_edge.files.reading import printable
 
-Floats = npt.NDArray[np.float64]
 Contest = tuple[str, str, str]
 """(arm, axis, side): one arm against plain answers, judged by one aim."""
 KNOWLEDGE = "knowledge"
@@ -33,8 +32,8 @@ class Judged:
     by aspect the scores of both answers, `(2, n_query, n_seed)`: the arm's, then the plain one's.
     """
 
-    preferences: Floats
-    scores: dict[str, Floats]
+    preferences: DoubleArray
+    scores: dict[str, DoubleArray]
 
 
 class Tables:
@@ -73,9 +72,9 @@ class Tables:
                 both[:, query, seed] = _pair(self.run, pair)
         return found
 
-    def _drift(self) -> dict[str, Floats]:
+    def _drift(self) -> dict[str, DoubleArray]:
         """By arm, the sums over neutral texts of drift times tokens, of nats, and of tokens."""
-        found: dict[str, Floats] = {}
+        found: dict[str, DoubleArray] = {}
         for _, record in self.run.drift.records():
             sums = found.setdefault(str(record.get("arm")), np.zeros(3))
             tokens = _number(self.run, record, "tokens")
@@ -85,16 +84,16 @@ class Tables:
         return found
 
     @cached_property
-    def plain_scores(self) -> dict[str, Floats]:
+    def plain_scores(self) -> dict[str, DoubleArray]:
         """By aspect, the scores of the plain answers, from whichever contest has them."""
-        found: dict[str, Floats] = {}
+        found: dict[str, DoubleArray] = {}
         for judged in self.judged.values():
             for aspect, (_, plain) in judged.scores.items():
                 known = found.setdefault(aspect, plain.copy())
                 np.copyto(known, plain, where=np.isnan(known))
         return found
 
-    def scores(self, contest: Contest) -> dict[str, Floats]:
+    def scores(self, contest: Contest) -> dict[str, DoubleArray]:
         """By aspect, the scores of an arm's answers. Answers that were not judged because they are
         the plain ones have the scores of those."""
         judged = self.judged.get(contest)
@@ -108,7 +107,7 @@ class Tables:
             found[aspect] = np.where(same, plain, own)
         return found
 
-    def sample(self, contest: Contest) -> Floats:
+    def sample(self, contest: Contest) -> DoubleArray:
         """How much an arm's answers show of the positive side of their axis.
 
         The mean of the scores for the aspect of the axis' name; where the judge gives none, the

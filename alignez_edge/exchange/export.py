@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
+from alignez_edge.arrays import FloatArray
 from alignez_edge.errors import BadInputError
 from alignez_edge.exchange.vectorfile import write_control_vector
 from alignez_edge.files.reading import (
@@ -27,7 +28,6 @@ from alignez_edge.files.reading import (
     user_dir,
     write_atomic,
 )
-from alignez_edge.interventions.control_vector import FloatArray
 from alignez_edge.preferences.pairs import read_labelled_pairs
 from alignez_edge.preferences.queries import iter_records
 from alignez_edge.profile.provenance import Provenance

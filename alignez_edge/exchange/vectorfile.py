@@ -25,11 +25,11 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from alignez_edge.arrays import FloatArray
 from alignez_edge.errors import BadInputError, ProfileFileError
 from alignez_edge.files.gguffile import GGUFFile, read_gguf
 from alignez_edge.files.ggufwriter import gguf_writer
 from alignez_edge.files.reading import printable, write_atomic
-from alignez_edge.interventions.control_vector import FloatArray
 
 ARCHITECTURE = "controlvector"
 Maker = Literal["llama.cpp", "repeng"]

@@ -16,12 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from alignez_edge.arrays import FloatArray, HalfArray, IntArray
 from alignez_edge.directions.hidden_states import POSITIONS, SIDES, HiddenStates, LayerStates
 from alignez_edge.interventions.control_vector import check_layers
-
-FloatArray = npt.NDArray[np.float32]
-HalfArray = npt.NDArray[np.float16]
-IntArray = npt.NDArray[np.int64]
 
 TENSORS = ("l_out", "ffn_out")
 MOST_PAIRS = 4096

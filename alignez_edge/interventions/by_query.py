@@ -17,6 +17,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from alignez_edge.arrays import FloatArray, IntArray
 from alignez_edge.directions.hidden_states import POSITIONS
 from alignez_edge.directions.layers import interlayer_cosine
 from alignez_edge.directions.subspace import version_1_edit
@@ -24,9 +25,6 @@ from alignez_edge.interventions.bank import Bank
 from alignez_edge.interventions.control_vector import ControlVector
 from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
 from alignez_edge.methods.fit import ANSWER_GAIN, DECIDING_GAIN
-
-FloatArray = npt.NDArray[np.float32]
-IntArray = npt.NDArray[np.int64]
 
 RecipeMethod = Literal["alignez", "alignez-v1"]
 

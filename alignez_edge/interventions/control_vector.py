@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float32]
+from alignez_edge.arrays import FloatArray
 
 
 @dataclass(frozen=True, eq=False)

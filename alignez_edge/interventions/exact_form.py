@@ -9,14 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from alignez_edge.arrays import AnyFloatArray
 from alignez_edge.directions.hidden_states import POSITIONS, HiddenStates
 from alignez_edge.directions.subspace import difference_subspace, first_direction
 from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
 
-FloatArray = npt.NDArray[np.floating]
-LayerEditor = Callable[[FloatArray, FloatArray], LayerEdit]
+LayerEditor = Callable[[AnyFloatArray, AnyFloatArray], LayerEdit]
 """(chosen, rejected) of one layer and position, `(n_pairs, n_embd)` each -> the edit there."""
 
 
@@ -61,17 +60,17 @@ def exact_form(
     return ExactForm(deciding, answer)
 
 
-def swap(chosen: FloatArray, rejected: FloatArray) -> LayerEdit:
+def swap(chosen: AnyFloatArray, rejected: AnyFloatArray) -> LayerEdit:
     """Version 1 (AlignEZ, section 2.3): the harm component removed, the help component doubled."""
     return LayerEdit.swap(first_direction(chosen), first_direction(rejected))
 
 
-def amplify(chosen: FloatArray, rejected: FloatArray) -> LayerEdit:
+def amplify(chosen: AnyFloatArray, rejected: AnyFloatArray) -> LayerEdit:
     """Version 2 without its activation: doubled along the first direction of the differences."""
     return LayerEdit.amplify(difference_subspace(chosen, rejected).directions)
 
 
-def move(chosen: FloatArray, rejected: FloatArray) -> LayerEdit:
+def move(chosen: AnyFloatArray, rejected: AnyFloatArray) -> LayerEdit:
     """Along that direction every state is moved to the mean of the wanted side."""
     directions = difference_subspace(chosen, rejected).directions
     return LayerEdit.move(directions, directions @ np.mean(chosen, axis=0, dtype=np.float64))

@@ -19,7 +19,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float32]
+from alignez_edge.arrays import FloatArray
+
 Activation = Literal["linear", "relu", "tanh"]
 _ACTIVATIONS = ("linear", "relu", "tanh")
 

@@ -14,9 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from alignez_edge.arrays import FloatArray
 from alignez_edge.errors import BadInputError
-
-FloatArray = npt.NDArray[np.float32]
 
 WIDTH = 128
 """Units of each hidden layer."""

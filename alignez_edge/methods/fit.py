@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from alignez_edge.arrays import AnyFloatArray
 from alignez_edge.directions.hidden_states import HiddenStates
 from alignez_edge.directions.layers import best_layer, choose_layers, interlayer_cosine
 from alignez_edge.directions.subspace import (
@@ -34,8 +34,7 @@ from alignez_edge.interventions.exact_form import (
 from alignez_edge.interventions.mlp_edit import LayerEdit
 from alignez_edge.methods.iti import AttentionHeads, fit_heads
 
-FloatArray = npt.NDArray[np.floating]
-Estimator = Callable[[FloatArray, FloatArray], tuple[FloatArray, FloatArray]]
+Estimator = Callable[[AnyFloatArray, AnyFloatArray], tuple[AnyFloatArray, AnyFloatArray]]
 """(chosen, rejected) of one layer and position -> (direction, displacement), `(n_embd,)` each."""
 
 TensorName = Literal["l_out", "ffn_out", "kqv_out"]
@@ -60,7 +59,7 @@ class Method:
     tensor: TensorName = "l_out"
     read: tuple[str, str] = ("deciding", "answer")
     gains: tuple[float, float] = (DECIDING_GAIN, ANSWER_GAIN)
-    choose: Callable[[FloatArray, FloatArray], tuple[int, ...]] = choose_layers
+    choose: Callable[[AnyFloatArray, AnyFloatArray], tuple[int, ...]] = choose_layers
     edit: LayerEditor | None = None
 
 
@@ -75,8 +74,8 @@ class Fit:
 
     vector: ControlVector
     layers: tuple[int, ...]
-    separation: FloatArray
-    interlayer: FloatArray
+    separation: AnyFloatArray
+    interlayer: AnyFloatArray
     exact: ExactForm | None = None
 
 
@@ -140,7 +139,7 @@ def _fit_heads(
     return Fit(vector, chosen, found.separation, interlayer_cosine(found.displacement))
 
 
-def _whole(deciding: FloatArray, answer: FloatArray, layers: Iterable[int]) -> ControlVector:
+def _whole(deciding: AnyFloatArray, answer: AnyFloatArray, layers: Iterable[int]) -> ControlVector:
     """Each of `layers` gets its own displacement whole: outputs that are no running sums."""
     rows = deciding.astype(np.float32), answer.astype(np.float32)
     for row in rows:
@@ -148,33 +147,37 @@ def _whole(deciding: FloatArray, answer: FloatArray, layers: Iterable[int]) -> C
     return ControlVector(*rows).restrict(layers)
 
 
-def _alignez(chosen: FloatArray, rejected: FloatArray) -> tuple[FloatArray, FloatArray]:
+def _alignez(chosen: AnyFloatArray, rejected: AnyFloatArray) -> tuple[AnyFloatArray, AnyFloatArray]:
     found = difference_subspace(chosen, rejected, RANK)
     return found.directions[0], found.displacement()
 
 
-def _alignez_v1(chosen: FloatArray, rejected: FloatArray) -> tuple[FloatArray, FloatArray]:
+def _alignez_v1(
+    chosen: AnyFloatArray, rejected: AnyFloatArray
+) -> tuple[AnyFloatArray, AnyFloatArray]:
     help_, harm = first_direction(chosen), first_direction(rejected)
     middle = (np.mean(chosen, axis=0, dtype=np.float64) + np.mean(rejected, axis=0)) / 2
     return help_, version_1_edit(middle, help_, harm)
 
 
-def _alignez_v2(chosen: FloatArray, rejected: FloatArray) -> tuple[FloatArray, FloatArray]:
+def _alignez_v2(
+    chosen: AnyFloatArray, rejected: AnyFloatArray
+) -> tuple[AnyFloatArray, AnyFloatArray]:
     return _mean_field(amplify(chosen, rejected), chosen, rejected)
 
 
-def _affine(chosen: FloatArray, rejected: FloatArray) -> tuple[FloatArray, FloatArray]:
+def _affine(chosen: AnyFloatArray, rejected: AnyFloatArray) -> tuple[AnyFloatArray, AnyFloatArray]:
     return _mean_field(move(chosen, rejected), chosen, rejected)
 
 
 def _mean_field(
-    edit: LayerEdit, chosen: FloatArray, rejected: FloatArray
-) -> tuple[FloatArray, FloatArray]:
+    edit: LayerEdit, chosen: AnyFloatArray, rejected: AnyFloatArray
+) -> tuple[AnyFloatArray, AnyFloatArray]:
     middle = (np.mean(chosen, axis=0, dtype=np.float64) + np.mean(rejected, axis=0)) / 2
     return edit.outward[:, 0], edit.change(middle)
 
 
-def _mean(chosen: FloatArray, rejected: FloatArray) -> tuple[FloatArray, FloatArray]:
+def _mean(chosen: AnyFloatArray, rejected: AnyFloatArray) -> tuple[AnyFloatArray, AnyFloatArray]:
     shift = np.mean(np.asarray(chosen, np.float64) - rejected, axis=0)
     length = np.linalg.norm(shift)
     return (shift / length if length else shift), shift

@@ -29,13 +29,12 @@ import numpy.typing as npt
 import scipy.optimize
 import scipy.special
 
+from alignez_edge.arrays import AnyFloatArray
 from alignez_edge.directions.hidden_states import HiddenStates
 from alignez_edge.directions.subspace import separation
 from alignez_edge.errors import BadInputError
 from alignez_edge.files.gguffile import GGUFFile, printable
 from alignez_edge.modelfiles.lora import Carried
-
-FloatArray = npt.NDArray[np.floating]
 
 READ = "answer"
 """Where head outputs are read. Read at the deciding token the probes are surer, but a shift that
@@ -58,7 +57,7 @@ class AttentionHeads:
     n_head: int
     n_dims: int
     n_embd: int
-    outward: Callable[[int, FloatArray], FloatArray]
+    outward: Callable[[int, AnyFloatArray], AnyFloatArray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,9 +65,9 @@ class HeadFit:
     """`displacement` `(n_layer, n_embd)` in the residual stream; `mask` `(n_layer, n_head)` says
     which heads it comes from; `separation` `(n_layer,)` is d' of a layer's heads together."""
 
-    displacement: FloatArray
+    displacement: AnyFloatArray
     mask: npt.NDArray[np.bool_]
-    separation: FloatArray
+    separation: AnyFloatArray
 
 
 def attention_heads(gguf: GGUFFile, lora: Carried = ()) -> AttentionHeads:
@@ -94,7 +93,7 @@ def attention_heads(gguf: GGUFFile, lora: Carried = ()) -> AttentionHeads:
             "choose another --method",
         )
 
-    def outward(layer: int, x: FloatArray) -> FloatArray:
+    def outward(layer: int, x: AnyFloatArray) -> AnyFloatArray:
         name = _output_matrix(layer)
         matrix = gguf.tensor(name)
         for carried, scale in lora:
@@ -136,12 +135,12 @@ def fit_heads(
     return HeadFit(displacement, mask, np.array(apart))
 
 
-def by_head(x: FloatArray, n_head: int) -> FloatArray:
+def by_head(x: AnyFloatArray, n_head: int) -> AnyFloatArray:
     """Outputs of all heads of a layer, `(n, n_dims)`, as `(n_head, n, head size)`."""
     return np.asarray(x, np.float64).reshape(len(x), n_head, -1).swapaxes(0, 1)
 
 
-def head_shift(chosen: FloatArray, rejected: FloatArray) -> FloatArray:
+def head_shift(chosen: AnyFloatArray, rejected: AnyFloatArray) -> AnyFloatArray:
     """`sigma theta` of one head, `(head size,)`, from its outputs on each side, `(n, head size)`.
 
     Zero where the sides' means are equal.
@@ -154,7 +153,7 @@ def head_shift(chosen: FloatArray, rejected: FloatArray) -> FloatArray:
     return np.asarray((np.concatenate([chosen, rejected]) @ theta).std() * theta)
 
 
-def probe_score(chosen: FloatArray, rejected: FloatArray) -> tuple[float, float]:
+def probe_score(chosen: AnyFloatArray, rejected: AnyFloatArray) -> tuple[float, float]:
     """How well logistic probes tell the sides of one head apart: (accuracy, -log loss).
 
     Each half of the pairs is judged by a probe of the other half, so that a pair's two answers are
@@ -175,13 +174,13 @@ def probe_score(chosen: FloatArray, rejected: FloatArray) -> tuple[float, float]
     return float((margin > 0).mean()), -float(np.logaddexp(0, -margin).mean())
 
 
-def logistic_probe(x: FloatArray, side: FloatArray) -> tuple[FloatArray, float]:
+def logistic_probe(x: AnyFloatArray, side: AnyFloatArray) -> tuple[AnyFloatArray, float]:
     """Logistic regression of `side` (`(n,)` of +1 and -1) on the rows of `x`: weights and bias.
 
     With the usual unit ridge on the weights: sum of log losses + |w|^2 / 2.
     """
 
-    def loss(w: FloatArray) -> tuple[float, FloatArray]:
+    def loss(w: AnyFloatArray) -> tuple[float, AnyFloatArray]:
         margin = side * (x @ w[:-1] + w[-1])
         slope = -side * scipy.special.expit(-margin)
         value = np.logaddexp(0, -margin).sum() + w[:-1] @ w[:-1] / 2
@@ -191,7 +190,7 @@ def logistic_probe(x: FloatArray, side: FloatArray) -> tuple[FloatArray, float]:
     return found.x[:-1], float(found.x[-1])
 
 
-def best_heads(scores: FloatArray, layers: Sequence[int] | None = None) -> npt.NDArray[np.bool_]:
+def best_heads(scores: AnyFloatArray, layers: Sequence[int] | None = None) -> npt.NDArray[np.bool_]:
     """Which heads to shift, `(n_layer, n_head)`: the best `SHARE` of those of `layers`, at least
     one; of layers that were named each one's best. `scores` is `(n_layer, n_head, 2)`, compared by
     the first number and then by the second; layer 0 cannot be edited."""

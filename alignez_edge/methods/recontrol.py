@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from alignez_edge.arrays import FloatArray
 from alignez_edge.errors import BadInputError
 from alignez_edge.files.reading import printable
-from alignez_edge.interventions.value_function import FloatArray, ValueFunction, fit_value
+from alignez_edge.interventions.value_function import ValueFunction, fit_value
 from alignez_edge.preferences.pairs import PreferencePair
 
 if TYPE_CHECKING:

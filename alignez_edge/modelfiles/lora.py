@@ -16,13 +16,11 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from alignez_edge.arrays import FloatArray
 from alignez_edge.errors import BadInputError, ModelFileError
 from alignez_edge.files.gguffile import GGUFFile, TensorInfo, printable, read_gguf
 from alignez_edge.files.reading import is_there
-
-FloatArray = npt.NDArray[np.float32]
 
 _TYPES = frozenset(
     "F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS".split()

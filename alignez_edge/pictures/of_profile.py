@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
+from alignez_edge.arrays import AnyFloatArray
 from alignez_edge.calibration.teacher_forced import Measured
 from alignez_edge.directions.geometry import LARGEST, Geometry, numbers, principal_plane
 from alignez_edge.directions.subspace import first_direction
@@ -20,7 +20,6 @@ from alignez_edge.profile.profile import Profile
 if TYPE_CHECKING:
     from alignez_edge.interventions.by_query import Neighbourhood
 
-Floats = npt.NDArray[np.floating]
 
 LAYER = "layer (0 is the first)"
 COSINE = "cosine (−1 to 1)"
@@ -237,7 +236,7 @@ def _of_queries(profile: Profile, near: Neighbourhood) -> Picture:
     return Picture(title, rows)
 
 
-def _plane(title: str, curves: tuple[Curve, ...], share: Sequence[float] | Floats) -> Chart:
+def _plane(title: str, curves: tuple[Curve, ...], share: Sequence[float] | AnyFloatArray) -> Chart:
     labels = [
         f"{which} component ({100 * part:.0f} % of variance)"
         for which, part in zip(("first", "second"), share, strict=True)
@@ -276,7 +275,7 @@ def _asked(levels: object) -> tuple[tuple[str, float], ...]:
         return ()
 
 
-def _columns(points: Sequence[Sequence[float]] | Floats) -> tuple[Numbers, Numbers]:
+def _columns(points: Sequence[Sequence[float]] | AnyFloatArray) -> tuple[Numbers, Numbers]:
     return tuple(float(p[0]) for p in points), tuple(float(p[1]) for p in points)
 
 

@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from alignez_edge.calibration.consensus import FloatArray, Text
+from alignez_edge.arrays import DoubleArray
+from alignez_edge.calibration.consensus import Text
 from alignez_edge.errors import AlignezError, BadInputError
 from alignez_edge.files.reading import append_whole, decode_utf8, make_folder, printable, read_bytes
 from alignez_edge.preferences import prompts
@@ -86,7 +87,7 @@ class PairSet:
     """Those that were asked to get the pairs, where the model wrote them."""
 
 
-Score = Callable[[Sequence[tuple[Text, Text]]], Sequence[float] | FloatArray]
+Score = Callable[[Sequence[tuple[Text, Text]]], Sequence[float] | DoubleArray]
 """How far apart the two texts of each pair are, in nats per token; above 0: the right way round."""
 
 

@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from alignez_edge.arrays import FloatArray
 from alignez_edge.errors import AxisError, BadInputError, ProfileFileError
 from alignez_edge.files.gguffile import GGUFFile, read_gguf
 from alignez_edge.files.ggufwriter import gguf_writer
 from alignez_edge.files.reading import printable, write_atomic
 from alignez_edge.files.untrusted import Keys
-from alignez_edge.interventions.control_vector import ControlVector, FloatArray, check_layers
+from alignez_edge.interventions.control_vector import ControlVector, check_layers
 from alignez_edge.modelfiles.fingerprint import Fingerprint
 from alignez_edge.preferences.axes import WORDINGS, Axis, Side, Wording
 from alignez_edge.preferences.prompts import SIDES

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from alignez_edge.arrays import FloatArray
 from alignez_edge.directions.hidden_states import POSITIONS, SIDES
 from alignez_edge.files.gguffile import GGUFFile
 from alignez_edge.files.untrusted import Keys
@@ -22,8 +23,6 @@ from alignez_edge.interventions.exact_form import ExactForm
 from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
 from alignez_edge.interventions.value_function import ValueFunction
 from alignez_edge.methods.recontrol import ReControl
-
-FloatArray = npt.NDArray[np.float32]
 
 MAX_RANK = 64  # of a layer's exact edit
 MAX_CELLS = 1 << 30  # numbers of a bank or of a value function

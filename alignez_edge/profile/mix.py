@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from alignez_edge import __version__
+from alignez_edge.arrays import DoubleArray
 from alignez_edge.directions.hidden_states import POSITIONS
 from alignez_edge.errors import BadInputError, ProfileFileError
 from alignez_edge.files.reading import printable
@@ -37,7 +37,6 @@ _LEAST = 0.01
 _HUGE = 1e100
 _KEY = "mix"
 
-Floats = npt.NDArray[np.float64]
 Matrix = tuple[tuple[float, ...], ...]
 
 
@@ -94,7 +93,7 @@ class Mixture:
             return None
 
 
-def displacements(profile: Profile) -> Floats:
+def displacements(profile: Profile) -> DoubleArray:
     """What strength 1 displaces each layer by: `(2, n_layer, n_embd)`, deciding token first.
 
     Raises `BadInputError` where its numbers are so large that nothing can be computed with them.

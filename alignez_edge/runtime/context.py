@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from alignez_edge.arrays import FloatArray
 from alignez_edge.errors import BadInputError, PromptTooLongError, RuntimeFailure
 from alignez_edge.runtime.adapter import Adapter
 from alignez_edge.runtime.llama import (
@@ -41,7 +42,7 @@ from alignez_edge.runtime.llama import (
 )
 from alignez_edge.runtime.places import VectorPlaces
 from alignez_edge.runtime.reference import Reference
-from alignez_edge.runtime.requests import Editor, Edits, FloatArray, LogitEdits, TensorName
+from alignez_edge.runtime.requests import Editor, Edits, LogitEdits, TensorName
 from alignez_edge.runtime.rows import RowPlan, RowTap
 
 if TYPE_CHECKING:

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from alignez_edge.arrays import FloatArray, IntArray
 from alignez_edge.errors import BadInputError
 from alignez_edge.runtime.context import Context, check_fits
-from alignez_edge.runtime.requests import FloatArray, Given, IntArray, Request
+from alignez_edge.runtime.requests import Given, Request
 from alignez_edge.runtime.scheduler import Scheduler
 from alignez_edge.runtime.score import rows_that_fit
 

@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from alignez_edge.arrays import FloatArray
 from alignez_edge.runtime.llama import (
     ggml,
     is_on_host,
@@ -21,7 +22,6 @@ from alignez_edge.runtime.llama import (
     tensor_shape,
     tensor_type,
 )
-from alignez_edge.runtime.requests import FloatArray
 
 _F32 = 0
 

@@ -7,15 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
+
+from alignez_edge.arrays import FloatArray, IntArray
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.adapter import Adapter
     from alignez_edge.runtime.context import Context
     from alignez_edge.runtime.model import Model
 
-FloatArray = npt.NDArray[np.float32]
-IntArray = npt.NDArray[np.int64]
 TensorName = Literal["l_out", "ffn_out", "kqv_out"]
 """The residual stream after a layer, its MLP's output, its attention heads' outputs."""
 Phase = Literal["deciding", "answer"]

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from alignez_edge.arrays import FloatArray
 from alignez_edge.errors import BadInputError, PromptTooLongError
 from alignez_edge.runtime.context import Context, window
-from alignez_edge.runtime.requests import Conditional, FloatArray, Given, Injection, Request
+from alignez_edge.runtime.requests import Conditional, Given, Injection, Request
 from alignez_edge.runtime.scheduler import Scheduler
 
 if TYPE_CHECKING:

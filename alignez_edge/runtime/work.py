@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from alignez_edge.arrays import FloatArray
 from alignez_edge.errors import BadInputError
 from alignez_edge.runtime.context import Context, check_fits
 from alignez_edge.runtime.requests import (
@@ -16,7 +17,6 @@ from alignez_edge.runtime.requests import (
     Conditional,
     Edits,
     FinishReason,
-    FloatArray,
     Injection,
     Request,
     States,

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
+from alignez_edge.arrays import FloatArray, IntArray
 from alignez_edge.directions.hidden_states import POSITIONS
 from alignez_edge.errors import AlignezError, BadInputError
 from alignez_edge.files.gguffile import GGUFFile
 from alignez_edge.files.reading import cache_dir, make_folder, printable, write_atomic
-from alignez_edge.interventions.bank import Bank, FloatArray, IntArray, packed, widened
+from alignez_edge.interventions.bank import Bank, packed, widened
 from alignez_edge.interventions.by_query import Turn
 from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
 from alignez_edge.modelfiles.fingerprint import identity

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from alignez_edge.arrays import DoubleArray, FloatArray
 from alignez_edge.directions.hidden_states import POSITIONS
 from alignez_edge.errors import AlignezError, BadInputError
 from alignez_edge.files.reading import cache_dir, make_folder, printable, write_atomic
@@ -35,9 +35,8 @@ if TYPE_CHECKING:
     from alignez_edge.profile.profile import Profile
     from alignez_edge.runtime.adapter import Adapter
     from alignez_edge.runtime.model import Model
-    from alignez_edge.runtime.requests import Conditional, Edits, FloatArray, Injection, LogitEdits
+    from alignez_edge.runtime.requests import Conditional, Edits, Injection, LogitEdits
 
-Rows = npt.NDArray[np.float64]
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -46,8 +45,8 @@ class Share:
     """What one profile adds to an injection: rows `(n_layer, n_embd)` for `l_out` at the deciding
     token and at later ones, and edits."""
 
-    deciding: Rows
-    answer: Rows
+    deciding: DoubleArray
+    answer: DoubleArray
     deciding_edits: Edits = ()
     answer_edits: Edits = ()
     logit_edits: LogitEdits = ()
@@ -136,7 +135,7 @@ def shares(
     else:
         assert profile.exact is not None
         edits = profile.exact.edits
-    rows: list[Rows] = []
+    rows: list[DoubleArray] = []
     made: list[Edits] = []
     for position, edit in edits.items():
         if way == "reference":
