@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from alignez_edge.build.build import build_profile
+from alignez_edge.build.generate import ANSWER_TOKENS
 from alignez_edge.calibration.free_running import TEMPERATURE
 from alignez_edge.preferences import prompts
 from alignez_edge.preferences.axes import Axis
-from alignez_edge.preferences.pairs import ANSWER_TOKENS, PreferencePair
+from alignez_edge.preferences.pairs import PreferencePair
 from alignez_edge.runtime.batch import generate_batch
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.requests import Request, Sampling

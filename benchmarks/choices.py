@@ -26,8 +26,8 @@ from alignez_edge.preferences import prompts
 from alignez_edge.preferences.axes import Axis
 from alignez_edge.preferences.pairs import PreferencePair
 from alignez_edge.runtime.capture import TensorName, capture
+from alignez_edge.runtime.injection import Injection
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.requests import Injection
 from alignez_edge.runtime.score import Scorer
 from benchmarks.steering import (
     Answers,

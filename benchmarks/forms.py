@@ -30,21 +30,22 @@ import numpy as np
 
 from alignez_edge.build.build import build_profile, split
 from alignez_edge.build.steps import Builder
+from alignez_edge.demo.bundled import demo_queries
 from alignez_edge.demo.rules import AXES
-from alignez_edge.demo.world import demo_queries
 from alignez_edge.directions.hidden_states import POSITIONS, Tensor
 from alignez_edge.directions.subspace import difference_subspace, first_direction
-from alignez_edge.interventions.exact_form import ExactForm, exact_form
+from alignez_edge.interventions.exact_form import ExactForm
 from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
 from alignez_edge.methods.iti import attention_heads
+from alignez_edge.methods.mlp_edits import exact_form
 from alignez_edge.preferences import prompts
 from alignez_edge.preferences.axes import Axis
 from alignez_edge.preferences.pairs import PreferencePair
 from alignez_edge.preferences.requests import AUTO
 from alignez_edge.profile.profile import Profile
 from alignez_edge.runtime.adapter import Adapter
+from alignez_edge.runtime.injection import Conditional, Injection
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.requests import Conditional, Injection
 from alignez_edge.runtime.score import Scorer, kl_divergence
 from alignez_edge.steering.exact import adapter_bytes, adapter_tensors
 from benchmarks.recontrol import recontrol_for

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from alignez_edge.demo.bundled import demo_queries
 from alignez_edge.demo.rules import AXES
-from alignez_edge.demo.world import demo_queries
 from alignez_edge.evaluation.measures import Figure, Resamples
-from alignez_edge.files.reading import make_folder
+from alignez_edge.files.writing import make_folder
 from alignez_edge.interventions.control_vector import ControlVector
 from alignez_edge.methods.names import DEFAULT_METHOD
 from alignez_edge.pictures.drawing import Picture, save
@@ -29,7 +29,7 @@ from alignez_edge.pictures.of_run import grid_panels
 from alignez_edge.preferences.axes import Axis
 from alignez_edge.profile.mix import interference, orthogonalise
 from alignez_edge.profile.profile import Profile
-from alignez_edge.runtime.requests import Injection
+from alignez_edge.runtime.injection import Injection
 from alignez_edge.runtime.score import Scorer
 from benchmarks.steering import (
     PLAIN,

@@ -19,8 +19,8 @@ from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
+from alignez_edge.demo.bundled import demo_queries
 from alignez_edge.demo.rules import AXES, judge
-from alignez_edge.demo.world import demo_queries
 from alignez_edge.judges.named import MODEL_WAYS, JudgeSettings, ModelWay, judge_of
 from alignez_edge.judges.quality import JudgeReport, KnownPair, measure, shipped_pairs
 from alignez_edge.preferences import prompts

@@ -23,7 +23,7 @@ from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 from alignez_edge.build.build import build_profile  # noqa: E402
-from alignez_edge.files.reading import make_folder  # noqa: E402
+from alignez_edge.files.writing import make_folder  # noqa: E402
 from alignez_edge.modelfiles.names import ModelNames  # noqa: E402
 from alignez_edge.preferences.axes import Axis  # noqa: E402
 from alignez_edge.preferences.prompts import SIDES  # noqa: E402

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from alignez_edge.arrays import DoubleArray
+from alignez_edge.demo.bundled import demo_queries
 from alignez_edge.demo.rules import AXES
-from alignez_edge.demo.world import demo_queries
 from alignez_edge.errors import ProfileFileError
 from alignez_edge.evaluation.measures import Figure, Resamples
 from alignez_edge.methods.names import DEFAULT_METHOD

@@ -27,7 +27,7 @@ import numpy as np  # noqa: E402
 from alignez_edge.build.build import build_profile  # noqa: E402
 from alignez_edge.build.steps import takes_system  # noqa: E402
 from alignez_edge.evaluation.measures import Figure, Resamples  # noqa: E402
-from alignez_edge.files.reading import make_folder  # noqa: E402
+from alignez_edge.files.writing import make_folder  # noqa: E402
 from alignez_edge.methods.names import DEFAULT_METHOD  # noqa: E402
 from alignez_edge.modelfiles.names import ModelNames  # noqa: E402
 from alignez_edge.preferences.axes import Axis  # noqa: E402

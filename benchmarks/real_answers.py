@@ -18,8 +18,9 @@ from alignez_edge.preferences.axes import Axis, Side
 from alignez_edge.preferences.requests import RequestForm, RequestText
 from alignez_edge.profile.profile import Profile
 from alignez_edge.runtime.batch import generate_batch
+from alignez_edge.runtime.injection import Conditional, Injection
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.requests import Conditional, Injection, Request, Sampling
+from alignez_edge.runtime.requests import Request, Sampling
 from alignez_edge.runtime.score import score_batch
 from benchmarks.kept import Estimate, Kept, key_of
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from alignez_edge.demo.bundled import demo_queries
 from alignez_edge.demo.rules import AXES, judge
-from alignez_edge.demo.world import demo_queries
 from alignez_edge.evaluation.measures import Resamples
 from alignez_edge.methods.recontrol import DRIFT, Training, sample_answers, train
 from alignez_edge.preferences.prompts import SIDES

@@ -23,14 +23,16 @@ from pathlib import Path  # noqa: E402
 
 import numpy as np  # noqa: E402
 
-from alignez_edge.build.choice import N_MOST, N_TOKENS, FormScore, RequestChoice
+from alignez_edge.build.choice import N_MOST, N_TOKENS
 from alignez_edge.build.steps import Builder  # noqa: E402
 from alignez_edge.calibration.consensus import Text, evidence, spans, weigh  # noqa: E402
+from alignez_edge.demo.bundled import demo_file  # noqa: E402
 from alignez_edge.modelfiles.names import DEMO, ModelNames  # noqa: E402
 from alignez_edge.preferences.answers import write_answers  # noqa: E402
 from alignez_edge.preferences.axes import Axis  # noqa: E402
+from alignez_edge.preferences.choice import FormScore, RequestChoice
 from alignez_edge.preferences.prompts import cut_next_turn  # noqa: E402
-from alignez_edge.runtime.model import Model, demo_file  # noqa: E402
+from alignez_edge.runtime.model import Model  # noqa: E402
 from benchmarks.steering_report import insert  # noqa: E402
 
 ANSWER_TOKENS = 48
@@ -186,7 +188,7 @@ def questions(model: str, axis: Axis) -> Iterator[str]:
     """What is asked: the demo model's own questions, the axis' own, or one of each built-in axis in
     turn."""
     if model == "demo":
-        from alignez_edge.demo.world import demo_queries
+        from alignez_edge.demo.bundled import demo_queries
 
         yield from (entry["query"] for entry in demo_queries("build"))
     elif axis.queries:

@@ -45,13 +45,14 @@ from typing import Literal
 
 import numpy as np
 
-from alignez_edge.arrays import FloatArray
+from alignez_edge.arrays import FloatArray, TensorName
 from alignez_edge.calibration.free_running import TEMPERATURE
 from alignez_edge.interventions.by_query import Neighbourhood, Recipe
 from alignez_edge.modelfiles.names import PACKAGED, packaged_model
 from alignez_edge.runtime.context import Context
+from alignez_edge.runtime.injection import Conditional, Injection
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.requests import Conditional, Injection, Request, Sampling, TensorName
+from alignez_edge.runtime.requests import Request, Sampling
 from alignez_edge.runtime.scheduler import Scheduler
 from alignez_edge.runtime.session import Session
 from alignez_edge.speed.workload import SHORT, Job, answer, exact_length, random_prompts

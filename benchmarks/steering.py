@@ -28,8 +28,9 @@ import numpy.typing as npt
 
 from alignez_edge.arrays import DoubleArray
 from alignez_edge.build.build import build_profile
+from alignez_edge.demo.bundled import demo_queries
 from alignez_edge.demo.rules import AXES, judge
-from alignez_edge.demo.world import demo_queries, world
+from alignez_edge.demo.world import world
 from alignez_edge.evaluation.measures import Figure, Resamples
 from alignez_edge.methods.names import DEFAULT_METHOD, METHODS
 from alignez_edge.preferences import prompts
@@ -37,8 +38,9 @@ from alignez_edge.preferences.axes import Axis
 from alignez_edge.preferences.prompts import SIDES, Side
 from alignez_edge.profile.profile import Profile
 from alignez_edge.runtime.batch import generate_batch
+from alignez_edge.runtime.injection import Conditional, Injection
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.requests import Conditional, Injection, Request, Sampling
+from alignez_edge.runtime.requests import Request, Sampling
 from alignez_edge.runtime.score import Scorer, answer_log_prob
 
 CACHE = Path(__file__).parent.parent / ".cache" / "steering"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from alignez_edge.evaluation.measures import Figure
-from alignez_edge.files.reading import make_folder
+from alignez_edge.files.writing import make_folder
 from alignez_edge.pictures.drawing import PLAIN, Chart, Curve, Picture, save
 from benchmarks.steering import STRENGTHS
 

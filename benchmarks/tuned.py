@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alignez_edge.demo.bundled import demo_queries
 from alignez_edge.demo.rules import AXES
-from alignez_edge.demo.world import demo_queries
 from alignez_edge.evaluation.measures import Figure, Resamples
 from alignez_edge.methods.names import DEFAULT_METHOD
 from alignez_edge.preferences.axes import Axis

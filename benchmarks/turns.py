@@ -24,6 +24,7 @@ from typing import Any  # noqa: E402
 
 import numpy as np  # noqa: E402
 
+from alignez_edge.chat.messages import Message  # noqa: E402
 from alignez_edge.evaluation.measures import Resamples  # noqa: E402
 from alignez_edge.modelfiles.names import ModelNames  # noqa: E402
 from alignez_edge.preferences.axes import Axis, Side  # noqa: E402
@@ -33,7 +34,7 @@ from alignez_edge.preferences.requests import RequestForm  # noqa: E402
 from alignez_edge.profile.profile import Profile  # noqa: E402
 from alignez_edge.repeatable import derive_seed  # noqa: E402
 from alignez_edge.runtime.model import Model  # noqa: E402
-from alignez_edge.runtime.requests import Message, Request, Sampling  # noqa: E402
+from alignez_edge.runtime.requests import Request, Sampling  # noqa: E402
 from alignez_edge.runtime.scheduler import Scheduler  # noqa: E402
 from alignez_edge.runtime.score import score_batch  # noqa: E402
 from benchmarks.instruments import INSTRUMENTS  # noqa: E402

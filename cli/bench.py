@@ -22,8 +22,8 @@ from .options import (
 from .output import Output
 
 if TYPE_CHECKING:
+    from alignez_edge.runtime.injection import Conditional, Injection
     from alignez_edge.runtime.model import Model
-    from alignez_edge.runtime.requests import Conditional, Injection
     from alignez_edge.speed.measure import Speed, Spread
     from alignez_edge.steering.steering import Steering
 

@@ -150,7 +150,7 @@ def build(
     come the directions, the layers and the calibrated strength. Interrupted and started again
     with the same options, it goes on where it was.
     """
-    from alignez_edge.files.reading import place_of
+    from alignez_edge.files.writing import place_of
 
     check_width(parallel)
     if limit is not None and limit < MIN_LIMIT:
@@ -220,7 +220,7 @@ def check_seed(seed: int) -> None:
 
 
 def _check_line(option: str, text: str) -> None:
-    from alignez_edge.files.reading import is_unprintable
+    from alignez_edge.files.text import is_unprintable
 
     if len(text) > 200 or any(map(is_unprintable, text)):
         raise BadInputError(f"{option} must be one printable line of at most 200 characters")
@@ -230,9 +230,9 @@ def _like(
     name: str, queries: str | None, pairs: str | None, loading: ModelOptions, out: Output
 ) -> tuple[Axis, ModelOptions, Make]:
     """How to build a profile again: its axis, the model with as many threads, and the build."""
+    from alignez_edge.build.rebuild import build_like, differences, threads_of
     from alignez_edge.preferences.queries import read_queries
     from alignez_edge.profile.profile import Profile
-    from alignez_edge.profile.provenance import build_like, differences, threads_of
 
     original = Profile.load(loading.find(name))
     asked = read_queries(queries) if queries is not None else None
@@ -286,7 +286,7 @@ def _queries(
             raise BadInputError("--pairs and --queries exclude each other", "use one of them")
         return read_queries(file)
     if pairs is None and loading.is_demo:
-        from alignez_edge.demo.world import demo_queries
+        from alignez_edge.demo.bundled import demo_queries
 
         out.notice("using the demo model's own queries (choose others: --queries FILE)")
         return [entry["query"] for entry in demo_queries("build")]
@@ -295,7 +295,7 @@ def _queries(
 
 def _target(axis: Axis, model: Model) -> Path:
     """Where the profile goes in the library, checked before the work begins."""
-    from alignez_edge.files.reading import make_folder, place_of
+    from alignez_edge.files.writing import make_folder, place_of
     from alignez_edge.profile.library import ProfileLibrary
 
     library = ProfileLibrary()
@@ -326,7 +326,7 @@ def _record(profile: Profile, path: Path, seconds: dict[str, float]) -> dict[str
 
 def _asked(profile: Profile) -> str:
     """In which form the pairs were asked for, and how well its sides came out in the trial."""
-    from alignez_edge.build.choice import RequestChoice
+    from alignez_edge.preferences.choice import RequestChoice
 
     found = profile.report.get("request")
     if found is None:  # from labelled pairs

@@ -41,7 +41,7 @@ def chat(
     --seed + i, counted from 0.
     """
     from alignez_edge.calibration.verdict import Verdict
-    from alignez_edge.files.reading import printable
+    from alignez_edge.files.text import printable
     from alignez_edge.runtime.session import Session
 
     steering, preamble = steered.load(loading), prompted.load()

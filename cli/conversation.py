@@ -20,9 +20,10 @@ from .output import Output, shown
 from .run import answer_record, unindented
 
 if TYPE_CHECKING:
+    from alignez_edge.chat.messages import Message
     from alignez_edge.chat.preamble import Preamble
     from alignez_edge.runtime.model import Model
-    from alignez_edge.runtime.requests import Message, Sampling
+    from alignez_edge.runtime.requests import Sampling
     from alignez_edge.runtime.session import Session
     from alignez_edge.steering.steering import Steering
 
@@ -147,7 +148,7 @@ class Conversation:
 
         Raises `PromptTooLongError`, and drops nothing, where the question alone is too long.
         """
-        from alignez_edge.runtime.context import check_fits
+        from alignez_edge.runtime.window import check_fits
 
         window = self._session.n_ctx
         room = window - min(self._sampling.max_tokens, window // 2)
@@ -231,7 +232,8 @@ class Conversation:
         self._out.notice("(the conversation is forgotten)")
 
     def _save(self, rest: str) -> None:
-        from alignez_edge.files.reading import is_there, write_atomic
+        from alignez_edge.files.reading import is_there
+        from alignez_edge.files.writing import write_atomic
 
         if not rest:
             raise BadInputError("/save needs the name of a file")

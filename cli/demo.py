@@ -18,8 +18,8 @@ from .output import Output, duration
 if TYPE_CHECKING:
     from alignez_edge.preferences.axes import Axis, Side
     from alignez_edge.profile.profile import Profile
+    from alignez_edge.runtime.injection import Steers
     from alignez_edge.runtime.model import Model
-    from alignez_edge.runtime.requests import Steers
 
 AXIS = "cheerful"
 NAME = "demo-cheerful"
@@ -46,7 +46,7 @@ def demo(
     Builds a profile from pairs that the model writes itself, answers questions that the profile
     has never seen plain and steered, and measures the difference with a rule judge.
     """
-    from alignez_edge.demo.world import demo_queries
+    from alignez_edge.demo.bundled import demo_queries
     from alignez_edge.preferences.axes import Axis
     from alignez_edge.runtime.model import Model
 
@@ -82,7 +82,7 @@ def _say(out: Output, width: int, text: str) -> None:
 def _profile(model: Model, axis: Axis, fresh: bool, seed: int, out: Output) -> Profile:
     """The demo's profile: the one that is there if it fits, else a new one."""
     from alignez_edge.build.build import build_profile
-    from alignez_edge.demo.world import demo_queries
+    from alignez_edge.demo.bundled import demo_queries
     from alignez_edge.profile.library import ProfileLibrary
     from alignez_edge.profile.profile import Profile
 

@@ -19,8 +19,11 @@ try:  # Ctrl-C may come while all this is read
     from alignez_edge import __version__
     from alignez_edge.errors import AlignezError
 
-    from . import bench, build, chat, demo, eval, judge, model, plot, profile, run
+    from . import bench, build, chat, demo, model, plot, run
+    from .eval.command import eval_
+    from .judge.command import judge
     from .output import abandon, complain, tell
+    from .profile.commands import app as profile
 except KeyboardInterrupt:
     sys.exit(INTERRUPTED)
 
@@ -58,11 +61,11 @@ app.command()(demo.demo)
 app.command()(build.build)
 app.command()(run.run)
 app.command()(chat.chat)
-app.command("eval")(eval.eval_)
-app.command()(judge.judge)
+app.command("eval")(eval_)
+app.command()(judge)
 app.command()(plot.report)
 app.command()(bench.bench)
-app.add_typer(profile.app, name="profile")
+app.add_typer(profile, name="profile")
 app.add_typer(model.app, name="model")
 app.add_typer(plot.app, name="plot")
 

@@ -36,7 +36,7 @@ def show(*, loading: ModelOptions, out: Output) -> None:
 @grouped
 def list_(*, out: Output) -> None:
     """List the models that have a short name."""
-    from alignez_edge.files.reading import printable
+    from alignez_edge.files.text import printable
     from alignez_edge.modelfiles.names import DEMO, PACKAGED, ModelNames, installed_models
 
     from .layout import table
@@ -82,7 +82,7 @@ def add(
 
 
 def _card(facts: ModelFacts, path: Path, lora: list[dict[str, str | float]]) -> str:
-    from alignez_edge.files.reading import printable
+    from alignez_edge.files.text import printable
 
     from .layout import table
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 import typer
 
 from alignez_edge.errors import BadInputError
-from alignez_edge.methods.names import WAYS, Way
 from alignez_edge.modelfiles.names import DEMO
+from alignez_edge.steering.ways import WAYS, Way
 
 from .output import Output
 
@@ -115,7 +115,7 @@ def model_file(name: str) -> Path:
     from alignez_edge.modelfiles.names import ModelNames
 
     if name == DEMO:
-        from alignez_edge.runtime.model import demo_file
+        from alignez_edge.demo.bundled import demo_file
 
         return demo_file()
     return ModelNames().find(name)

@@ -51,7 +51,7 @@ class Output:
 
 def complain(message: str, hint: str | None = None) -> None:
     """An error on standard error, as every command says it: one line, and one for the hint."""
-    from alignez_edge.files.reading import printable
+    from alignez_edge.files.text import printable
 
     tell(f"error: {printable(message, 1000)}")
     if hint:
@@ -80,7 +80,7 @@ def shown(text: str) -> str:
     """
     if not sys.stdout.isatty():
         return text
-    from alignez_edge.files.reading import is_unprintable
+    from alignez_edge.files.text import is_unprintable
 
     return "".join(ascii(c)[1:-1] if is_unprintable(c) and c not in "\n\t" else c for c in text)
 
@@ -89,7 +89,7 @@ def _plain(line: str) -> str:
     """The same JSON with what could steer a terminal as escapes; JSON itself escapes but a part."""
     if line.isprintable():
         return line
-    from alignez_edge.files.reading import is_unprintable
+    from alignez_edge.files.text import is_unprintable
 
     return "".join(_json.dumps(c)[1:-1] if is_unprintable(c) else c for c in line)
 

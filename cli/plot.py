@@ -195,7 +195,8 @@ def _profiles(named: Sequence[str], whose: WhoseOptions) -> list[Profile]:
 
 def _find_run(name: str) -> Path | None:
     """The folder of a run: a path, or the name of one in the user's data folder."""
-    from alignez_edge.files.reading import is_there, user_dir
+    from alignez_edge.files.folders import user_dir
+    from alignez_edge.files.reading import is_there
 
     for path in (Path(name), user_dir() / "runs" / Path(name).name):
         if is_there(path) and path.is_dir():
@@ -204,7 +205,7 @@ def _find_run(name: str) -> Path | None:
 
 
 def _run(name: str) -> Path:
-    from alignez_edge.files.reading import printable
+    from alignez_edge.files.text import printable
 
     found = _find_run(name)
     if found is None:

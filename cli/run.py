@@ -169,8 +169,8 @@ class _Lines:
 
     def requests(self) -> Iterator[Request]:
         """A request for each line that can be answered."""
-        from alignez_edge.runtime.context import check_fits, window
         from alignez_edge.runtime.requests import Request
+        from alignez_edge.runtime.window import check_fits, window
 
         limit = window(self.model, self.n_ctx)
         for index, (number, line) in enumerate(stdin_lines()):

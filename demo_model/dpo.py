@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alignez_edge.demo.world import demo_queries
+from alignez_edge.demo.bundled import demo_queries
 from alignez_edge.files.gguffile import GGUFFile, read_gguf
-from alignez_edge.files.reading import write_atomic
+from alignez_edge.files.writing import write_atomic
 from alignez_edge.runtime.model import Model
 from alignez_edge.steering.exact import adapter_bytes
 from demo_model import corpus

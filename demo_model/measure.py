@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from alignez_edge.demo.bundled import demo_queries
 from alignez_edge.demo.rules import AXES, judge
-from alignez_edge.demo.world import demo_queries
 from alignez_edge.preferences import prompts
 from alignez_edge.preferences.axes import Axis
 from alignez_edge.preferences.prompts import SIDES, Side

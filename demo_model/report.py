@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from alignez_edge.demo.rules import AXES
-from alignez_edge.runtime.llama import usable_cores
+from alignez_edge.runtime.cores import usable_cores
 from demo_model import card, corpus, export, measure, parity
 from demo_model.measure import BRIEF, CHAT, CONDITIONS, FORMS, PLAIN, Condition, Figure, Judged
 from demo_model.settings import Settings

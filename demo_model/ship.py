@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from alignez_edge.files.reading import write_atomic
+from alignez_edge.files.writing import write_atomic
 from demo_model import card, export, parity, report, train
 from demo_model import tokenizer as bpe
 from demo_model.corpus import Document, documents

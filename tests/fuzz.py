@@ -135,7 +135,7 @@ def _readers(seeds: Path, kinds: Sequence[str]) -> dict[str, Reader]:
 
 def _shown(profile: Any, path: Path) -> None:
     """A profile that can be read can be shown as well."""
-    from alignez_edge.files.reading import is_unprintable
+    from alignez_edge.files.text import is_unprintable
     from cli.profile.cards import card, facts
 
     json.dumps(facts(profile, path), allow_nan=False)

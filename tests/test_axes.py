@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignez_edge.errors import AxisError
-from alignez_edge.files.reading import is_unprintable, printable
+from alignez_edge.files.text import is_unprintable, printable
 from alignez_edge.preferences import prompts
 from alignez_edge.preferences.axes import Axis, Wording, builtin_names
 

@@ -13,8 +13,9 @@ import pytest
 from alignez_edge.errors import BadInputError, PromptTooLongError
 from alignez_edge.runtime.batch import generate_batch
 from alignez_edge.runtime.context import Context
+from alignez_edge.runtime.injection import Injection
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.requests import Completion, Injection, Request, Sampling
+from alignez_edge.runtime.requests import Completion, Request, Sampling
 from alignez_edge.runtime.rows import RowPlan
 from alignez_edge.runtime.scheduler import Event, Scheduler
 from alignez_edge.runtime.score import Scorer

@@ -12,8 +12,9 @@ import pytest
 
 from alignez_edge.evaluation.measures import Figure, Resamples
 from alignez_edge.preferences.pairs import PreferencePair
+from alignez_edge.runtime.injection import Injection
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.requests import Injection, Sampling
+from alignez_edge.runtime.requests import Sampling
 from alignez_edge.runtime.score import Scorer
 from benchmarks import build, forms, grid, scheduler, steering, steering_report, turn
 from benchmarks.llamacpp import built

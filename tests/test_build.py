@@ -20,15 +20,15 @@ from alignez_edge.build.steps import STATES_CHUNK, Builder
 from alignez_edge.calibration import free_running
 from alignez_edge.directions.hidden_states import Tensor
 from alignez_edge.errors import AlignezError, BadInputError
-from alignez_edge.files.reading import alone_in
+from alignez_edge.files.writing import alone_in
 from alignez_edge.methods.names import BY_QUERY, METHODS
 from alignez_edge.preferences import pairs as pairs_module
 from alignez_edge.preferences.axes import Axis
 from alignez_edge.preferences.pairs import PreferencePair
 from alignez_edge.preferences.requests import FORMS
 from alignez_edge.profile.profile import Profile
+from alignez_edge.runtime.injection import Injection
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.requests import Injection
 
 AXIS = Axis("bright", positive="bright", negative="dark")
 TOPICS = "bread rain trains cats snow tea maps birds salt glue wool milk".split()
@@ -203,7 +203,7 @@ def test_a_window_beyond_the_default_one(
     llama_model: Model, tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every step has the room that `ctx` gives."""
-    monkeypatch.setattr("alignez_edge.runtime.context.DEFAULT_CONTEXT", 128)
+    monkeypatch.setattr("alignez_edge.runtime.window.DEFAULT_CONTEXT", 128)
     own = tmp_path / "own.jsonl"
     lines = [
         {"query": "why and " * 30 + q, "chosen": f"Yes, {q}", "rejected": f"No {q}"}

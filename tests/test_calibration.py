@@ -9,15 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignez_edge.calibration.teacher_forced import (
-    DRIFT_BUDGET,
-    GRID,
-    Reading,
-    calibrate,
-    read_pair,
-)
+from alignez_edge.calibration.teacher_forced import read_pair
+from alignez_edge.calibration.unit import DRIFT_BUDGET, GRID, Reading, calibrate
+from alignez_edge.runtime.injection import Injection
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.requests import Injection
 
 Curve = Callable[[float], float]
 LAST = GRID[-1]

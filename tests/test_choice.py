@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from alignez_edge.arrays import DoubleArray
-from alignez_edge.build.choice import FormScore, RequestChoice, choose_request, n_trials
+from alignez_edge.build.choice import choose_request, n_trials
 from alignez_edge.calibration.consensus import Text
 from alignez_edge.preferences.axes import Axis
+from alignez_edge.preferences.choice import FormScore, RequestChoice
 from alignez_edge.preferences.requests import FORMS, RequestForm, RequestText
 
 POLITE = Axis("polite", "polite", "rude")

@@ -16,8 +16,9 @@ from alignez_edge.runtime.adapter import Adapter
 from alignez_edge.runtime.batch import generate_batch
 from alignez_edge.runtime.capture import capture
 from alignez_edge.runtime.context import Context
+from alignez_edge.runtime.injection import Injection
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.requests import Completion, Injection, Request, Sampling
+from alignez_edge.runtime.requests import Completion, Request, Sampling
 from alignez_edge.runtime.sampler import Sampler
 from alignez_edge.runtime.session import Session
 from alignez_edge.steering.exact import exact_edit

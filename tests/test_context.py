@@ -17,10 +17,11 @@ import pytest
 
 from alignez_edge.arrays import FloatArray
 from alignez_edge.errors import BadInputError, PromptTooLongError, RuntimeFailure
-from alignez_edge.runtime.context import Context, check_fits
+from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.llama import ggml, tensor_shape
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.prefix import common_prefix
+from alignez_edge.runtime.window import check_fits
 
 TEXT = "The quick brown fox jumps over the lazy dog."
 

@@ -16,16 +16,10 @@ from alignez_edge.errors import PromptTooLongError
 from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
 from alignez_edge.runtime.adapter import Adapter
 from alignez_edge.runtime.context import Context
+from alignez_edge.runtime.injection import Conditional, Injection
 from alignez_edge.runtime.llama import cpp
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.requests import (
-    Completion,
-    Conditional,
-    Given,
-    Injection,
-    Request,
-    Sampling,
-)
+from alignez_edge.runtime.requests import Completion, Given, Request, Sampling
 from alignez_edge.runtime.scheduler import Scheduler
 from alignez_edge.runtime.session import Session
 from alignez_edge.steering.exact import exact_edit

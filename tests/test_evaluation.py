@@ -22,7 +22,8 @@ from alignez_edge.evaluation import arms
 from alignez_edge.evaluation.plan import Plan, Query, that_fit
 from alignez_edge.evaluation.results import results_of
 from alignez_edge.evaluation.run import evaluate
-from alignez_edge.evaluation.runfolder import Log, RunFolder
+from alignez_edge.evaluation.runfolder import RunFolder
+from alignez_edge.files.json_log import Log
 from alignez_edge.judges.judging import Comparison, Verdict
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.requests import Sampling

@@ -19,8 +19,9 @@ from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
 from alignez_edge.runtime.adapter import Adapter
 from alignez_edge.runtime.batch import generate_batch
 from alignez_edge.runtime.context import Context
+from alignez_edge.runtime.injection import Edits, Injection
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.requests import Edits, Injection, Request, Sampling
+from alignez_edge.runtime.requests import Request, Sampling
 from alignez_edge.runtime.score import Scorer
 from alignez_edge.runtime.session import Session
 from alignez_edge.steering import exact

@@ -11,7 +11,7 @@ import gguf
 import numpy as np
 import pytest
 
-from alignez_edge.demo.world import demo_queries
+from alignez_edge.demo.bundled import demo_queries
 from alignez_edge.errors import AlignezError, BadInputError, ProfileFileError
 from alignez_edge.exchange.export import (
     PARTS,
@@ -28,14 +28,15 @@ from alignez_edge.files.gguffile import read_gguf
 from alignez_edge.interventions.control_vector import ControlVector
 from alignez_edge.interventions.exact_form import ExactForm
 from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
-from alignez_edge.methods.names import Way
 from alignez_edge.preferences.axes import Axis
-from alignez_edge.preferences.pairs import PairStore, PreferencePair
+from alignez_edge.preferences.pair_store import PairStore
+from alignez_edge.preferences.pairs import PreferencePair
 from alignez_edge.profile.profile import Profile
 from alignez_edge.profile.provenance import ModelFile, Provenance, Source, with_provenance
+from alignez_edge.runtime.injection import Injection
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.requests import Injection
 from alignez_edge.runtime.score import Scorer
+from alignez_edge.steering.ways import Way
 from benchmarks.exchange import Bench
 from benchmarks.llamacpp import Completion, built
 from tests.profiles import random_profile

@@ -12,8 +12,10 @@ import pytest
 import scipy.linalg
 
 from alignez_edge.directions.hidden_states import HiddenStates
-from alignez_edge.methods.fit import ANSWER_GAIN, DECIDING_GAIN, Fit, tensor_of
+from alignez_edge.interventions.control_vector import ANSWER_GAIN, DECIDING_GAIN
+from alignez_edge.methods.base import Fit
 from alignez_edge.methods.fit import fit as fit_states
+from alignez_edge.methods.fit import tensor_of
 from alignez_edge.methods.iti import AttentionHeads
 from alignez_edge.methods.names import DEFAULT_METHOD, METHODS
 

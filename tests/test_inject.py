@@ -11,7 +11,7 @@ import pytest
 
 from alignez_edge.directions.hidden_states import HiddenStates
 from alignez_edge.errors import BadInputError
-from alignez_edge.files.reading import cache_dir
+from alignez_edge.files.folders import cache_dir
 from alignez_edge.interventions.bank import Bank
 from alignez_edge.interventions.by_query import Neighbourhood, Recipe
 from alignez_edge.interventions.control_vector import ControlVector
@@ -21,8 +21,9 @@ from alignez_edge.interventions.value_function import ValueFunction
 from alignez_edge.methods.recontrol import ReControl
 from alignez_edge.preferences.axes import Axis
 from alignez_edge.profile.profile import Profile
+from alignez_edge.runtime.injection import Injection
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.requests import Injection, Sampling
+from alignez_edge.runtime.requests import Sampling
 from alignez_edge.runtime.score import Scorer
 from alignez_edge.runtime.session import Session
 from alignez_edge.steering.inject import Turns

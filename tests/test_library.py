@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from alignez_edge.errors import BadInputError, ProfileFileError
-from alignez_edge.files.reading import builtin_folder, cache_dir, user_dir
+from alignez_edge.files.folders import builtin_folder, cache_dir, user_dir
 from alignez_edge.profile.library import ProfileLibrary, check_name, parse_profile_option
 from alignez_edge.profile.profile import Profile
 from alignez_edge.runtime.model import Model

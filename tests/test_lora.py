@@ -23,8 +23,9 @@ from alignez_edge.runtime.adapter import Adapter
 from alignez_edge.runtime.batch import generate_batch
 from alignez_edge.runtime.capture import capture
 from alignez_edge.runtime.context import Context
+from alignez_edge.runtime.injection import Injection
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.requests import Injection, Request, Sampling
+from alignez_edge.runtime.requests import Request, Sampling
 from alignez_edge.runtime.score import Scorer
 from alignez_edge.runtime.session import Session
 from alignez_edge.steering.exact import adapter_tensors, exact_edit

@@ -17,12 +17,13 @@ from alignez_edge.arrays import FloatArray
 from alignez_edge.build import choice
 from alignez_edge.build import steps as builder
 from alignez_edge.build.build import build_profile
+from alignez_edge.chat.messages import Message
 from alignez_edge.preferences import answers, pairs
 from alignez_edge.preferences.axes import Axis
 from alignez_edge.profile.profile import Profile
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.requests import Message, Sampling
+from alignez_edge.runtime.requests import Sampling
 from alignez_edge.runtime.session import Session
 from tests.test_context import Rows
 from tests.tinymodels import CHATML

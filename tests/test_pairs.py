@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
+from alignez_edge.build.generate import generate_pairs
 from alignez_edge.calibration.consensus import Text
 from alignez_edge.errors import AlignezError, BadInputError
 from alignez_edge.preferences.axes import Axis
+from alignez_edge.preferences.pair_store import PairStore
 from alignez_edge.preferences.pairs import (
     NO_DIFFERENCE,
     PairSet,
-    PairStore,
     PreferencePair,
     drop_reason,
-    generate_pairs,
     read_labelled_pairs,
 )
 from alignez_edge.preferences.requests import FORMS, RequestText

@@ -12,8 +12,9 @@ import pytest
 from alignez_edge.arrays import FloatArray
 from alignez_edge.preferences.axes import Axis
 from alignez_edge.runtime.context import Context
+from alignez_edge.runtime.injection import Injection
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.requests import Injection, Request, Sampling
+from alignez_edge.runtime.requests import Request, Sampling
 from alignez_edge.runtime.session import Session
 from benchmarks import peers, peers_vectors
 from benchmarks.llamacpp import built

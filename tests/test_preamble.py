@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from alignez_edge.chat.messages import Message
 from alignez_edge.chat.preamble import MAX_FILE, URIAL, Preamble
 from alignez_edge.chat.template import ChatTemplate
 from alignez_edge.errors import AlignezError, BadInputError, PromptTooLongError
 from alignez_edge.runtime.batch import generate_batch
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.requests import Message, Request, Sampling
+from alignez_edge.runtime.requests import Request, Sampling
 from alignez_edge.runtime.session import Session
 from cli.options import SamplingOptions
 from tests.terminal import Alignez

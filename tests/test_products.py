@@ -13,14 +13,15 @@ import pytest
 from alignez_edge.arrays import FloatArray
 from alignez_edge.directions.hidden_states import POSITIONS, HiddenStates
 from alignez_edge.errors import AlignezError, BadInputError
+from alignez_edge.files.folders import cache_dir
 from alignez_edge.files.gguffile import GGUFFile, read_gguf
-from alignez_edge.files.reading import cache_dir
 from alignez_edge.interventions.bank import Bank
 from alignez_edge.interventions.by_query import Recipe, condition
 from alignez_edge.modelfiles.lora import Lora, adapter_file, read_lora
 from alignez_edge.runtime.adapter import Adapter
+from alignez_edge.runtime.injection import Injection
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.requests import Injection, Sampling
+from alignez_edge.runtime.requests import Sampling
 from alignez_edge.runtime.session import Session
 from alignez_edge.steering.bank_products import BankProduct
 from alignez_edge.steering.exact import exact_edit

@@ -12,11 +12,12 @@ import pytest
 
 from alignez_edge.errors import AlignezError, BadInputError, ProfileFileError
 from alignez_edge.files import reading as files
-from alignez_edge.files.reading import write_atomic
+from alignez_edge.files.writing import write_atomic
 from alignez_edge.interventions.control_vector import ControlVector
 from alignez_edge.modelfiles.fingerprint import Fit, compare
 from alignez_edge.profile.file import VERSION
-from alignez_edge.profile.profile import Profile, timestamp
+from alignez_edge.profile.profile import Profile
+from alignez_edge.repeatable import timestamp
 from alignez_edge.runtime.model import Model
 from tests.profiles import random_profile
 

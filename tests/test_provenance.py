@@ -13,22 +13,14 @@ from typing import Any
 import pytest
 
 from alignez_edge.build.build import build_profile
+from alignez_edge.build.rebuild import build_like, differences, threads_of
 from alignez_edge.errors import BadInputError
 from alignez_edge.preferences import pairs as pairs_module
 from alignez_edge.preferences.axes import Axis
 from alignez_edge.profile import provenance
+from alignez_edge.profile.kept_pairs import kept_pairs
 from alignez_edge.profile.profile import Profile
-from alignez_edge.profile.provenance import (
-    KEY,
-    ModelFile,
-    Provenance,
-    Source,
-    build_like,
-    differences,
-    queries_digest,
-    threads_of,
-)
-from alignez_edge.profile.verify import kept_pairs
+from alignez_edge.profile.provenance import KEY, ModelFile, Provenance, Source, queries_digest
 from alignez_edge.runtime.model import Model
 from tests.profiles import random_profile
 

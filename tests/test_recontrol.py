@@ -22,9 +22,10 @@ from alignez_edge.methods.recontrol import (
 from alignez_edge.preferences.pairs import PreferencePair
 from alignez_edge.runtime.batch import generate_batch
 from alignez_edge.runtime.context import Context
+from alignez_edge.runtime.injection import Injection
 from alignez_edge.runtime.logits import LogitSteps, OutputMatrix, last_states
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.requests import Injection, Request, Sampling
+from alignez_edge.runtime.requests import Request, Sampling
 from alignez_edge.runtime.score import Scorer, kl_divergence
 from alignez_edge.runtime.session import Session
 from tests.test_lora import factors, write

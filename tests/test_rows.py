@@ -12,13 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from alignez_edge.arrays import FloatArray
+from alignez_edge.arrays import FloatArray, TensorName
 from alignez_edge.errors import BadInputError
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.llama import ggml, tensor_shape
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.probe import steers_rows
-from alignez_edge.runtime.requests import TensorName
 from alignez_edge.runtime.rows import RowPlan
 from tests.tinymodels import ARCHITECTURES
 

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from alignez_edge.errors import BadInputError
-from alignez_edge.files.reading import check_apart, is_there, write_atomic
+from alignez_edge.files.reading import is_there
+from alignez_edge.files.writing import check_apart, write_atomic
 from alignez_edge.profile.profile import Profile
 from alignez_edge.runtime.model import Model
 from tests.seeds import all_profiles

@@ -13,21 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from alignez_edge.arrays import FloatArray
+from alignez_edge.arrays import FloatArray, TensorName
 from alignez_edge.errors import BadInputError, BusyError, PromptTooLongError, RuntimeFailure
 from alignez_edge.runtime.capture import capture
 from alignez_edge.runtime.context import Context
+from alignez_edge.runtime.injection import Conditional, Injection
 from alignez_edge.runtime.llama import cpp
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.requests import (
-    Completion,
-    Conditional,
-    Given,
-    Injection,
-    Request,
-    Sampling,
-    TensorName,
-)
+from alignez_edge.runtime.requests import Completion, Given, Request, Sampling
 from alignez_edge.runtime.sampler import Answer, Sampler
 from alignez_edge.runtime.scheduler import PROMPT_BUDGET, Event, Scheduler
 from alignez_edge.runtime.session import Session

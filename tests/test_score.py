@@ -65,7 +65,7 @@ def test_zero_is_none_and_the_order_does_not_matter(
 def test_the_deciding_vector_acts_on_the_first_row_alone_as_the_answer_begins(
     llama_model: Model, texts: tuple[list[int], list[int]]
 ) -> None:
-    from alignez_edge.runtime.requests import Injection
+    from alignez_edge.runtime.injection import Injection
 
     steer = injection_for(llama_model)
     nothing = np.zeros_like(steer.deciding)

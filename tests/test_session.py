@@ -14,9 +14,10 @@ from alignez_edge.errors import BadInputError, PromptTooLongError, RuntimeFailur
 from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
 from alignez_edge.runtime.adapter import Adapter
 from alignez_edge.runtime.context import Context
+from alignez_edge.runtime.injection import Injection
 from alignez_edge.runtime.llama import cpp
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.requests import Completion, Injection, Sampling
+from alignez_edge.runtime.requests import Completion, Sampling
 from alignez_edge.runtime.sampler import Answer, TextStream
 from alignez_edge.runtime.score import Scorer
 from alignez_edge.runtime.session import Session

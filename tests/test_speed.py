@@ -15,8 +15,8 @@ from alignez_edge.arrays import FloatArray
 from alignez_edge.errors import BadInputError
 from alignez_edge.runtime.capture import capture
 from alignez_edge.runtime.context import Context
+from alignez_edge.runtime.injection import Injection
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.requests import Injection
 from alignez_edge.runtime.session import Session
 from alignez_edge.speed.measure import LEAST, Spread, builtin_steering, injections, measure, plan
 from alignez_edge.speed.workload import (

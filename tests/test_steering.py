@@ -16,8 +16,8 @@ from alignez_edge.errors import BadInputError, ProfileFileError
 from alignez_edge.interventions.control_vector import ControlVector
 from alignez_edge.profile.mix import mix
 from alignez_edge.profile.profile import Profile
+from alignez_edge.runtime.injection import Injection
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.requests import Injection
 from alignez_edge.steering.steering import Steering
 from tests.profiles import random_profile
 

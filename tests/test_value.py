@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignez_edge.errors import BadInputError
-from alignez_edge.interventions.value_function import ValueFunction, fit_value, td_targets
+from alignez_edge.interventions.value_function import ValueFunction
+from alignez_edge.methods.value_training import fit_value, td_targets
 
 
 def random_value(n_embd: int = 12, width: int = 7, seed: int = 0) -> ValueFunction:

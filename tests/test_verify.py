@@ -17,15 +17,12 @@ from alignez_edge.interventions.control_vector import ControlVector
 from alignez_edge.methods.names import METHODS
 from alignez_edge.modelfiles.fingerprint import Fit
 from alignez_edge.preferences.axes import Axis
+from alignez_edge.profile.kept_pairs import KEY, MAX_CHARS, N_KEPT, kept_pairs
 from alignez_edge.profile.profile import Profile
 from alignez_edge.profile.verify import (
-    KEY,
-    MAX_CHARS,
-    N_KEPT,
     SLACK,
     Effect,
     Verification,
-    kept_pairs,
     recalibrate,
     verify,
     with_kept_pairs,

@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING, Any
 from alignez_edge.preferences.axes import Axis
 from alignez_edge.interventions.bank import Bank
 from alignez_edge.build.steps import Builder, Progress, queries_of
-from alignez_edge.build.choice import RequestChoice
+from alignez_edge.preferences.choice import RequestChoice
 from alignez_edge.interventions.by_query import Neighbourhood, Recipe
 from alignez_edge.directions.hidden_states import Tensor
 from alignez_edge.errors import BadInputError
-from alignez_edge.files.reading import alone_in, printable
+from alignez_edge.files.writing import alone_in
+from alignez_edge.files.text import printable
 from alignez_edge.methods.fit import fit, tensor_of
 from alignez_edge.calibration.free_running import FreeReading, Paid, calibrate_freely
 from alignez_edge.directions.geometry import Geometry, agreement
 from alignez_edge.methods.iti import attention_heads
-from alignez_edge.methods.names import DEFAULT_METHOD, Way, check_method
+from alignez_edge.methods.names import DEFAULT_METHOD, check_method
+from alignez_edge.steering.ways import Way
 from alignez_edge.preferences.pairs import PreferencePair, read_labelled_pairs
 from alignez_edge.profile.profile import Profile
 from alignez_edge.preferences.prompts import SIDES, is_plain

@@ -5,7 +5,6 @@ that was killed at any moment and started again ends with the same profile as an
 """
 
 from __future__ import annotations
-from alignez_edge.arrays import DoubleArray, FloatArray
 
 import hashlib
 import json
@@ -17,28 +16,43 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
+from alignez_edge.arrays import DoubleArray, FloatArray
+from alignez_edge.build.choice import N_FIRST, N_JUDGES, N_KEPT, N_MOST, N_QUERIES, N_TOKENS, choose_request, n_trials
+from alignez_edge.preferences.choice import RequestChoice
 from alignez_edge.calibration import free_running
+from alignez_edge.calibration.consensus import N_TOKENS as N_READ
+from alignez_edge.calibration.consensus import Text, evidence, spans
+from alignez_edge.calibration.free_running import (
+    CHUNK,
+    GRID,
+    TEMPERATURE,
+    FreeReading,
+    Paid,
+    form_for,
+    n_texts,
+    paid_for,
+    probe_for,
+    read_questions,
+)
+from alignez_edge.directions.hidden_states import CapturedStates, HiddenStates, Tensor
+from alignez_edge.errors import BadInputError
+from alignez_edge.files.folders import cache_dir, user_dir
+from alignez_edge.files.json_log import _whole_lines
+from alignez_edge.files.writing import append_whole, make_folder, write_atomic
+from alignez_edge.arrays import TensorName
+from alignez_edge.steering.ways import Way
 from alignez_edge.preferences import prompts
 from alignez_edge.preferences.answers import DESCRIPTION_TOKENS
 from alignez_edge.preferences.axes import Axis
-from alignez_edge.build.choice import N_FIRST, N_JUDGES, N_KEPT, N_MOST, N_QUERIES, N_TOKENS, RequestChoice, choose_request, n_trials
-from alignez_edge.calibration.consensus import N_TOKENS as N_READ
-
-from alignez_edge.calibration.consensus import Text, evidence, spans
-from alignez_edge.directions.hidden_states import CapturedStates, HiddenStates, Tensor
-from alignez_edge.errors import BadInputError
-from alignez_edge.files.reading import append_whole, cache_dir, make_folder, user_dir, write_atomic
-from alignez_edge.methods.fit import TensorName
-from alignez_edge.calibration.free_running import CHUNK, GRID, TEMPERATURE, FreeReading, Paid, form_for, n_texts, paid_for, probe_for, read_questions
-from alignez_edge.methods.names import Way
-from alignez_edge.preferences.pairs import ANSWER_TOKENS, PairSet, PairStore, PreferencePair, generate_pairs
+from alignez_edge.build.generate import ANSWER_TOKENS, generate_pairs
+from alignez_edge.preferences.pairs import PairSet, PreferencePair
+from alignez_edge.preferences.pair_store import PairStore
 from alignez_edge.preferences.requests import AUTO, FORMS, RequestForm, RequestText
 
 if TYPE_CHECKING:
-    from alignez_edge.profile.profile import Profile
     from alignez_edge.methods.recontrol import ReControl
+    from alignez_edge.profile.profile import Profile
     from alignez_edge.runtime.model import Model
     from alignez_edge.runtime.requests import Completion, States
 
@@ -231,7 +245,7 @@ class Builder:
     @property
     def window(self) -> int:
         """Tokens that a prompt and its answer may take together."""
-        from alignez_edge.runtime.context import window
+        from alignez_edge.runtime.window import window
 
         return window(self.model, self.ctx)
 
@@ -432,7 +446,7 @@ def queries_of(
 
 def takes_system(model: Model) -> bool:
     """Whether the model's prompt form has a place of its own for a system text."""
-    from alignez_edge.chat.template import fold_system
+    from alignez_edge.chat.messages import fold_system
 
     messages = RequestText("a", "b").messages()
     return model.prompt(messages) != model.prompt(fold_system(messages))
@@ -440,17 +454,6 @@ def takes_system(model: Model) -> bool:
 
 def _with_dropped(found: PairSet, reason: str, count: int) -> PairSet:
     return replace(found, dropped={**found.dropped, reason: count}) if count else found
-
-
-def _whole_lines(path: Path) -> list[str]:
-    """The finished lines of a log; a line that a kill has torn is cut off the file."""
-    if not path.exists():
-        return []
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        path.write_bytes(whole)
-    return whole.decode("utf-8").splitlines()
 
 
 def digest(value: object) -> str:

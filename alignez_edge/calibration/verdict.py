@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 import numpy as np
 
 from alignez_edge.arrays import DoubleArray
-from alignez_edge.files.reading import is_unprintable
+from alignez_edge.files.text import is_unprintable
 from alignez_edge.preferences.axes import Axis
 from alignez_edge.preferences.prompts import is_plain, trait
 

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alignez_edge.errors import BadInputError, PromptTooLongError
-from alignez_edge.files.reading import printable, read_text
+from alignez_edge.files.reading import read_text
+from alignez_edge.files.text import printable
 
 if TYPE_CHECKING:
+    from alignez_edge.chat.messages import Message
     from alignez_edge.runtime.model import Model
-    from alignez_edge.runtime.requests import Message
 
 MAX_FILE = 256 << 10
 """Bytes of a system prompt: some 60,000 tokens, more than any model here is given as a context."""
@@ -70,8 +71,8 @@ class Preamble:
         Raises `PromptTooLongError` where it leaves no room in a window of `n_ctx` tokens (default
         as for a `Session`), and whatever the model's template raises.
         """
-        from alignez_edge.chat.template import fold_system
-        from alignez_edge.runtime.context import window
+        from alignez_edge.chat.messages import fold_system
+        from alignez_edge.runtime.window import window
 
         if not self.messages:
             return []

@@ -11,28 +11,16 @@ contents from which every control token's text is removed.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import subprocess
-import sys
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import groupby
-from pathlib import Path
-from threading import Lock, Timer
 
-from alignez_edge.errors import AlignezError, BadInputError, ModelFileError, RuntimeFailure
-from alignez_edge.files.gguffile import printable
-from alignez_edge.runtime.requests import Message
+from alignez_edge.chat.messages import Message, fold_system
+from alignez_edge.chat.renderer import _Renderer
+from alignez_edge.errors import AlignezError, ModelFileError
 
 _OPEN, _CLOSE = "\U0010fff0", "\U0010fff1"
 _MAX_TEMPLATE = 1 << 20
-_PATIENCE = 30.0
-"""Seconds that a text may take by the clock, where the system cannot limit a process."""
-QUESTION_STOPS = ("\nQuestion:",)
-"""What ends an answer in the question/answer form: the model going on to ask itself."""
 
 
 @dataclass(frozen=True)
@@ -41,67 +29,6 @@ class Span:
 
     text: str
     trusted: bool
-
-
-def check_messages(messages: Sequence[Message]) -> None:
-    """Raise `BadInputError` unless `messages` is a conversation that can be answered."""
-    if not messages:
-        raise BadInputError("a conversation needs at least one message")
-    for i, message in enumerate(messages):
-        if not isinstance(message, Mapping):
-            raise BadInputError(
-                "the conversation is no list of messages",
-                'a message is {"role": "user", "content": "..."}',
-            )
-        role, content = message.get("role"), message.get("content")
-        if role not in ("system", "user", "assistant"):
-            raise BadInputError(
-                f"message {i + 1} has the role '{printable(str(role))}'",
-                "a role is system, user or assistant",
-            )
-        if not isinstance(content, str):
-            raise BadInputError(f"message {i + 1} has no text as its content")
-        try:
-            content.encode()
-        except UnicodeEncodeError:
-            raise BadInputError(f"message {i + 1} is not valid Unicode") from None
-
-
-def question_answer(messages: Sequence[Message]) -> str:
-    """The form for models without a template: `Question: …` and `Answer:`, a blank line between."""
-    forms = {"system": "{}", "user": "Question: {}", "assistant": "Answer: {}"}
-    messages = [m for m in messages if m["role"] != "system" or m["content"].strip()]
-    return (
-        "\n\n".join(
-            # The cue to answer stands right below the last question, as an answer does.
-            "\n".join(forms[m["role"]].format(m["content"].strip()) for m in turn)
-            for turn in _turns(messages)
-        )
-        + "\nAnswer:"
-    )
-
-
-def _turns(messages: Sequence[Message]) -> Iterator[list[Message]]:
-    """Questions each with the answer that follows, other messages alone."""
-    turn: list[Message] = []
-    for message in messages:
-        if turn and not (turn[-1]["role"] == "user" and message["role"] == "assistant"):
-            yield turn
-            turn = []
-        turn.append(message)
-    yield turn
-
-
-def fold_system(messages: Sequence[Message]) -> list[Message]:
-    """The system texts put in front of the first user message, as paragraphs of it."""
-    system = [m["content"] for m in messages if m["role"] == "system"]
-    rest = [dict(m) for m in messages if m["role"] != "system"]
-    first = next((m for m in rest if m["role"] == "user"), None)
-    if first is None:
-        first = {"role": "user", "content": ""}
-        rest.insert(0, first)
-    first["content"] = "\n\n".join([*system, first["content"]]).strip()
-    return rest
 
 
 class ChatTemplate:
@@ -158,80 +85,6 @@ class ChatTemplate:
 
     def _render(self, messages: Sequence[Message]) -> str:
         return self._renderer.text({"messages": list(messages)})
-
-
-class _Renderer:
-    """The process that renders a template, begun when it is needed first and after it has ended."""
-
-    def __init__(self, template: Mapping[str, str]) -> None:
-        self._template = template
-        self._lock = Lock()
-        self._process: subprocess.Popen[str] | None = None
-
-    def text(self, given: Mapping[str, object]) -> str:
-        """What the template makes of a conversation; raises `BadInputError` where it refuses it
-        and `ModelFileError` where it does not work."""
-        with self._lock:
-            process = self._process
-            if process is None or process.poll() is not None:
-                process = _begun()
-                weakref.finalize(self, _end, process)
-                self._ask(process, self._template)
-                self._process = process
-            return self._ask(process, given)
-
-    def _ask(self, process: subprocess.Popen[str], given: Mapping[str, object]) -> str:
-        assert process.stdin is not None and process.stdout is not None
-        alarm = Timer(_PATIENCE, process.kill)
-        alarm.daemon = True
-        alarm.start()
-        try:
-            process.stdin.write(json.dumps(given) + "\n")
-            process.stdin.flush()
-            line = process.stdout.readline()
-        except OSError:  # it has ended
-            line = ""
-        except BaseException:  # Ctrl-C: its answer would be taken for that to the next question
-            _end(process)
-            raise
-        finally:
-            alarm.cancel()
-        answer: dict[str, str] = json.loads(line) if line.endswith("\n") else {}
-        if "text" in answer:
-            return answer["text"]
-        if "refused" in answer:
-            shown = printable(answer["refused"], 120)
-            raise BadInputError(f"the model's chat template refuses this conversation: {shown}")
-        # One that has failed to compile, or has ended, is begun again.
-        _end(process)
-        shown = printable(answer.get("error", "it takes too much time or memory"), 160)
-        raise ModelFileError(f"the model's chat template does not work ({shown})")
-
-
-def _begun() -> subprocess.Popen[str]:
-    program = Path(__file__).with_name("rendering.py")
-    homes = {str(Path(str(find_spec(name).origin)).parents[1]) for name in ("jinja2", "markupsafe")}  # type: ignore[union-attr]
-    try:
-        return subprocess.Popen(
-            # No site-packages but these: it begins in a third of the time.
-            [sys.executable, "-I", "-S", str(program), *homes],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            encoding="utf-8",
-            start_new_session=True,  # Ctrl-C is for us
-        )
-    except OSError as failure:
-        raise RuntimeFailure(f"cannot run the model's chat template: {failure.strerror}") from None
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    process.kill()
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(OSError):  # what was not written is of no use
-                pipe.close()
 
 
 def _marked(message: Message, strip: bool) -> Message:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -51,9 +50,3 @@ def world() -> World:
         facts_of={topic: tuple(group) for topic, group in by_topic.items()},
         topic_of_object={fact.obj: fact.topic for fact in facts},
     )
-
-
-def demo_queries(name: str) -> list[dict[str, str]]:
-    """The demo model's `build` or `unseen` queries: `query` and `topic`."""
-    text = resources.files(__package__).joinpath(f"{name}.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]

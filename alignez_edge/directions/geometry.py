@@ -16,15 +16,13 @@ from alignez_edge.arrays import AnyFloatArray
 from alignez_edge.directions.hidden_states import POSITIONS
 from alignez_edge.directions.layers import interlayer_cosine
 from alignez_edge.directions.subspace import cosine, first_direction
+from alignez_edge.files.untrusted import Numbers, numbers
 
 if TYPE_CHECKING:
     from alignez_edge.directions.hidden_states import HiddenStates
     from alignez_edge.profile.profile import Profile
 
-Numbers = tuple[float, ...]
 _KEY = "geometry"
-LARGEST = 1e9
-"""What is larger is nonsense, and more than a picture can show."""
 
 
 @dataclass(frozen=True)
@@ -121,15 +119,6 @@ def principal_plane(rows: AnyFloatArray) -> tuple[AnyFloatArray, AnyFloatArray]:
     if total:
         share[:kept] = values[:kept] ** 2 / total
     return found * np.where(largest < 0, -1.0, 1.0), share
-
-
-def numbers(values: Any, size: int) -> Numbers:
-    """`size` numbers below `LARGEST`; raises `TypeError` or `ValueError` on anything else."""
-    if not isinstance(values, list | tuple) or len(values) != size:
-        raise ValueError(f"not a list of {size} numbers")
-    if not all(type(x) in (int, float) and abs(x) < LARGEST for x in values):
-        raise ValueError("not numbers")
-    return tuple(map(float, values))
 
 
 def _rounded(values: Sequence[float] | AnyFloatArray) -> Numbers:

@@ -19,10 +19,12 @@ import numpy as np
 
 from alignez_edge.arrays import FloatArray
 from alignez_edge.errors import AlignezError
-from alignez_edge.files.reading import append_whole, make_folder, printable
+from alignez_edge.files.text import printable
+from alignez_edge.files.writing import append_whole, make_folder
 
 if TYPE_CHECKING:
-    from alignez_edge.runtime.requests import States, TensorName
+    from alignez_edge.arrays import TensorName
+    from alignez_edge.runtime.requests import States
 
 SIDES = ("chosen", "rejected")
 POSITIONS = ("deciding", "answer")

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from alignez_edge.calibration.free_running import form_for
 from alignez_edge.chat.preamble import Preamble
-from alignez_edge.evaluation.runfolder import digest
 from alignez_edge.preferences import prompts
 from alignez_edge.preferences.axes import Axis
 from alignez_edge.preferences.prompts import SIDES, Side
 from alignez_edge.preferences.requests import FORMS, RequestText
+from alignez_edge.repeatable import digest
 from alignez_edge.steering.steering import Steering
 
 if TYPE_CHECKING:
+    from alignez_edge.chat.messages import Message
     from alignez_edge.profile.profile import Profile
-    from alignez_edge.runtime.requests import Message
 
 Kind = Literal["plain", "steered", "asked", "both", "prompted", "reference"]
 PLAIN = "plain"

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignez_edge.directions.geometry import LARGEST
 from alignez_edge.errors import BadInputError
 from alignez_edge.evaluation.blind import Blind
 from alignez_edge.evaluation.measures import Figure
 from alignez_edge.evaluation.runfolder import MAX_RUN, RunFolder
-from alignez_edge.files.reading import printable, read_text
-from alignez_edge.preferences.queries import parse_record, text_of
+from alignez_edge.files.reading import read_text
+from alignez_edge.files.records import parse_record, text_of
+from alignez_edge.files.text import printable
+from alignez_edge.files.untrusted import LARGEST
 
 MAX_ROWS = 20_000
 MAX_BLIND = 100  # axes

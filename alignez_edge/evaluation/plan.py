@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from alignez_edge.errors import BadInputError
 from alignez_edge.evaluation.arms import Arm, plain
-from alignez_edge.evaluation.runfolder import MAX_ANSWERS, digest
-from alignez_edge.files.reading import printable
+from alignez_edge.evaluation.runfolder import MAX_ANSWERS
+from alignez_edge.files.text import printable
 from alignez_edge.judges.judging import Comparison, Judge
+from alignez_edge.repeatable import digest
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model
@@ -80,7 +81,7 @@ class Plan:
         """Everything that shapes the results, as the run folder keeps it."""
         from alignez_edge.files.gguffile import read_gguf
         from alignez_edge.modelfiles.fingerprint import identity
-        from alignez_edge.runtime.context import window
+        from alignez_edge.runtime.window import window
 
         other = None
         if self.reference is not None:
@@ -108,7 +109,7 @@ def that_fit(
     model: Model, arms: Sequence[Arm], queries: Sequence[Query], n_ctx: int | None
 ) -> list[Query]:
     """The queries that every arm's prompt has room for in the context window."""
-    from alignez_edge.runtime.context import window
+    from alignez_edge.runtime.window import window
 
     limit = window(model, n_ctx)
     return [

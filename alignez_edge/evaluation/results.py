@@ -18,7 +18,7 @@ from alignez_edge.errors import BadInputError
 from alignez_edge.evaluation.blind import Blind, Seen
 from alignez_edge.evaluation.measures import Figure, Resamples, loops, sign_test
 from alignez_edge.evaluation.runfolder import RunFolder
-from alignez_edge.files.reading import printable
+from alignez_edge.files.text import printable
 
 Contest = tuple[str, str, str]
 """(arm, axis, side): one arm against plain answers, judged by one aim."""

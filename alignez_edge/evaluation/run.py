@@ -181,8 +181,8 @@ class _Work:
 
     def _nats(self, scorer: Any, query: str, tokens: Sequence[int]) -> float:
         """Minus the log-probability of an answer under the unsteered model and plain prompt."""
-        from alignez_edge.runtime.context import window
         from alignez_edge.runtime.score import answer_log_prob
+        from alignez_edge.runtime.window import window
 
         prompt = prompt_of(self.model, self.plan.arms[0], query)
         tokens = tokens[: window(self.model, self.plan.n_ctx) - len(prompt)]
@@ -235,8 +235,8 @@ class _Work:
         injections: Sequence[Any],
     ) -> Iterator[dict[str, float | None]]:
         """`drift` (KL from plain, nats per token), `nats` and `tokens` of one text in every arm."""
-        from alignez_edge.runtime.context import window
         from alignez_edge.runtime.score import Scorer, answer_log_prob, kl_divergence
+        from alignez_edge.runtime.window import window
 
         prompts = [
             tokens[:1] if query is None else list(prompt_of(self.model, arm, query)) for arm in arms

@@ -19,20 +19,14 @@ import numpy as np
 from alignez_edge.arrays import FloatArray
 from alignez_edge.errors import BadInputError
 from alignez_edge.exchange.vectorfile import write_control_vector
-from alignez_edge.files.reading import (
-    check_apart,
-    is_unprintable,
-    make_folder,
-    printable,
-    status_of,
-    user_dir,
-    write_atomic,
-)
+from alignez_edge.files.folders import user_dir
+from alignez_edge.files.records import iter_records
+from alignez_edge.files.text import is_unprintable, printable
+from alignez_edge.files.writing import check_apart, make_folder, status_of, write_atomic
 from alignez_edge.preferences.pairs import read_labelled_pairs
-from alignez_edge.preferences.queries import iter_records
 from alignez_edge.profile.provenance import Provenance
+from alignez_edge.steering.compatibility import check_fit
 from alignez_edge.steering.exact import adapter_bytes, adapter_tensors, constants
-from alignez_edge.steering.steering import check_fit
 
 if TYPE_CHECKING:
     from alignez_edge.profile.profile import Profile

@@ -16,7 +16,8 @@ from alignez_edge import __version__
 from alignez_edge.errors import BadInputError, ProfileFileError
 from alignez_edge.exchange.vectorfile import ARCHITECTURE, Maker, VectorFile
 from alignez_edge.files.gguffile import read_gguf
-from alignez_edge.files.reading import make_folder, printable, write_atomic
+from alignez_edge.files.text import printable
+from alignez_edge.files.writing import make_folder, write_atomic
 from alignez_edge.interventions.control_vector import ControlVector
 from alignez_edge.preferences.axes import Axis
 from alignez_edge.profile.library import SUFFIX, ProfileLibrary

@@ -16,7 +16,8 @@ import numpy as np
 
 from alignez_edge.errors import AlignezError, BadInputError
 from alignez_edge.exchange.export import Exported, Part, factors, folder_at, notices_of
-from alignez_edge.files.reading import printable, write_atomic
+from alignez_edge.files.text import printable
+from alignez_edge.files.writing import write_atomic
 
 if TYPE_CHECKING:
     from alignez_edge.profile.profile import Profile

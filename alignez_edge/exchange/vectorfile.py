@@ -29,7 +29,8 @@ from alignez_edge.arrays import FloatArray
 from alignez_edge.errors import BadInputError, ProfileFileError
 from alignez_edge.files.gguffile import GGUFFile, read_gguf
 from alignez_edge.files.ggufwriter import gguf_writer
-from alignez_edge.files.reading import printable, write_atomic
+from alignez_edge.files.text import printable
+from alignez_edge.files.writing import write_atomic
 
 ARCHITECTURE = "controlvector"
 Maker = Literal["llama.cpp", "repeng"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from alignez_edge.profile.profile import MAX_NUMBERS, MAX_REPORT, check_text
+from alignez_edge.files.text import is_unprintable, printable
 
 
 class Keys:
@@ -78,3 +78,39 @@ class Keys:
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
+
+
+Numbers = tuple[float, ...]
+LARGEST = 1e9
+"""What is larger is nonsense, and more than a picture can show."""
+
+
+def numbers(values: Any, size: int) -> Numbers:
+    """`size` numbers below `LARGEST`; raises `TypeError` or `ValueError` on anything else."""
+    if not isinstance(values, list | tuple) or len(values) != size:
+        raise ValueError(f"not a list of {size} numbers")
+    if not all(type(x) in (int, float) and abs(x) < LARGEST for x in values):
+        raise ValueError("not numbers")
+    return tuple(map(float, values))
+
+
+MAX_REPORT = 1 << 20  # characters of JSON
+MAX_NUMBERS = 1000  # points of a calibration curve
+
+
+def to_json(value: Mapping[str, Any]) -> str:
+    """A table as JSON, equal tables as equal texts; raises `ValueError` on numbers like nan."""
+    return json.dumps(dict(value), sort_keys=True, allow_nan=False)
+
+
+def check_text(key: str, value: object) -> None:
+    """Raise `ValueError` unless `value` is a printable line of bounded length."""
+    if not isinstance(value, str):
+        raise ValueError(f"{key} is not a text")
+    if len(value) > MAX_TEXT:
+        raise ValueError(f"{key} is longer than {MAX_TEXT:,} characters")
+    if any(is_unprintable(char) for char in value):
+        raise ValueError(f"{key} holds control characters: {printable(value, 60)!r}")
+
+
+MAX_TEXT = 2000

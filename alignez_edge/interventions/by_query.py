@@ -22,9 +22,8 @@ from alignez_edge.directions.hidden_states import POSITIONS
 from alignez_edge.directions.layers import interlayer_cosine
 from alignez_edge.directions.subspace import version_1_edit
 from alignez_edge.interventions.bank import Bank
-from alignez_edge.interventions.control_vector import ControlVector
+from alignez_edge.interventions.control_vector import ANSWER_GAIN, DECIDING_GAIN, ControlVector
 from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
-from alignez_edge.methods.fit import ANSWER_GAIN, DECIDING_GAIN
 
 RecipeMethod = Literal["alignez", "alignez-v1"]
 

@@ -129,3 +129,8 @@ def check_layers(layers: Iterable[int], n_layer: int) -> list[int]:
     if chosen[0] < 1 or chosen[-1] >= n_layer:
         raise ValueError(f"layers must lie in 1 to {n_layer - 1}, not {chosen}")
     return chosen
+
+
+DECIDING_GAIN, ANSWER_GAIN = 1.5, 0.8
+"""Natural lengths that strength 1 adds at the deciding token and at each later one. The first is
+one token of the answer's price and decides most of its style (docs/method.md, section 4)."""

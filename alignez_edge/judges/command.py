@@ -25,10 +25,10 @@ from dataclasses import dataclass
 from typing import IO
 
 from alignez_edge.errors import AlignezError, BadInputError
-from alignez_edge.files.reading import printable
+from alignez_edge.files.records import parse_record
+from alignez_edge.files.text import printable
 from alignez_edge.judges.judging import Comparison, Verdict
 from alignez_edge.preferences.prompts import trait
-from alignez_edge.preferences.queries import parse_record
 
 TIMEOUT = 300.0
 """Seconds without a verdict after which a program counts as stuck."""

@@ -9,7 +9,7 @@ from typing import ClassVar
 from alignez_edge.demo.rules import AXES, judge, topic_of
 from alignez_edge.demo.world import world
 from alignez_edge.errors import BadInputError
-from alignez_edge.files.reading import printable
+from alignez_edge.files.text import printable
 from alignez_edge.judges.judging import Comparison, Verdict
 
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from alignez_edge.errors import PromptTooLongError
-from alignez_edge.files.reading import printable
+from alignez_edge.files.text import printable
 from alignez_edge.judges.judging import Comparison, Verdict
 from alignez_edge.preferences.prompts import trait, with_article
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from alignez_edge.errors import BadInputError
-from alignez_edge.files.reading import printable
+from alignez_edge.files.text import printable
 from alignez_edge.judges.judging import Judge
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from alignez_edge.demo.rules import AXES
 from alignez_edge.errors import BadInputError
-from alignez_edge.files.reading import printable
+from alignez_edge.files.text import printable
 from alignez_edge.judges.human import HumanJudge
 from alignez_edge.judges.judging import Comparison, Judge
 from alignez_edge.judges.orders import Asked, merged, swapped

@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from alignez_edge.errors import BadInputError
-from alignez_edge.files.reading import near_hint, parse_toml, printable, read_text
+from alignez_edge.files.reading import parse_toml, read_text
+from alignez_edge.files.text import near_hint, printable
 from alignez_edge.judges.judging import Comparison, Verdict
 from alignez_edge.judges.phrases import Phrases, is_word, sentences
 from alignez_edge.preferences.axes import NAME

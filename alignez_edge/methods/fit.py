@@ -7,76 +7,28 @@ from elsewhere (`heads.py`). Everything after that is the same for all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from alignez_edge.arrays import AnyFloatArray
+from alignez_edge.arrays import TensorName
 from alignez_edge.directions.hidden_states import HiddenStates
-from alignez_edge.directions.layers import best_layer, choose_layers, interlayer_cosine
+from alignez_edge.directions.layers import best_layer, interlayer_cosine
 from alignez_edge.directions.subspace import (
-    difference_subspace,
-    first_direction,
     separation,
-    version_1_edit,
 )
 from alignez_edge.interventions.control_vector import ControlVector, check_layers
-from alignez_edge.interventions.exact_form import (
-    ExactForm,
-    LayerEditor,
-    amplify,
-    exact_form,
-    move,
-    swap,
+from alignez_edge.methods.base import Fit, Method
+from alignez_edge.methods.differences import (
+    _affine,
+    _alignez,
+    _alignez_v1,
+    _alignez_v2,
+    _mean,
+    _whole,
 )
-from alignez_edge.interventions.mlp_edit import LayerEdit
 from alignez_edge.methods.iti import AttentionHeads, fit_heads
-
-Estimator = Callable[[AnyFloatArray, AnyFloatArray], tuple[AnyFloatArray, AnyFloatArray]]
-"""(chosen, rejected) of one layer and position -> (direction, displacement), `(n_embd,)` each."""
-
-TensorName = Literal["l_out", "ffn_out", "kqv_out"]
-RANK = 1
-DECIDING_GAIN, ANSWER_GAIN = 1.5, 0.8
-"""Natural lengths that strength 1 adds at the deciding token and at each later one. The first is
-one token of the answer's price and decides most of its style (docs/method.md, section 4)."""
-
-
-@dataclass(frozen=True)
-class Method:
-    """How a control vector comes from the states of `tensor`.
-
-    `read` names the positions whose displacements are added at the deciding token and at later
-    ones, `gains` their lengths. The residual stream hands on what was added below, so there every
-    layer gets the increment only; an MLP's output is displaced whole. `choose` picks the layers
-    from their separation and their agreement. `edit` is the method's own edit of MLP outputs where
-    its displacement is only that edit's mean.
-    """
-
-    estimate: Estimator
-    tensor: TensorName = "l_out"
-    read: tuple[str, str] = ("deciding", "answer")
-    gains: tuple[float, float] = (DECIDING_GAIN, ANSWER_GAIN)
-    choose: Callable[[AnyFloatArray, AnyFloatArray], tuple[int, ...]] = choose_layers
-    edit: LayerEditor | None = None
-
-
-@dataclass(frozen=True)
-class Fit:
-    """A control vector at natural length, and what the layers were chosen by.
-
-    `exact` is the edit that the vector is only the mean of, where the method is such an edit.
-    `separation` (d' at the deciding token) and `interlayer` (mean cosine of the layer's direction
-    with the others') are `(n_layer,)`.
-    """
-
-    vector: ControlVector
-    layers: tuple[int, ...]
-    separation: AnyFloatArray
-    interlayer: AnyFloatArray
-    exact: ExactForm | None = None
+from alignez_edge.methods.mlp_edits import amplify, exact_form, move, swap
 
 
 def tensor_of(method: str) -> TensorName:
@@ -137,50 +89,6 @@ def _fit_heads(
     # Every head's output is new in its layer, so all are displaced whole.
     vector = _whole(found.displacement, found.displacement, chosen)
     return Fit(vector, chosen, found.separation, interlayer_cosine(found.displacement))
-
-
-def _whole(deciding: AnyFloatArray, answer: AnyFloatArray, layers: Iterable[int]) -> ControlVector:
-    """Each of `layers` gets its own displacement whole: outputs that are no running sums."""
-    rows = deciding.astype(np.float32), answer.astype(np.float32)
-    for row in rows:
-        row[0] = 0  # nothing can be added there
-    return ControlVector(*rows).restrict(layers)
-
-
-def _alignez(chosen: AnyFloatArray, rejected: AnyFloatArray) -> tuple[AnyFloatArray, AnyFloatArray]:
-    found = difference_subspace(chosen, rejected, RANK)
-    return found.directions[0], found.displacement()
-
-
-def _alignez_v1(
-    chosen: AnyFloatArray, rejected: AnyFloatArray
-) -> tuple[AnyFloatArray, AnyFloatArray]:
-    help_, harm = first_direction(chosen), first_direction(rejected)
-    middle = (np.mean(chosen, axis=0, dtype=np.float64) + np.mean(rejected, axis=0)) / 2
-    return help_, version_1_edit(middle, help_, harm)
-
-
-def _alignez_v2(
-    chosen: AnyFloatArray, rejected: AnyFloatArray
-) -> tuple[AnyFloatArray, AnyFloatArray]:
-    return _mean_field(amplify(chosen, rejected), chosen, rejected)
-
-
-def _affine(chosen: AnyFloatArray, rejected: AnyFloatArray) -> tuple[AnyFloatArray, AnyFloatArray]:
-    return _mean_field(move(chosen, rejected), chosen, rejected)
-
-
-def _mean_field(
-    edit: LayerEdit, chosen: AnyFloatArray, rejected: AnyFloatArray
-) -> tuple[AnyFloatArray, AnyFloatArray]:
-    middle = (np.mean(chosen, axis=0, dtype=np.float64) + np.mean(rejected, axis=0)) / 2
-    return edit.outward[:, 0], edit.change(middle)
-
-
-def _mean(chosen: AnyFloatArray, rejected: AnyFloatArray) -> tuple[AnyFloatArray, AnyFloatArray]:
-    shift = np.mean(np.asarray(chosen, np.float64) - rejected, axis=0)
-    length = np.linalg.norm(shift)
-    return (shift / length if length else shift), shift
 
 
 _METHODS = {

@@ -6,7 +6,6 @@ Light: `--help` imports it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
 
 from alignez_edge.errors import BadInputError
 
@@ -25,13 +24,10 @@ DEFAULT_METHOD = "alignez"
 BY_QUERY = ("alignez", "alignez-v1", "alignez-v2")
 """The methods that can look at the query (`--neighbors`)."""
 
-Way = Literal["auto", "control-vector", "exact", "reference"]
-WAYS: tuple[Way, ...] = get_args(Way)
-
 
 def check_method(name: str, neighbors: int | None, layers: Sequence[int] | None) -> None:
     """Raise `BadInputError` unless the method can be had, with these options."""
-    from alignez_edge.files.reading import near_hint
+    from alignez_edge.files.text import near_hint
 
     if name not in METHODS:
         raise BadInputError(f"no method is called {name!r}", near_hint(name, METHODS, "methods"))

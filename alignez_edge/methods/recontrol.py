@@ -26,14 +26,16 @@ import numpy as np
 
 from alignez_edge.arrays import FloatArray
 from alignez_edge.errors import BadInputError
-from alignez_edge.files.reading import printable
-from alignez_edge.interventions.value_function import ValueFunction, fit_value
+from alignez_edge.files.text import printable
+from alignez_edge.interventions.value_function import ValueFunction
+from alignez_edge.methods.value_training import fit_value
 from alignez_edge.preferences.pairs import PreferencePair
 
 if TYPE_CHECKING:
+    from alignez_edge.runtime.injection import Injection
     from alignez_edge.runtime.logits import OutputMatrix
     from alignez_edge.runtime.model import Model
-    from alignez_edge.runtime.requests import Injection, Sampling
+    from alignez_edge.runtime.requests import Sampling
 
 N_STEPS = 1
 """Steps of gradient ascent a token. Measured on the demo model, 60 queries, two answers to each: at
@@ -112,8 +114,8 @@ class ReControl:
         Raises `BadInputError` where the model has other sizes, or logits that are not linear in
         its last hidden state.
         """
+        from alignez_edge.runtime.injection import Injection
         from alignez_edge.runtime.logits import LogitSteps, output_matrix
-        from alignez_edge.runtime.requests import Injection
 
         if not self.strength:
             return None

@@ -10,14 +10,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from alignez_edge.errors import BadInputError, ModelFileError
-from alignez_edge.files.reading import (
-    is_there,
-    make_folder,
-    printable,
-    read_text,
-    user_dir,
-    write_atomic,
-)
+from alignez_edge.files.folders import user_dir
+from alignez_edge.files.reading import is_there, read_text
+from alignez_edge.files.text import printable
+from alignez_edge.files.writing import make_folder, write_atomic
 
 DEMO = "demo"
 """The short name that always means the bundled demo model."""

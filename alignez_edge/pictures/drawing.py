@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from alignez_edge.errors import AlignezError, BadInputError
-from alignez_edge.files.reading import printable, write_atomic
+from alignez_edge.files.text import printable
+from alignez_edge.files.writing import write_atomic
 
 Numbers = tuple[float, ...]
 Format = Literal["png", "svg"]

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from alignez_edge.arrays import AnyFloatArray
-from alignez_edge.calibration.teacher_forced import Measured
-from alignez_edge.directions.geometry import LARGEST, Geometry, numbers, principal_plane
+from alignez_edge.calibration.unit import Measured
+from alignez_edge.directions.geometry import Geometry, principal_plane
 from alignez_edge.directions.subspace import first_direction
 from alignez_edge.errors import BadInputError
-from alignez_edge.files.reading import printable
+from alignez_edge.files.text import printable
+from alignez_edge.files.untrusted import LARGEST, numbers
 from alignez_edge.pictures.drawing import Chart, Curve, Heat, Numbers, Panel, Picture
 from alignez_edge.profile.mix import Mixture, check_same_model, displacements, interferences
 from alignez_edge.profile.profile import Profile

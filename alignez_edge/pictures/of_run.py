@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from alignez_edge.errors import BadInputError
 from alignez_edge.evaluation.measures import Figure
 from alignez_edge.evaluation.outcome import NOTHING, Outcome, Row
-from alignez_edge.files.reading import printable
+from alignez_edge.files.text import printable
 from alignez_edge.pictures.drawing import PLAIN, Chart, Curve, Heat, Panel, Picture
 
 SCORE, NET_WIN = "score of the axis", "net win, positive side (%)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from alignez_edge.files.reading import printable
+from alignez_edge.files.text import printable
 from alignez_edge.pictures.drawing import Chart, Curve, Heat, Picture, signed
 
 _MARKS = "ox+*#@%"

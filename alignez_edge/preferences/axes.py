@@ -13,18 +13,13 @@ from pathlib import Path
 from typing import Literal
 
 from alignez_edge.errors import AxisError
-from alignez_edge.files.reading import (
-    builtin_folder,
-    is_unprintable,
-    near_hint,
-    parse_toml,
-    printable,
-    read_text,
-)
+from alignez_edge.files.folders import builtin_folder
+from alignez_edge.files.reading import parse_toml, read_text
+from alignez_edge.files.text import is_unprintable, near_hint, printable
+from alignez_edge.files.untrusted import MAX_TEXT
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 MAX_TRAIT = 200
-MAX_TEXT = 2000
 MAX_QUERIES = 10_000
 MAX_FILE = 512 << 10  # bytes; half a second of parsing at the worst
 _KEYS = ("name", "description", "positive", "negative", "queries", "prompts", "requests")

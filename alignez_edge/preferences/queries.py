@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 
 from alignez_edge.errors import BadInputError
-from alignez_edge.files.reading import printable, read_lines
+from alignez_edge.files.reading import read_lines
+from alignez_edge.files.records import parse_record, text_of
+from alignez_edge.files.text import printable
 
 MAX_FILE = 64 << 20
 MAX_QUERIES = 100_000
@@ -58,49 +58,6 @@ def read_queries_with_facts(
     if not found:
         raise BadInputError(f"the query file {shown} has no queries", hint="write one a line")
     return found
-
-
-def read_records(
-    path: str | Path, *, limit: int, what: str
-) -> Iterator[tuple[str, dict[str, object]]]:
-    """The objects of a JSON-lines file as (where, object), one in memory at a time; raises
-    `BadInputError`."""
-    shown = printable(str(path))
-    for number, line in read_lines(path, limit=limit, what=what):
-        if line.strip():
-            where = f"{shown}, line {number}"
-            yield where, parse_record(line, where)
-
-
-def iter_records(text: str, shown: str) -> Iterator[tuple[str, dict[str, object]]]:
-    """The objects of a JSON-lines text as (where, object); raises `BadInputError`."""
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            where = f"{shown}, line {number}"
-            yield where, parse_record(line, where)
-
-
-def parse_record(line: str, where: str) -> dict[str, object]:
-    """One JSON line as an object; raises `BadInputError` that begins with `where`."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as failure:
-        reason = getattr(failure, "msg", "nested too deeply or out of range")
-        raise BadInputError(f"{where}: not JSON: {printable(reason)}") from None
-    if not isinstance(record, dict):
-        raise BadInputError(f"{where}: not a JSON object")
-    return record
-
-
-def text_of(record: dict[str, object], key: str, where: str) -> str:
-    """The text under `key`; raises `BadInputError` where it is missing or not text."""
-    value = record.get(key)
-    if not isinstance(value, str):
-        found = "is missing" if key not in record else "is not a text"
-        raise BadInputError(f"{where}: {key!r} {found}")
-    if any("\ud800" <= char <= "\udfff" for char in value):
-        raise BadInputError(f"{where}: {key!r} holds half a character (a lone surrogate)")
-    return value
 
 
 def _query_of(record: dict[str, object], where: str) -> str:

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from alignez_edge.errors import BadInputError
-from alignez_edge.files.reading import near_hint, printable
+from alignez_edge.files.text import near_hint, printable
 from alignez_edge.preferences import prompts
 from alignez_edge.preferences.axes import QUERY, Axis, Side
 from alignez_edge.preferences.prompts import SIDES
 
 if TYPE_CHECKING:
-    from alignez_edge.runtime.requests import Message
+    from alignez_edge.chat.messages import Message
 
 AUTO = "auto"
 """In place of a form's name: the form that works best on the model at hand."""

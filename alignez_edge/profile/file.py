@@ -18,8 +18,9 @@ from alignez_edge.arrays import FloatArray
 from alignez_edge.errors import AxisError, BadInputError, ProfileFileError
 from alignez_edge.files.gguffile import GGUFFile, read_gguf
 from alignez_edge.files.ggufwriter import gguf_writer
-from alignez_edge.files.reading import printable, write_atomic
-from alignez_edge.files.untrusted import Keys
+from alignez_edge.files.text import printable
+from alignez_edge.files.untrusted import Keys, to_json
+from alignez_edge.files.writing import write_atomic
 from alignez_edge.interventions.control_vector import ControlVector, check_layers
 from alignez_edge.modelfiles.fingerprint import Fingerprint
 from alignez_edge.preferences.axes import WORDINGS, Axis, Side, Wording
@@ -34,7 +35,7 @@ from alignez_edge.profile.file_parts import (
     tensor_of,
     value_of,
 )
-from alignez_edge.profile.profile import Profile, to_json
+from alignez_edge.profile.profile import Profile
 
 ARCHITECTURE = "steering-profile"
 VERSION = (1, 4)

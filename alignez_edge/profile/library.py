@@ -12,16 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from alignez_edge.errors import AlignezError, BadInputError, ProfileFileError
+from alignez_edge.files.folders import builtin_folder, user_dir
 from alignez_edge.files.gguffile import read_gguf
-from alignez_edge.files.reading import (
-    builtin_folder,
-    is_file,
-    is_there,
-    make_folder,
-    near_hint,
-    printable,
-    user_dir,
-)
+from alignez_edge.files.reading import is_file, is_there
+from alignez_edge.files.text import near_hint, printable
+from alignez_edge.files.writing import make_folder
 from alignez_edge.modelfiles.fingerprint import Fingerprint, Fit, compare
 
 if TYPE_CHECKING:

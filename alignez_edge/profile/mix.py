@@ -18,12 +18,13 @@ from alignez_edge import __version__
 from alignez_edge.arrays import DoubleArray
 from alignez_edge.directions.hidden_states import POSITIONS
 from alignez_edge.errors import BadInputError, ProfileFileError
-from alignez_edge.files.reading import printable
+from alignez_edge.files.text import printable
+from alignez_edge.files.untrusted import MAX_TEXT
 from alignez_edge.interventions.control_vector import ControlVector
 from alignez_edge.interventions.exact_form import ExactForm
 from alignez_edge.interventions.mlp_edit import Edit
 from alignez_edge.modelfiles.fingerprint import Fit, compare
-from alignez_edge.preferences.axes import MAX_TEXT, MAX_TRAIT, Axis
+from alignez_edge.preferences.axes import MAX_TRAIT, Axis
 from alignez_edge.preferences.prompts import SIDES, trait
 from alignez_edge.profile.file_parts import MAX_RANK
 from alignez_edge.profile.profile import Profile

@@ -8,48 +8,35 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alignez_edge.files.reading import is_unprintable, printable
+from alignez_edge.files.text import printable
+from alignez_edge.files.untrusted import MAX_NUMBERS, MAX_REPORT, check_text, to_json
 from alignez_edge.interventions.by_query import Neighbourhood
 from alignez_edge.interventions.control_vector import ControlVector, check_layers
 from alignez_edge.interventions.exact_form import ExactForm
-from alignez_edge.methods.names import Way
 from alignez_edge.methods.recontrol import ReControl
 from alignez_edge.modelfiles.fingerprint import Fingerprint
-from alignez_edge.preferences.axes import MAX_TEXT, Axis
+from alignez_edge.preferences.axes import Axis
+from alignez_edge.repeatable import timestamp
 from alignez_edge.steering.steering import Steering
+from alignez_edge.steering.ways import Way
 
 if TYPE_CHECKING:
     from alignez_edge.interventions.bank import Bank
+    from alignez_edge.runtime.injection import Conditional, Injection
     from alignez_edge.runtime.model import Model
-    from alignez_edge.runtime.requests import Conditional, Injection
 
-MAX_REPORT = 1 << 20  # characters of JSON
-MAX_NUMBERS = 1000  # points of a calibration curve
 _CURVE = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
 Curves = Mapping[str, float | tuple[float, ...]]
-
-
-def timestamp() -> str:
-    """The time now, or `SOURCE_DATE_EPOCH` where it is set, as ISO 8601 in UTC to the second."""
-    pinned = os.environ.get("SOURCE_DATE_EPOCH", "")
-    moment = (
-        datetime.fromtimestamp(int(pinned), timezone.utc)
-        if pinned.isdecimal()
-        else datetime.now(timezone.utc)
-    )
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,21 +242,6 @@ class Profile:
         from alignez_edge.profile.file import read_profile
 
         return read_profile(path)
-
-
-def to_json(value: Mapping[str, Any]) -> str:
-    """A table as JSON, equal tables as equal texts; raises `ValueError` on numbers like nan."""
-    return json.dumps(dict(value), sort_keys=True, allow_nan=False)
-
-
-def check_text(key: str, value: object) -> None:
-    """Raise `ValueError` unless `value` is a printable line of bounded length."""
-    if not isinstance(value, str):
-        raise ValueError(f"{key} is not a text")
-    if len(value) > MAX_TEXT:
-        raise ValueError(f"{key} is longer than {MAX_TEXT:,} characters")
-    if any(is_unprintable(char) for char in value):
-        raise ValueError(f"{key} holds control characters: {printable(value, 60)!r}")
 
 
 def _checked_curves(calibration: Mapping[str, Any]) -> dict[str, float | tuple[float, ...]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,47 +23,37 @@ from alignez_edge.calibration.free_running import (
     probe_for,
     read_questions,
 )
-from alignez_edge.calibration.teacher_forced import GRID, Reading, calibrate, read_profile
+from alignez_edge.calibration.teacher_forced import read_profile
+from alignez_edge.calibration.unit import GRID, Reading, calibrate
 from alignez_edge.errors import BadInputError
-from alignez_edge.files.reading import printable
+from alignez_edge.files.text import printable
 from alignez_edge.modelfiles.fingerprint import Comparison, compare
 from alignez_edge.preferences.pairs import PreferencePair
+from alignez_edge.profile.kept_pairs import (
+    _TEXTS,
+    KEY,
+    MAX_CHARS,
+    N_KEPT,
+    KeptPair,
+    _is_text,
+    kept_pairs,
+)
+from alignez_edge.steering.compatibility import check_fit
 from alignez_edge.steering.inject import way_into
-from alignez_edge.steering.steering import check_fit
 
 if TYPE_CHECKING:
-    from alignez_edge.methods.names import Way
     from alignez_edge.profile.profile import Profile
     from alignez_edge.runtime.model import Model
+    from alignez_edge.steering.ways import Way
 
-KEY = "check"
-N_KEPT = 4
-MAX_CHARS = 1500
-"""Characters of each text of a pair that is kept; pairs with longer ones are passed over."""
 TOLERANCE = 0.25
 """How far, of the effect as it was measured, a replay may be from it and still be the same: twice
 what other quantizations of four bits and more were off on the demo model (docs/sharing.md)."""
 SLACK = 0.01
 """The same in nats per token, for effects that are next to nothing."""
 _SIGNS = (1.0, -1.0)
-_HUGE = 1e6  # nats per token: no reading has more
-_TEXTS = ("query", "chosen", "rejected")
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class KeptPair:
-    """A pair that was held back from a profile's directions, and what the profile did to it.
-
-    `margin` (nats per token, against the plain model) and `drift` are at strengths +1 and -1.
-    """
-
-    query: str
-    chosen: str
-    rejected: str
-    margin: tuple[float, float]
-    drift: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -116,20 +106,6 @@ def with_kept_pairs(
     short = [pair for pair in pairs if all(len(getattr(pair, k)) <= MAX_CHARS for k in _TEXTS)]
     found = [asdict(_measured(profile, model, pair, n_ctx)) for pair in short[:N_KEPT]]
     return replace(profile, report={**profile.report, KEY: found})
-
-
-def kept_pairs(profile: Profile) -> tuple[KeptPair, ...]:
-    """The pairs that a profile carries; none where its report tells of none that are sound.
-
-    A report can come from a stranger's file.
-    """
-    try:
-        found = profile.report.get(KEY, [])
-        if not isinstance(found, list) or len(found) > N_KEPT:
-            return ()
-        return tuple(_kept(value) for value in found)
-    except (KeyError, TypeError, ValueError):
-        return ()
 
 
 def verify(profile: Profile, model: Model, on_progress: Progress | None = None) -> Verification:
@@ -227,7 +203,7 @@ def _recalibrated_freely(
 ) -> Profile:
     """`recalibrate` by free-running answers to the questions of the build."""
     from alignez_edge.build.build import with_units
-    from alignez_edge.build.choice import RequestChoice
+    from alignez_edge.preferences.choice import RequestChoice
 
     try:
         choice = RequestChoice.of(profile.report["request"])
@@ -285,31 +261,3 @@ def _measured(
         (round(float(a), 6), round(float(b), 6)) for a, b in (found.margin, found.drift)
     )
     return KeptPair(pair.query, pair.chosen, pair.rejected, margin, drift)
-
-
-def _kept(value: Any) -> KeptPair:
-    """An entry of a report; raises `KeyError`, `TypeError` or `ValueError`."""
-    for key in _TEXTS:
-        text = value[key]
-        if not isinstance(text, str) or not text.strip() or len(text) > MAX_CHARS:
-            raise ValueError(f"{key} is no text of bounded length")
-        if not _is_text(text):
-            raise ValueError(f"{key} holds half a character")
-    query, chosen, rejected = (value[key] for key in _TEXTS)
-    return KeptPair(query, chosen, rejected, _two(value["margin"]), _two(value["drift"]))
-
-
-def _is_text(text: str) -> bool:
-    """Whether it is whole characters."""
-    return not any("\ud800" <= char <= "\udfff" for char in text)
-
-
-def _two(values: Any) -> tuple[float, float]:
-    first, second = (_number(value) for value in values)
-    return first, second
-
-
-def _number(value: object) -> float:
-    if not isinstance(value, (int, float)) or not abs(value) < _HUGE:
-        raise ValueError("not a number that a reading can have")
-    return float(value)

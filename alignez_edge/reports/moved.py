@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from itertools import islice, product
 from typing import Any
 
-from alignez_edge.directions.geometry import LARGEST
 from alignez_edge.evaluation.arms import PLAIN
 from alignez_edge.evaluation.runfolder import Key, RunFolder
-from alignez_edge.files.reading import printable
+from alignez_edge.files.text import printable
+from alignez_edge.files.untrusted import LARGEST
 
 MOST_TEXT = 4000
 """Characters of an answer that are shown."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from alignez_edge.evaluation.outcome import Outcome, Row
-from alignez_edge.files.reading import printable
+from alignez_edge.files.text import printable
 from alignez_edge.reports.moved import Moved, beside_plain, most_moved
 
 SHOWN = 6

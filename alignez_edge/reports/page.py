@@ -18,7 +18,8 @@ from typing import Protocol
 from alignez_edge.errors import BadInputError
 from alignez_edge.evaluation.measures import Figure
 from alignez_edge.evaluation.outcome import Outcome
-from alignez_edge.files.reading import printable, write_atomic
+from alignez_edge.files.text import printable
+from alignez_edge.files.writing import write_atomic
 from alignez_edge.pictures.drawing import Picture, rendered, signed
 from alignez_edge.pictures.of_run import pictures_of_run
 from alignez_edge.pictures.text import drawn

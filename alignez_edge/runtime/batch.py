@@ -8,11 +8,12 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from alignez_edge.errors import BadInputError
-from alignez_edge.runtime.context import window
+from alignez_edge.runtime.injection import Conditional, Injection
 from alignez_edge.runtime.llama import cpp
 from alignez_edge.runtime.prefix import common_prefix
-from alignez_edge.runtime.requests import Completion, Conditional, Injection, Request
+from alignez_edge.runtime.requests import Completion, Request
 from alignez_edge.runtime.scheduler import Progress, Scheduler
+from alignez_edge.runtime.window import window
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model

@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from alignez_edge.arrays import TensorName
 from alignez_edge.errors import BadInputError, PromptTooLongError
-from alignez_edge.runtime.context import window
-from alignez_edge.runtime.requests import Given, Request, States, TensorName
+from alignez_edge.runtime.requests import Given, Request, States
 from alignez_edge.runtime.scheduler import Scheduler
 from alignez_edge.runtime.score import rows_that_fit
+from alignez_edge.runtime.window import window
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model

@@ -23,6 +23,8 @@ from typing import Any, NamedTuple
 import llama_cpp as _package
 from llama_cpp import llama_cpp as cpp
 
+from alignez_edge.runtime.cores import usable_cores
+
 __all__ = [
     "BINDING_VERSION",
     "HeedingInterrupts",
@@ -208,45 +210,6 @@ def _ggml_library() -> ctypes.CDLL:
         if (Path(folder) / name).exists():
             return ctypes.CDLL(str(Path(folder) / name))
     raise ImportError(f"ggml-base.dll is not in {folder}: reinstall llama-cpp-python")
-
-
-def usable_cores() -> int:
-    """How many threads help: the physical cores that this process may run on, at least 1.
-
-    Two hardware threads of one core share the units that matter here, so siblings count once;
-    a container's CPU quota (cgroup v2) is respected. On Apple Silicon the performance cores count:
-    a pass waits for its slowest thread, which the other cores would be.
-    """
-    if not hasattr(os, "sched_getaffinity"):
-        return _performance_cores() or os.cpu_count() or 1
-    cpus = os.sched_getaffinity(0)
-    cores = set()
-    for cpu in cpus:
-        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        try:
-            cores.add(siblings.read_text().strip())
-        except OSError:
-            cores.add(str(cpu))
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        allowed = len(cores) if quota == "max" else -(-int(quota) // int(period))
-    except (OSError, ValueError, ZeroDivisionError):
-        allowed = len(cores)
-    return max(1, min(len(cores), allowed))
-
-
-def _performance_cores() -> int:
-    """The cores of the first performance level that macOS tells of; 0 where nobody tells."""
-    if sys.platform != "darwin":
-        return 0
-    count, size = ctypes.c_int32(0), ctypes.c_size_t(4)
-    for name in (b"hw.perflevel0.physicalcpu", b"hw.physicalcpu"):
-        told = ctypes.CDLL(None).sysctlbyname(
-            name, ctypes.byref(count), ctypes.byref(size), None, ctypes.c_size_t(0)
-        )
-        if told == 0:
-            return count.value
-    return 0
 
 
 cpp.llama_log_set(_on_log, ctypes.c_void_p(0))

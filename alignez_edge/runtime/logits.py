@@ -20,10 +20,11 @@ import numpy as np
 
 from alignez_edge.arrays import FloatArray, IntArray
 from alignez_edge.errors import BadInputError
-from alignez_edge.runtime.context import Context, check_fits
+from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.requests import Given, Request
 from alignez_edge.runtime.scheduler import Scheduler
 from alignez_edge.runtime.score import rows_that_fit
+from alignez_edge.runtime.window import check_fits
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model

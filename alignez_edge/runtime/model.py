@@ -11,42 +11,31 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import numpy as np
 
-from alignez_edge.chat.template import (
-    QUESTION_STOPS,
-    ChatTemplate,
-    Span,
-    check_messages,
-    question_answer,
-)
+from alignez_edge.chat.messages import Message, check_messages
+from alignez_edge.chat.question_answer import QUESTION_STOPS, question_answer
+from alignez_edge.chat.template import ChatTemplate, Span
+from alignez_edge.demo.bundled import demo_file
 from alignez_edge.errors import BadInputError, ModelFileError, RuntimeFailure
 from alignez_edge.files.gguffile import GGUFFile, printable, read_gguf
 from alignez_edge.modelfiles.lora import Carried, check_scale, read_lora
 from alignez_edge.runtime import llama
 from alignez_edge.runtime.adapter import Adapter
 from alignez_edge.runtime.check import UNSTEERABLE, check_loaded, check_model
+from alignez_edge.runtime.injection import Conditional, Injection, Steers
 from alignez_edge.runtime.llama import cpp
-from alignez_edge.runtime.requests import (
-    Completion,
-    Conditional,
-    Injection,
-    Message,
-    Sampling,
-    Steers,
-)
+from alignez_edge.runtime.requests import Completion, Sampling
 from alignez_edge.runtime.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from alignez_edge.modelfiles.fingerprint import Fingerprint
     from alignez_edge.runtime.context import Context
 
-DEMO_MODEL = "demo-model.gguf"
 MOST_THREADS = 512
 """Of a context, in llama.cpp (GGML_MAX_N_THREADS): beyond it the process may abort."""
 
@@ -364,8 +353,3 @@ def _quantization(gguf: GGUFFile) -> str:
     for tensor in gguf.tensors.values():
         sizes[tensor.type] += tensor.nbytes
     return sizes.most_common(1)[0][0]
-
-
-def demo_file() -> Path:
-    """The file of the small model that ships with the package."""
-    return Path(str(resources.files("alignez_edge.demo") / DEMO_MODEL))

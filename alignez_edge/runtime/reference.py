@@ -16,8 +16,8 @@ import numpy as np
 
 from alignez_edge.errors import RuntimeFailure
 from alignez_edge.files.gguffile import GGUFFile
+from alignez_edge.runtime.injection import Editor
 from alignez_edge.runtime.llama import ggml, tensor_shape, tensor_type
-from alignez_edge.runtime.requests import Editor
 
 _F32 = 0
 

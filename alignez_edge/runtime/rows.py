@@ -22,12 +22,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from alignez_edge.arrays import FloatArray
+from alignez_edge.arrays import FloatArray, TensorName
 from alignez_edge.errors import BadInputError, RuntimeFailure
 from alignez_edge.files.gguffile import GGUFFile
 from alignez_edge.runtime.llama import TensorHead, ggml, is_on_host, tensor_head
 from alignez_edge.runtime.reference import mlp_output
-from alignez_edge.runtime.requests import TensorName
 
 _F32 = 0
 

@@ -35,14 +35,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from alignez_edge.arrays import FloatArray
+from alignez_edge.arrays import FloatArray, TensorName
 from alignez_edge.errors import BusyError
-from alignez_edge.runtime.context import Context, window
+from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.prefix import common_prefix
 from alignez_edge.runtime.probe import steers_rows
-from alignez_edge.runtime.requests import Completion, Request, TensorName
+from alignez_edge.runtime.requests import Completion, Request
 from alignez_edge.runtime.rows import RowPlan
 from alignez_edge.runtime.slots import Slot, Slots
+from alignez_edge.runtime.window import window
 from alignez_edge.runtime.work import Grouping, Span, Work
 
 if TYPE_CHECKING:

@@ -16,9 +16,11 @@ import numpy as np
 
 from alignez_edge.arrays import FloatArray
 from alignez_edge.errors import BadInputError, PromptTooLongError
-from alignez_edge.runtime.context import Context, window
-from alignez_edge.runtime.requests import Conditional, Given, Injection, Request
+from alignez_edge.runtime.context import Context
+from alignez_edge.runtime.injection import Conditional, Injection
+from alignez_edge.runtime.requests import Given, Request
 from alignez_edge.runtime.scheduler import Scheduler
+from alignez_edge.runtime.window import window
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model

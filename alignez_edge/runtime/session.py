@@ -6,18 +6,12 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from alignez_edge.chat.messages import Message
 from alignez_edge.errors import BadInputError
-from alignez_edge.runtime.context import check_fits
-from alignez_edge.runtime.requests import (
-    Completion,
-    Conditional,
-    Injection,
-    Message,
-    Request,
-    Sampling,
-    Steers,
-)
+from alignez_edge.runtime.injection import Conditional, Injection, Steers
+from alignez_edge.runtime.requests import Completion, Request, Sampling
 from alignez_edge.runtime.scheduler import Scheduler
+from alignez_edge.runtime.window import check_fits
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model

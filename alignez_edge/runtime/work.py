@@ -9,21 +9,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from alignez_edge.arrays import FloatArray
+from alignez_edge.arrays import FloatArray, TensorName
 from alignez_edge.errors import BadInputError
-from alignez_edge.runtime.context import Context, check_fits
-from alignez_edge.runtime.requests import (
-    Completion,
-    Conditional,
-    Edits,
-    FinishReason,
-    Injection,
-    Request,
-    States,
-    TensorName,
-)
+from alignez_edge.runtime.context import Context
+from alignez_edge.runtime.injection import Conditional, Edits, Injection
+from alignez_edge.runtime.requests import Completion, FinishReason, Request, States
 from alignez_edge.runtime.sampler import Answer
 from alignez_edge.runtime.slots import Slot
+from alignez_edge.runtime.window import check_fits
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model

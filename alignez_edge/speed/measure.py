@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 from alignez_edge.errors import AlignezError, BadInputError
 from alignez_edge.runtime.batch import generate_batch
 from alignez_edge.runtime.capture import capture
-from alignez_edge.runtime.requests import Conditional, Injection, Request
+from alignez_edge.runtime.injection import Conditional, Injection
+from alignez_edge.runtime.requests import Request
 from alignez_edge.runtime.session import Session
 from alignez_edge.speed.workload import (
     SHORT,
@@ -38,9 +39,9 @@ from alignez_edge.speed.workload import (
 )
 
 if TYPE_CHECKING:
-    from alignez_edge.methods.names import Way
     from alignez_edge.runtime.model import Model
     from alignez_edge.steering.steering import Steering
+    from alignez_edge.steering.ways import Way
 
 LEAST = 8
 """Tokens of a long answer at least."""

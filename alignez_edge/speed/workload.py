@@ -17,7 +17,8 @@ import numpy as np
 
 from alignez_edge.arrays import FloatArray
 from alignez_edge.runtime.context import Context
-from alignez_edge.runtime.requests import Conditional, Injection, Sampling
+from alignez_edge.runtime.injection import Conditional, Injection
+from alignez_edge.runtime.requests import Sampling
 from alignez_edge.runtime.score import rows_that_fit
 from alignez_edge.runtime.session import Session
 

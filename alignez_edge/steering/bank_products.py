@@ -16,8 +16,10 @@ import numpy as np
 from alignez_edge.arrays import FloatArray, IntArray
 from alignez_edge.directions.hidden_states import POSITIONS
 from alignez_edge.errors import AlignezError, BadInputError
+from alignez_edge.files.folders import cache_dir
 from alignez_edge.files.gguffile import GGUFFile
-from alignez_edge.files.reading import cache_dir, make_folder, printable, write_atomic
+from alignez_edge.files.text import printable
+from alignez_edge.files.writing import make_folder, write_atomic
 from alignez_edge.interventions.bank import Bank, packed, widened
 from alignez_edge.interventions.by_query import Turn
 from alignez_edge.interventions.mlp_edit import Edit, LayerEdit

@@ -26,7 +26,7 @@ import numpy as np
 from alignez_edge.arrays import FloatArray
 from alignez_edge.errors import BadInputError
 from alignez_edge.files.gguffile import GGUFFile, printable
-from alignez_edge.files.reading import write_atomic
+from alignez_edge.files.writing import write_atomic
 from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
 from alignez_edge.modelfiles.lora import Carried, adapter_file
 

@@ -23,19 +23,21 @@ import numpy as np
 from alignez_edge.arrays import DoubleArray, FloatArray
 from alignez_edge.directions.hidden_states import POSITIONS
 from alignez_edge.errors import AlignezError, BadInputError
-from alignez_edge.files.reading import cache_dir, make_folder, printable, write_atomic
+from alignez_edge.files.folders import cache_dir
+from alignez_edge.files.text import printable
+from alignez_edge.files.writing import make_folder, write_atomic
 from alignez_edge.interventions.by_query import Turn
 from alignez_edge.interventions.mlp_edit import Edit
-from alignez_edge.methods.names import Way
 from alignez_edge.modelfiles.fingerprint import identity
 from alignez_edge.steering.bank_products import BankProduct, not_by_query
 from alignez_edge.steering.exact import ExactEdit, can_inject_exactly, constants, exact_edit
+from alignez_edge.steering.ways import Way
 
 if TYPE_CHECKING:
     from alignez_edge.profile.profile import Profile
     from alignez_edge.runtime.adapter import Adapter
+    from alignez_edge.runtime.injection import Conditional, Edits, Injection, LogitEdits
     from alignez_edge.runtime.model import Model
-    from alignez_edge.runtime.requests import Conditional, Edits, Injection, LogitEdits
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -156,7 +158,7 @@ def shares(
 
 def _total(model: Model, parts: Sequence[Share]) -> Injection | None:
     """The sum of what profiles add; None for nothing."""
-    from alignez_edge.runtime.requests import Injection
+    from alignez_edge.runtime.injection import Injection
 
     rows = np.zeros((2, model.n_layer, model.n_embd))
     for part in parts:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alignez_edge.errors import BadInputError
-from alignez_edge.files.reading import printable
+from alignez_edge.files.text import printable
 
-from .options import ModelOptions, load_steering
-from .output import Output
+from ..options import ModelOptions, load_steering
+from ..output import Output
 
 if TYPE_CHECKING:
     from alignez_edge.evaluation.arms import Arm

@@ -10,20 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from alignez_edge.errors import BadInputError
-from alignez_edge.files.reading import printable
+from alignez_edge.files.text import printable
 
-from .evalarms import (
-    arms_of,
-    named,
-    parse_strengths,
-    parse_sweeps,
-    reference_arms,
-    swept_arms,
-    unique,
-)
-from .evaltables import summary, warnings
-from .judge import JudgeOptions, tested
-from .options import (
+from ..judge.command import JudgeOptions, tested
+from ..options import (
     DEFAULT_WIDTH,
     ContextOption,
     ModelOptions,
@@ -37,7 +27,17 @@ from .options import (
     grouped,
     model_file,
 )
-from .output import Output
+from ..output import Output
+from .arms import (
+    arms_of,
+    named,
+    parse_strengths,
+    parse_sweeps,
+    reference_arms,
+    swept_arms,
+    unique,
+)
+from .tables import summary, warnings
 
 if TYPE_CHECKING:
     from alignez_edge.evaluation.plan import Query
@@ -240,7 +240,7 @@ def _queries(
         return [Query(text, facts) for text, facts in found.items()]
     if not loading.is_demo:
         raise BadInputError("there is nothing to ask", "name a file: --queries FILE")
-    from alignez_edge.demo.world import demo_queries
+    from alignez_edge.demo.bundled import demo_queries
 
     out.notice("using the demo model's own unseen queries (choose others: --queries FILE)")
     entries = demo_queries("unseen")[:limit]
@@ -270,8 +270,8 @@ def _texts(file: str | None) -> tuple[str, ...]:
 
 def _folder(plan: Any, model: Model, judge: Judge) -> Path:
     """Where a run goes by itself: the same options lead to the same folder again."""
-    from alignez_edge.evaluation.runfolder import digest
-    from alignez_edge.files.reading import user_dir
+    from alignez_edge.files.folders import user_dir
+    from alignez_edge.repeatable import digest
 
     profiles = dict.fromkeys(arm.profile for arm in plan.arms if arm.kind == "steered")
     name = "".join(c if c.isalnum() else "-" for c in "-".join(profiles))[:40]

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from alignez_edge.evaluation.blind import Blind
-from alignez_edge.files.reading import printable
+from alignez_edge.files.text import printable
 
-from .layout import table
+from ..layout import table
 
 
 def summary(results: Mapping[str, Any]) -> str:

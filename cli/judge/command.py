@@ -15,10 +15,10 @@ import typer
 
 from alignez_edge.errors import BadInputError
 
+from ..build import find_axis
+from ..options import grouped
+from ..output import Output
 from . import person
-from .build import find_axis
-from .options import grouped
-from .output import Output
 
 if TYPE_CHECKING:
     from alignez_edge.judges.judging import Judge
@@ -146,9 +146,11 @@ def _measured(
     show: Callable[[int, int], None] | None,
 ) -> JudgeReport:
     """The report on a judge. Until it is there, what one with an `identity` said is kept."""
-    from alignez_edge.evaluation.runfolder import Log, digest
-    from alignez_edge.files.reading import alone_in, cache_dir, make_folder
+    from alignez_edge.files.folders import cache_dir
+    from alignez_edge.files.json_log import Log
+    from alignez_edge.files.writing import alone_in, make_folder
     from alignez_edge.judges.quality import measure
+    from alignez_edge.repeatable import digest
 
     if identity is None:
         return measure(who, pairs, show)
@@ -171,7 +173,7 @@ def _measured(
 
 
 def _orders(record: Mapping[str, Any], path: Path) -> Orders:
-    from alignez_edge.files.reading import printable
+    from alignez_edge.files.text import printable
 
     found = record.get("orders")
     if not isinstance(found, list) or [type(x) for x in found] != [float, float]:
@@ -213,7 +215,7 @@ def _pairs(
     who: Judge, names: Sequence[str], file: str | None, limit: int | None
 ) -> list[KnownPair]:
     """What the judge is tested on."""
-    from alignez_edge.files.reading import printable
+    from alignez_edge.files.text import printable
     from alignez_edge.judges.quality import axes_for, read_test_pairs, shipped_pairs
 
     if file is not None:
@@ -236,7 +238,7 @@ def _pairs(
 
 
 def _page(report: JudgeReport) -> str:
-    from .layout import table
+    from ..layout import table
 
     rows = [["", "right", "interval 95%", "ties", "equal pairs called ties"]]
     rows += [_row(axis, tally) for axis, tally in report.by_axis.items()]
@@ -272,10 +274,12 @@ def tested(
     found is kept as `judge.json` in the folder of the run, so that a run that goes on does not ask
     again.
     """
-    from alignez_edge.files.reading import printable, read_text, write_atomic
+    from alignez_edge.files.reading import read_text
+    from alignez_edge.files.records import parse_record, text_of
+    from alignez_edge.files.text import printable
+    from alignez_edge.files.writing import write_atomic
     from alignez_edge.judges.demo import DemoJudge
     from alignez_edge.judges.quality import axes_for, shipped_pairs
-    from alignez_edge.preferences.queries import parse_record, text_of
 
     kept = folder / "judge.json"
     if isinstance(who, DemoJudge) or who.name == "human":
@@ -313,7 +317,7 @@ def _kept(found: JudgeReport) -> bytes:
 
 
 def _announce(out: Output, can_tell: bool, finding: str) -> None:
-    from alignez_edge.files.reading import printable
+    from alignez_edge.files.text import printable
 
     out.notice(f"{'' if can_tell else 'warning: '}{printable(finding, 500)}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from .layout import compared, terminal_width
+from ..layout import compared, terminal_width
 
 if TYPE_CHECKING:
     from alignez_edge.judges.judging import Comparison
@@ -46,6 +46,6 @@ def _say(text: str) -> None:
 
 def _safe(text: str) -> str:
     """`text` without characters that could move the cursor or reorder what is around them."""
-    from alignez_edge.files.reading import is_unprintable
+    from alignez_edge.files.text import is_unprintable
 
     return "".join(ascii(c)[1:-1] if is_unprintable(c) and c not in "\n\t" else c for c in text)

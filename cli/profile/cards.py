@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from alignez_edge.calibration.teacher_forced import Measured
+    from alignez_edge.calibration.unit import Measured
     from alignez_edge.profile.mix import Mixture
     from alignez_edge.profile.profile import Profile
 
@@ -17,10 +17,10 @@ GIVEN = "effect on pairs that were held back, in nats per token"
 
 def effect_table(profile: Profile, indent: str = "") -> str:
     """What strength 1 of either sign does, beside prompting; '' if not measured."""
-    from alignez_edge.calibration.teacher_forced import Measured
+    from alignez_edge.calibration.unit import Measured
     from alignez_edge.preferences.prompts import SIDES, is_plain, trait
 
-    from .layout import table
+    from ..layout import table
 
     found = Measured.of(profile)
     if found is None:
@@ -38,7 +38,7 @@ def effect_table(profile: Profile, indent: str = "") -> str:
 
 def effect_title(profile: Profile) -> str:
     """What `effect_table` is a table of."""
-    from alignez_edge.calibration.teacher_forced import Measured
+    from alignez_edge.calibration.unit import Measured
 
     found = Measured.of(profile)
     if found is None or not found.free:
@@ -52,7 +52,7 @@ def effect_title(profile: Profile) -> str:
 def effect_of(profile: Profile) -> tuple[float, float | None] | None:
     """How far strengths +1 and -1 lie apart, in nats per token, and that as a ratio to prompting;
     None where it was not measured."""
-    from alignez_edge.calibration.teacher_forced import Measured
+    from alignez_edge.calibration.unit import Measured
 
     found = Measured.of(profile)
     if found is None:
@@ -107,9 +107,9 @@ def size_line(path: Path) -> str:
 
 def curve_table(profile: Profile, indent: str = "") -> str:
     """The measured curve over strengths of the profile; '' where there is none."""
-    from alignez_edge.calibration.teacher_forced import Measured
+    from alignez_edge.calibration.unit import Measured
 
-    from .layout import table
+    from ..layout import table
 
     found = Measured.of(profile)
     if found is None:
@@ -177,8 +177,8 @@ def fits(profile: Profile) -> dict[str, str | int]:
 
 def carried(profile: Profile) -> str:
     """What of the texts that it was built from a profile carries, in words."""
+    from alignez_edge.profile.kept_pairs import kept_pairs
     from alignez_edge.profile.provenance import Provenance
-    from alignez_edge.profile.verify import kept_pairs
 
     found, kept = Provenance.of(profile), len(kept_pairs(profile))
     texts = [f"{kept} pairs"] if kept else []
@@ -230,10 +230,10 @@ def forms(profile: Profile) -> str:
 
 
 def card(profile: Profile, path: Path) -> str:
-    from alignez_edge.files.reading import printable
+    from alignez_edge.files.text import printable
     from alignez_edge.profile.mix import Mixture
 
-    from .layout import table
+    from ..layout import table
 
     dropped = ", ".join(f"{n} {reason}" for reason, n in profile.dropped.items())
     made_for = profile.fingerprint
@@ -271,9 +271,9 @@ def card(profile: Profile, path: Path) -> str:
 
 def interference(mixture: Mixture) -> str:
     """How far each part of a mix moves along each axis, before and after orthogonalising."""
-    from alignez_edge.files.reading import printable
+    from alignez_edge.files.text import printable
 
-    from .layout import table
+    from ..layout import table
 
     names = [printable(part.profile, 20) for part in mixture.parts]
     matrices = [("how far strength 1 of each profile moves along each axis", mixture.interference)]

@@ -11,6 +11,8 @@ import typer
 
 from alignez_edge.errors import AlignezError, BadInputError
 
+from ..options import WhoseOptions, grouped, load_steering
+from ..output import Output
 from . import exchange
 from .cards import (
     card,
@@ -22,8 +24,6 @@ from .cards import (
     size_line,
     verdict_line,
 )
-from .options import WhoseOptions, grouped, load_steering
-from .output import Output
 from .verify import verify
 
 if TYPE_CHECKING:
@@ -41,12 +41,12 @@ def list_(*, whose: WhoseOptions, out: Output) -> None:
     which of them fit it. The strength is that of 1, in natural lengths; the effect is how far +1
     and -1 move answers apart, against prompting; the verdict says whether it works.
     """
-    from alignez_edge.files.reading import printable
+    from alignez_edge.files.text import printable
     from alignez_edge.modelfiles.fingerprint import Fit
     from alignez_edge.profile.library import ProfileLibrary
     from alignez_edge.profile.profile import Profile
 
-    from .layout import table
+    from ..layout import table
 
     library, model = ProfileLibrary(), _model_of(whose, out)
     fit_column = () if model is None else ("fits",)
@@ -208,11 +208,11 @@ def mix_(
     Strength 1 of the mix does what its parts do together at their strengths. A part of strength 0
     adds nothing, but with --orthogonal the others lose what they have along its axis.
     """
-    from alignez_edge.files.reading import check_apart
+    from alignez_edge.files.writing import check_apart
     from alignez_edge.profile.library import ProfileLibrary, parse_profile_option
     from alignez_edge.profile.mix import Mixture, left_out, mix
 
-    from .layout import table
+    from ..layout import table
 
     library = ProfileLibrary()
     terms = load_steering(parts, whose.find).terms

@@ -12,8 +12,8 @@ import typer
 
 from alignez_edge.errors import AlignezError, BadInputError
 
-from .options import MODEL_VARIABLE, ModelOptions, WhoseOptions, grouped
-from .output import Output, complain
+from ..options import MODEL_VARIABLE, ModelOptions, WhoseOptions, grouped
+from ..output import Output, complain
 
 if TYPE_CHECKING:
     from alignez_edge.exchange.export import Exported
@@ -78,7 +78,8 @@ def export(
         no_lora,
     )
     from alignez_edge.exchange.peft import export_peft
-    from alignez_edge.files.reading import check_apart, near_hint
+    from alignez_edge.files.text import near_hint
+    from alignez_edge.files.writing import check_apart
     from alignez_edge.modelfiles.lora import parse_lora_option
     from alignez_edge.profile.library import parse_profile_option
     from alignez_edge.profile.profile import Profile

@@ -9,8 +9,8 @@ import typer
 
 from alignez_edge.errors import AlignezError, BadInputError, ProfileFileError
 
-from .options import ModelOptions, grouped
-from .output import Output
+from ..options import ModelOptions, grouped
+from ..output import Output
 
 if TYPE_CHECKING:
     from alignez_edge.profile.profile import Profile
@@ -48,7 +48,7 @@ def verify(
     the build other than `works`.
     """
     from alignez_edge.calibration.verdict import Verdict
-    from alignez_edge.files.reading import place_of
+    from alignez_edge.files.writing import place_of
     from alignez_edge.modelfiles.fingerprint import Fit
     from alignez_edge.profile.profile import Profile
     from alignez_edge.profile.verify import verify as replay
@@ -135,10 +135,10 @@ def _advice(profile: Profile, model: Model) -> str:
 
 
 def _card(profile: Profile, path: Path, model: Model, found: Verification) -> list[str]:
-    from alignez_edge.files.reading import printable
+    from alignez_edge.files.text import printable
 
+    from ..layout import table
     from .cards import sides, verdict_line
-    from .layout import table
 
     facts = model.facts
     rows = [

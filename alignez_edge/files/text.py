@@ -1,0 +1,29 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import difflib
+import unicodedata
+from collections.abc import Iterable
+
+# Joiners are format characters that ordinary Persian, Hindi and emoji text needs.
+_JOINERS = "\u200c\u200d"
+
+
+def is_unprintable(char: str) -> bool:
+    """Whether `char` could move the cursor, hide, or reorder the text around it."""
+    return unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") and char not in _JOINERS
+
+
+def printable(text: str, limit: int = 200) -> str:
+    """`text` on one line of at most `limit` characters, control and bidi characters escaped."""
+    cut = text[: limit + 1]
+    safe = "".join(ascii(c)[1:-1] if is_unprintable(c) else c for c in cut)
+    return safe if len(safe) <= limit else safe[: max(limit - 1, 0)] + "…"
+
+
+def near_hint(word: str, known: Iterable[str], noun: str) -> str:
+    """A hint that names what `word` was probably meant to be, or all that is known."""
+    names = sorted(known)
+    near = difflib.get_close_matches(word, names, n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(near)}?" if near else f"known {noun}: {', '.join(names)}"

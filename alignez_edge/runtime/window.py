@@ -1,0 +1,37 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from alignez_edge.errors import BadInputError, PromptTooLongError
+
+if TYPE_CHECKING:
+    from alignez_edge.runtime.model import Model
+DEFAULT_CONTEXT = 4096
+"""Tokens of context where nothing is asked for: a long chat, at a modest cache (128 MB in a
+1 B model); models trained on less get what they were trained on."""
+
+
+def window(model: Model, n_ctx: int | None) -> int:
+    """The tokens of one sequence: `n_ctx` checked against the model, or a sensible default."""
+    trained = model.n_ctx_train
+    if n_ctx is None:
+        return min(trained, DEFAULT_CONTEXT)
+    if n_ctx < 1:
+        raise BadInputError(f"a context of {n_ctx} tokens", "it must be at least 1")
+    if n_ctx > trained:
+        raise BadInputError(
+            f"a context of {n_ctx} tokens, but the model was trained with {trained}",
+            f"use at most {trained}",
+        )
+    return n_ctx
+
+
+def check_fits(n_tokens: int, n_ctx: int, what: str = "the prompt") -> None:
+    """Raise `PromptTooLongError` unless `n_tokens` and one more fit a window of `n_ctx`."""
+    if n_tokens + 1 > n_ctx:
+        raise PromptTooLongError(
+            f"{what} has {n_tokens} tokens, the context window only {n_ctx}",
+            "shorten it, or use a larger context where the model allows it (--ctx, n_ctx)",
+        )

@@ -1,0 +1,8 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Way = Literal["auto", "control-vector", "exact", "reference"]
+WAYS: tuple[Way, ...] = get_args(Way)
