@@ -31,7 +31,7 @@ from alignez_edge.interventions.exact_form import ExactForm
 from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
 from alignez_edge.preferences.axes import Axis
 from alignez_edge.profile.profile import Profile
-from alignez_edge.runtime.adapter import Adapter
+from alignez_edge.runtime.weights import Adapter
 from alignez_edge.runtime.injection import Edits, Injection
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.requests import Sampling

@@ -43,7 +43,7 @@ from alignez_edge.preferences.axes import Axis
 from alignez_edge.preferences.pairs import PreferencePair
 from alignez_edge.preferences.requests import AUTO
 from alignez_edge.profile.profile import Profile
-from alignez_edge.runtime.adapter import Adapter
+from alignez_edge.runtime.weights import Adapter
 from alignez_edge.runtime.injection import Conditional, Injection
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.score import Scorer, kl_divergence

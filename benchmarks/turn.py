@@ -31,7 +31,7 @@ from alignez_edge.files.gguffile import read_gguf
 from alignez_edge.interventions.bank import Bank
 from alignez_edge.interventions.by_query import Recipe, Turn, condition
 from alignez_edge.runtime import context
-from alignez_edge.runtime.adapter import Adapter
+from alignez_edge.runtime.weights import Adapter
 from alignez_edge.runtime.injection import Conditional, Injection
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.requests import Sampling

@@ -13,7 +13,7 @@ from .options import MODEL_VARIABLE, ModelOptions, grouped
 from .output import Output
 
 if TYPE_CHECKING:
-    from alignez_edge.runtime.model import ModelFacts
+    from alignez_edge.runtime.weights import ModelFacts
 
 app = typer.Typer(
     help="What a GGUF is, and short names for the models that one uses.",

@@ -94,7 +94,7 @@ def _readers(seeds: Path, kinds: Sequence[str]) -> dict[str, Reader]:
     from alignez_edge.preferences.pairs import read_labelled_pairs
     from alignez_edge.preferences.queries import read_queries
     from alignez_edge.profile.profile import Profile
-    from alignez_edge.runtime.adapter import Adapter
+    from alignez_edge.runtime.weights import Adapter
     from alignez_edge.runtime.batch import generate_batch
     from alignez_edge.runtime.check import check_model
     from alignez_edge.runtime.model import Model

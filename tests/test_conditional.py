@@ -12,7 +12,7 @@ import pytest
 from alignez_edge.arrays import FloatArray
 from alignez_edge.errors import AlignezError, BadInputError, PromptTooLongError
 from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
-from alignez_edge.runtime.adapter import Adapter
+from alignez_edge.runtime.weights import Adapter
 from alignez_edge.runtime.batch import generate_batch
 from alignez_edge.runtime.capture import capture
 from alignez_edge.runtime.context import Context

@@ -14,7 +14,7 @@ import pytest
 from alignez_edge.arrays import FloatArray
 from alignez_edge.errors import PromptTooLongError
 from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
-from alignez_edge.runtime.adapter import Adapter
+from alignez_edge.runtime.weights import Adapter
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.injection import Conditional, Injection
 from alignez_edge.runtime.llama import cpp

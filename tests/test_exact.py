@@ -16,7 +16,7 @@ from alignez_edge.arrays import FloatArray
 from alignez_edge.errors import BadInputError
 from alignez_edge.files.gguffile import read_gguf
 from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
-from alignez_edge.runtime.adapter import Adapter
+from alignez_edge.runtime.weights import Adapter
 from alignez_edge.runtime.batch import generate_batch
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.injection import Edits, Injection

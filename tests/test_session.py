@@ -12,7 +12,7 @@ import pytest
 
 from alignez_edge.errors import BadInputError, PromptTooLongError, RuntimeFailure
 from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
-from alignez_edge.runtime.adapter import Adapter
+from alignez_edge.runtime.weights import Adapter
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.injection import Injection
 from alignez_edge.runtime.llama import cpp

@@ -16,7 +16,7 @@ from alignez_edge.runtime.scheduler import Progress, Scheduler
 from alignez_edge.runtime.window import window
 
 if TYPE_CHECKING:
-    from alignez_edge.runtime.model import Model
+    from alignez_edge.runtime.weights import Weights
 
 _MOST_CELLS = 16384
 """Cells of the shared cache at most, unless one sequence is allowed more: 0.5 GB in a 1 B model.
@@ -24,7 +24,7 @@ Where the first prompts ask for more, fewer of them run at a time."""
 
 
 def generate_batch(
-    model: Model,
+    model: Weights,
     requests: Iterable[Request],
     *,
     injection: Injection | Conditional | None = None,
@@ -52,7 +52,7 @@ def generate_batch(
 
 
 def _run(
-    model: Model,
+    model: Weights,
     requests: Iterator[Request],
     width: int,
     limit: int,

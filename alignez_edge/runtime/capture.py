@@ -20,14 +20,14 @@ from alignez_edge.runtime.score import rows_that_fit
 from alignez_edge.runtime.window import window
 
 if TYPE_CHECKING:
-    from alignez_edge.runtime.model import Model
+    from alignez_edge.runtime.weights import Weights
 
 Item = tuple[Sequence[int], Sequence[int]]
 """Prompt tokens and answer tokens; the answer may be empty."""
 
 
 def capture(
-    model: Model,
+    model: Weights,
     items: Iterable[Item],
     *,
     tensor: TensorName = "l_out",
@@ -76,7 +76,7 @@ def _request(
 class _Reader:
     """A scheduler whose cache grows with the texts, so that short ones take little."""
 
-    def __init__(self, model: Model, tensor: TensorName, width: int, limit: int) -> None:
+    def __init__(self, model: Weights, tensor: TensorName, width: int, limit: int) -> None:
         self._model, self._width, self._limit = model, width, limit
         self.n_batch = rows_that_fit(model.n_vocab)
         self._n_cells = 0

@@ -32,7 +32,7 @@ import numpy as np
 
 from alignez_edge.arrays import FloatArray, TensorName
 from alignez_edge.errors import BadInputError, RuntimeFailure
-from alignez_edge.runtime.adapter import Adapter
+from alignez_edge.runtime.weights import Adapter
 from alignez_edge.runtime.injection import Editor, Edits, LogitEdits
 from alignez_edge.runtime.llama import (
     HeedingInterrupts,
@@ -47,7 +47,7 @@ from alignez_edge.runtime.rows import RowPlan, RowTap
 from alignez_edge.runtime.window import window
 
 if TYPE_CHECKING:
-    from alignez_edge.runtime.model import Model
+    from alignez_edge.runtime.weights import Weights
 
 _UNKNOWN = np.full((1, 1), np.nan, np.float32)
 """In place of the vectors that are set; equal to nothing."""
@@ -77,7 +77,7 @@ class Context:
 
     def __init__(
         self,
-        model: Model,
+        model: Weights,
         *,
         n_ctx: int | None = None,
         n_seq: int = 1,
@@ -396,6 +396,6 @@ def _pointer(array: Any, kind: Any) -> Any:
     return ctypes.cast(array.ctypes.data, ctypes.POINTER(kind))
 
 
-def _free(handle: Any, model: Model) -> None:
+def _free(handle: Any, model: Weights) -> None:
     with HeedingInterrupts():
         cpp.llama_free(handle)

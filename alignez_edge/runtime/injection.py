@@ -11,8 +11,8 @@ import numpy as np
 from alignez_edge.arrays import FloatArray, IntArray
 
 if TYPE_CHECKING:
-    from alignez_edge.runtime.adapter import Adapter
-    from alignez_edge.runtime.model import Model
+    from alignez_edge.runtime.weights import Adapter
+    from alignez_edge.runtime.weights import Weights
 Phase = Literal["deciding", "answer"]
 """The pass of the last prompt token, and those of the answer's tokens."""
 
@@ -121,6 +121,6 @@ class Conditional(Protocol):
 class Steers(Protocol):
     """Anything that can say what to inject into a given model: a profile, a sum of profiles."""
 
-    def injection(self, model: Model) -> Injection | Conditional | None:
+    def injection(self, model: Weights) -> Injection | Conditional | None:
         """The injection for `model`; None for none. Raises where it does not fit the model."""
         ...

@@ -27,7 +27,7 @@ from alignez_edge.runtime.score import rows_that_fit
 from alignez_edge.runtime.window import check_fits
 
 if TYPE_CHECKING:
-    from alignez_edge.runtime.model import Model
+    from alignez_edge.runtime.weights import Weights
 
 _CAPPED = ("gemma2", "gemma3n", "grok")
 """Architectures whose logits llama.cpp caps even where the file has no key that says so."""
@@ -45,7 +45,7 @@ class OutputMatrix:
     `BadInputError` where the model's logits are not its output matrix times its last hidden state.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Weights) -> None:
         gguf = model.gguf
         self._gguf = gguf
         self._name = next(
@@ -87,7 +87,7 @@ class OutputMatrix:
                 self._n_held += 1
             return self._rows[self._place[tokens]]
 
-    def _measured_scale(self, model: Model) -> float:
+    def _measured_scale(self, model: Weights) -> float:
         """The factor between what the matrix says and the logits, from two tokens' difference
         (in which a bias cancels)."""
         few = np.linspace(0, model.n_vocab - 1, min(_PROBED, model.n_vocab)).astype(np.int64)
@@ -106,7 +106,7 @@ class OutputMatrix:
         return float(across / (product @ product))
 
 
-def output_matrix(model: Model) -> OutputMatrix:
+def output_matrix(model: Weights) -> OutputMatrix:
     """The model's output matrix, made once and kept with it. Raises as `OutputMatrix` does."""
     if "output matrix" not in model.kept:
         model.kept["output matrix"] = OutputMatrix(model)
@@ -147,7 +147,7 @@ class LogitSteps:
 
 
 def last_states(
-    model: Model, items: Iterable[tuple[Sequence[int], Sequence[int]]], n_ctx: int | None = None
+    model: Weights, items: Iterable[tuple[Sequence[int], Sequence[int]]], n_ctx: int | None = None
 ) -> Iterator[FloatArray]:
     """The last hidden states of each (prompt tokens, answer tokens), `(n_answer + 1, n_embd)`.
 

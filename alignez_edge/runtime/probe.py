@@ -11,12 +11,12 @@ from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.rows import RowPlan
 
 if TYPE_CHECKING:
-    from alignez_edge.runtime.model import Model
+    from alignez_edge.runtime.weights import Weights
 
 _TOKENS = (0, 1)
 
 
-def steers_rows(model: Model) -> bool:
+def steers_rows(model: Weights) -> bool:
     """Whether the rows of a pass can be steered one by one at no cost, to the bit as llama.cpp's
     own control vector does it; found out once a model, by three passes of two tokens.
 
@@ -29,7 +29,7 @@ def steers_rows(model: Model) -> bool:
     return found
 
 
-def _try(model: Model) -> bool:
+def _try(model: Weights) -> bool:
     vectors = np.random.default_rng(0).standard_normal((model.n_layer, model.n_embd), np.float32)
     vectors[0] = 0
     with Context(model, n_ctx=min(32, model.n_ctx_train), n_batch=2) as context:

@@ -15,7 +15,7 @@ from alignez_edge.runtime.llama import cpp
 from alignez_edge.runtime.requests import Completion, FinishReason, Sampling
 
 if TYPE_CHECKING:
-    from alignez_edge.runtime.model import Model
+    from alignez_edge.runtime.weights import Weights
 
 _RANDOM_SEED = 0xFFFFFFFF
 """llama.cpp takes this seed (LLAMA_DEFAULT_SEED) as 'choose one yourself'."""
@@ -24,7 +24,7 @@ _RANDOM_SEED = 0xFFFFFFFF
 class Sampler:
     """Draws tokens by one `Sampling`, with llama.cpp's sampler chain and a seed of its own."""
 
-    def __init__(self, model: Model, sampling: Sampling) -> None:
+    def __init__(self, model: Weights, sampling: Sampling) -> None:
         self._model = model
         chain = cpp.llama_sampler_chain_init(cpp.llama_sampler_chain_default_params())
         if sampling.temperature <= 0:
@@ -120,7 +120,7 @@ class Answer:
     the answer's tokens, as it carries a part of the text.
     """
 
-    def __init__(self, model: Model, sampling: Sampling, n_prompt: int, n_ctx: int) -> None:
+    def __init__(self, model: Weights, sampling: Sampling, n_prompt: int, n_ctx: int) -> None:
         self._model = model
         self._sampling = sampling
         self._sampler = Sampler(model, sampling)

@@ -47,7 +47,7 @@ from alignez_edge.runtime.window import window
 from alignez_edge.runtime.work import Grouping, Span, Work
 
 if TYPE_CHECKING:
-    from alignez_edge.runtime.model import Model
+    from alignez_edge.runtime.weights import Weights
 
 N_BATCH = 512
 """Tokens of a pass at most."""
@@ -90,7 +90,7 @@ class Scheduler:
 
     def __init__(
         self,
-        model: Model,
+        model: Weights,
         *,
         n_slots: int = 16,
         n_ctx: int | None = None,

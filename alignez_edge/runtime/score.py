@@ -23,7 +23,7 @@ from alignez_edge.runtime.scheduler import Scheduler
 from alignez_edge.runtime.window import window
 
 if TYPE_CHECKING:
-    from alignez_edge.runtime.model import Model
+    from alignez_edge.runtime.weights import Weights
 
 _LOGITS_BYTES = 64 << 20
 _SLOTS = 32
@@ -44,7 +44,7 @@ def rows_that_fit(n_vocab: int) -> int:
 class Scorer:
     """Scores given answers; a context manager. The window is as for a `Session`."""
 
-    def __init__(self, model: Model, *, n_ctx: int | None = None) -> None:
+    def __init__(self, model: Weights, *, n_ctx: int | None = None) -> None:
         rows = rows_that_fit(model.n_vocab)
         self._model = model
         self._scheduler = Scheduler(
@@ -103,7 +103,7 @@ class Scorer:
 
 
 def score_batch(
-    model: Model, items: Iterable[Item], *, n_ctx: int | None = None
+    model: Weights, items: Iterable[Item], *, n_ctx: int | None = None
 ) -> Iterator[FloatArray]:
     """For each item, in order: the log-probabilities `(n_answer,)` of its answer's tokens, in nats.
 

@@ -14,7 +14,7 @@ from alignez_edge.runtime.scheduler import Scheduler
 from alignez_edge.runtime.window import check_fits
 
 if TYPE_CHECKING:
-    from alignez_edge.runtime.model import Model
+    from alignez_edge.runtime.weights import Weights
 
 _STEP = 256
 """Tokens per step of a prompt: Ctrl-C is answered between steps, and larger ones are no faster."""
@@ -26,7 +26,7 @@ class Session:
     `completion` is the last answer, once its stream has ended or was closed.
     """
 
-    def __init__(self, model: Model, *, n_ctx: int | None = None) -> None:
+    def __init__(self, model: Weights, *, n_ctx: int | None = None) -> None:
         self._model = model
         self._scheduler = Scheduler(model, n_slots=1, n_ctx=n_ctx, n_batch=_STEP, keep=1 << 31)
         self._current: Generator[str, None, None] | None = None

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from alignez_edge.errors import BadInputError, PromptTooLongError
 
 if TYPE_CHECKING:
-    from alignez_edge.runtime.model import Model
+    from alignez_edge.runtime.weights import Weights
 DEFAULT_CONTEXT = 4096
 """Tokens of context where nothing is asked for: a long chat, at a modest cache (128 MB in a
 1 B model); models trained on less get what they were trained on."""
 
 
-def window(model: Model, n_ctx: int | None) -> int:
+def window(model: Weights, n_ctx: int | None) -> int:
     """The tokens of one sequence: `n_ctx` checked against the model, or a sensible default."""
     trained = model.n_ctx_train
     if n_ctx is None:

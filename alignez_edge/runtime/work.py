@@ -19,7 +19,7 @@ from alignez_edge.runtime.slots import Slot
 from alignez_edge.runtime.window import check_fits
 
 if TYPE_CHECKING:
-    from alignez_edge.runtime.model import Model
+    from alignez_edge.runtime.weights import Weights
 
 
 class Grouping(NamedTuple):
@@ -92,7 +92,7 @@ class Work:
     waits for. `alone`: its next pass is its own. Raises as `Scheduler.submit` does.
     """
 
-    def __init__(self, ticket: int, request: Request, model: Model, n_ctx: int) -> None:
+    def __init__(self, ticket: int, request: Request, model: Weights, n_ctx: int) -> None:
         if not request.tokens:
             raise BadInputError(f"prompt {request.index} is empty")
         given, n_prompt = request.given, len(request.tokens)

@@ -35,7 +35,7 @@ from alignez_edge.steering.ways import Way
 
 if TYPE_CHECKING:
     from alignez_edge.profile.profile import Profile
-    from alignez_edge.runtime.adapter import Adapter
+    from alignez_edge.runtime.weights import Adapter
     from alignez_edge.runtime.injection import Conditional, Edits, Injection, LogitEdits
     from alignez_edge.runtime.model import Model
 
@@ -213,7 +213,7 @@ def _of_turn(
     model: Model, profile: Profile, position: str, turn: Turn
 ) -> tuple[Adapter, FloatArray]:
     """The adapter of a turn's edit and its constants, out of a product that is kept."""
-    from alignez_edge.runtime.adapter import Adapter
+    from alignez_edge.runtime.weights import Adapter
 
     assert profile.neighbours is not None
     bank = profile.neighbours.bank
@@ -225,7 +225,7 @@ def _of_turn(
 
 def _prepared(model: Model, edit: Edit) -> tuple[Adapter, FloatArray]:
     """The adapter of an edit in llama.cpp, and its constants; made at most once a model."""
-    from alignez_edge.runtime.adapter import Adapter
+    from alignez_edge.runtime.weights import Adapter
 
     key = edit.digest
     if key not in model.kept:
