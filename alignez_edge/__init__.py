@@ -7,7 +7,7 @@
     model.generate(["How do I bake bread?"], steering=polite * 0.8)
 
 Names are imported when they are first used, so that importing the package costs nothing. What it
-does at once: threads that wait for each other are told not to spin (`waiting.py`), unless the user
+does at once: threads that wait for each other are told not to spin (`threads.py`), unless the user
 has said how they should wait. Import it before other libraries that bring threads.
 """
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from alignez_edge._version import __version__
 from alignez_edge.threads import calm
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 calm()
 
-__version__ = "0.1.0"
 __all__ = [
     "AlignezError",
     "Axis",
@@ -43,12 +43,12 @@ __all__ = [
 
 _HOMES = {
     "AlignezError": "errors",
-    "Axis": "axes",
+    "Axis": "preferences.axes",
     "Model": "runtime.model",
-    "Profile": "profile",
-    "Sampling": "runtime.types",
-    "Steering": "steering",
-    "build_profile": "build",
+    "Profile": "profile.profile",
+    "Sampling": "runtime.requests",
+    "Steering": "steering.steering",
+    "build_profile": "build.build",
 }
 
 

@@ -31,11 +31,11 @@ from alignez_edge.interventions.exact_form import ExactForm
 from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
 from alignez_edge.preferences.axes import Axis
 from alignez_edge.profile.profile import Profile
-from alignez_edge.runtime.weights import Adapter
 from alignez_edge.runtime.injection import Edits, Injection
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.requests import Sampling
 from alignez_edge.runtime.session import Session
+from alignez_edge.runtime.weights import Adapter
 from alignez_edge.speed.workload import random_prompts
 from alignez_edge.steering.exact import exact_edit
 from benchmarks.runtime import CACHE, alternate, random_model

@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from alignez_edge.arrays import DoubleArray
 from alignez_edge.build.build import build_profile, split
 from alignez_edge.build.steps import Builder
 from alignez_edge.demo.bundled import demo_queries
@@ -43,10 +44,10 @@ from alignez_edge.preferences.axes import Axis
 from alignez_edge.preferences.pairs import PreferencePair
 from alignez_edge.preferences.requests import AUTO
 from alignez_edge.profile.profile import Profile
-from alignez_edge.runtime.weights import Adapter
 from alignez_edge.runtime.injection import Conditional, Injection
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.score import Scorer, kl_divergence
+from alignez_edge.runtime.weights import Adapter
 from alignez_edge.steering.exact import adapter_bytes, adapter_tensors
 from benchmarks.recontrol import recontrol_for
 from benchmarks.steering import (
@@ -55,7 +56,6 @@ from benchmarks.steering import (
     Arm,
     Bench,
     Figure,
-    Floats,
     Resamples,
     open_model,
     plain_data,
@@ -159,7 +159,7 @@ class Fitted:
         """The control vector, and the MLP's outputs pinned half to the middle of both sides along
         the direction that parts them: what the model itself would do there does not blur it."""
 
-        def middle(chosen: Floats, rejected: Floats) -> LayerEdit:
+        def middle(chosen: DoubleArray, rejected: DoubleArray) -> LayerEdit:
             directions = difference_subspace(chosen, rejected).directions
             centre = (np.mean(chosen, axis=0) + np.mean(rejected, axis=0)) / 2
             return LayerEdit.move(directions, directions @ centre)
@@ -259,7 +259,7 @@ class Task:
         return (tuning_queries() if self.tuning else demo_queries("unseen"))[: self.limit]
 
 
-def measure_axis(task: Task) -> dict[str, tuple[dict[str, Any], Floats]]:
+def measure_axis(task: Task) -> dict[str, tuple[dict[str, Any], DoubleArray]]:
     """By form, its figures on one axis and the samples of its share."""
     axis, column, found = task.axis, AXES.index(task.axis), {}
     resamples = Resamples(len(task.queries))
@@ -291,7 +291,7 @@ def measure_axis(task: Task) -> dict[str, tuple[dict[str, Any], Floats]]:
 
 
 def gathered(
-    axes: Mapping[str, dict[str, tuple[dict[str, Any], Floats]]], resamples: Resamples
+    axes: Mapping[str, dict[str, tuple[dict[str, Any], DoubleArray]]], resamples: Resamples
 ) -> dict[str, Any]:
     """The figures of all axes by form, and their means with the distance from the best form."""
     names = list(next(iter(axes.values())))
@@ -307,7 +307,7 @@ def gathered(
     return {"forms": rows, "best": best}
 
 
-def _span(resamples: Resamples, answers: Sequence[Answers], column: int) -> Floats:
+def _span(resamples: Resamples, answers: Sequence[Answers], column: int) -> DoubleArray:
     first, second = (resamples.mean(each.scores[..., column]) for each in answers)
     return np.asarray(first - second)
 

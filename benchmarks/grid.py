@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from alignez_edge.arrays import DoubleArray
 from alignez_edge.demo.bundled import demo_queries
 from alignez_edge.demo.rules import AXES
 from alignez_edge.evaluation.measures import Figure, Resamples
@@ -34,7 +35,6 @@ from alignez_edge.runtime.score import Scorer
 from benchmarks.steering import (
     PLAIN,
     Bench,
-    Floats,
     open_model,
     plain_data,
     profile_of,
@@ -60,9 +60,9 @@ class Grid:
     then the answers, then the score on either axis. `nats` and `tokens` have its first four.
     """
 
-    scores: Floats
-    nats: Floats
-    tokens: Floats
+    scores: DoubleArray
+    nats: DoubleArray
+    tokens: DoubleArray
 
 
 def ways(first: Profile, second: Profile) -> dict[str, Pair]:
@@ -105,7 +105,7 @@ def sum_of(pair: Pair, strengths: tuple[float, float]) -> ControlVector:
     return first + second
 
 
-def slopes(scores: Floats) -> Floats:
+def slopes(scores: DoubleArray) -> DoubleArray:
     """Least-squares slopes per unit of strength, of scores `(5, 5, ...)`: `(2, ...)`.
 
     First the strength that is raised. The grid is balanced, so that either slope is

@@ -15,23 +15,23 @@ from alignez_edge.threads import calm
 
 calm()  # before NumPy and llama.cpp are loaded
 
-import argparse  # noqa: E402
-from collections.abc import Mapping, Sequence  # noqa: E402
-from typing import Any  # noqa: E402
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from alignez_edge.errors import BadInputError  # noqa: E402
-from alignez_edge.evaluation.measures import Resamples  # noqa: E402
-from alignez_edge.modelfiles.names import ModelNames  # noqa: E402
-from alignez_edge.preferences.axes import Axis  # noqa: E402
-from alignez_edge.preferences.prompts import SIDES  # noqa: E402
-from alignez_edge.preferences.queries import read_queries  # noqa: E402
-from alignez_edge.preferences.requests import RequestForm  # noqa: E402
-from alignez_edge.profile.profile import Profile  # noqa: E402
-from alignez_edge.runtime.model import Model  # noqa: E402
-from benchmarks.instruments import INSTRUMENTS  # noqa: E402
-from benchmarks.real import (  # noqa: E402
+from alignez_edge.errors import BadInputError
+from alignez_edge.evaluation.measures import Resamples
+from alignez_edge.modelfiles.names import ModelNames
+from alignez_edge.preferences.axes import Axis
+from alignez_edge.preferences.prompts import SIDES
+from alignez_edge.preferences.queries import read_queries
+from alignez_edge.preferences.requests import RequestForm
+from alignez_edge.profile.profile import Profile
+from alignez_edge.runtime.model import Model
+from benchmarks.instruments import INSTRUMENTS
+from benchmarks.real import (
     LONG,
     PLAIN,
     QUESTIONS,
@@ -43,10 +43,10 @@ from benchmarks.real import (  # noqa: E402
     strongest,
     tell,
 )
-from benchmarks.real_answers import Answers, Arm, Task  # noqa: E402
-from benchmarks.real_report import as_table, interval, number  # noqa: E402
-from benchmarks.requests import OWN  # noqa: E402
-from benchmarks.steering import say  # noqa: E402
+from benchmarks.real_answers import Answers, Arm, Task
+from benchmarks.real_report import as_table, interval, number
+from benchmarks.requests import OWN
+from benchmarks.steering import say
 
 MARKER = "papers"
 NEIGHBOURS = 10

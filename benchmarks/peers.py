@@ -14,36 +14,36 @@ from alignez_edge.threads import calm
 
 calm()  # before NumPy and llama.cpp are loaded
 
-import argparse  # noqa: E402
-import json  # noqa: E402
-from collections.abc import Callable, Iterator, Sequence  # noqa: E402
-from dataclasses import dataclass  # noqa: E402
-from functools import partial  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
+import argparse
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
 
-from alignez_edge.build.build import build_profile  # noqa: E402
-from alignez_edge.files.writing import make_folder  # noqa: E402
-from alignez_edge.modelfiles.names import ModelNames  # noqa: E402
-from alignez_edge.preferences.axes import Axis  # noqa: E402
-from alignez_edge.preferences.prompts import SIDES  # noqa: E402
-from alignez_edge.preferences.queries import read_queries  # noqa: E402
-from alignez_edge.preferences.requests import FORMS  # noqa: E402
-from alignez_edge.profile.profile import Profile  # noqa: E402
-from alignez_edge.runtime.model import Model  # noqa: E402
-from benchmarks.instruments import INSTRUMENTS  # noqa: E402
-from benchmarks.kept import Estimate  # noqa: E402
-from benchmarks.llamacpp import CACHE, programs  # noqa: E402
-from benchmarks.peers_answers import PeerAnswers  # noqa: E402
-from benchmarks.peers_curves import Curve, Sign, figures, markdown  # noqa: E402
-from benchmarks.peers_vectors import (  # noqa: E402
+from alignez_edge.build.build import build_profile
+from alignez_edge.files.writing import make_folder
+from alignez_edge.modelfiles.names import ModelNames
+from alignez_edge.preferences.axes import Axis
+from alignez_edge.preferences.prompts import SIDES
+from alignez_edge.preferences.queries import read_queries
+from alignez_edge.preferences.requests import FORMS
+from alignez_edge.profile.profile import Profile
+from alignez_edge.runtime.model import Model
+from benchmarks.instruments import INSTRUMENTS
+from benchmarks.kept import Estimate
+from benchmarks.llamacpp import CACHE, programs
+from benchmarks.peers_answers import PeerAnswers
+from benchmarks.peers_curves import Curve, Sign, figures, markdown
+from benchmarks.peers_vectors import (
     beginnings,
     lines_of,
     run_program,
     with_generator,
     with_repeng,
 )
-from benchmarks.real import (  # noqa: E402
+from benchmarks.real import (
     AXES,
     LONG,
     OWN,
@@ -55,9 +55,9 @@ from benchmarks.real import (  # noqa: E402
     stem_of,
     work_of,
 )
-from benchmarks.real_answers import Arm, Task  # noqa: E402
-from benchmarks.steering import plain_data, say  # noqa: E402
-from benchmarks.steering_report import insert  # noqa: E402
+from benchmarks.real_answers import Arm, Task
+from benchmarks.steering import plain_data, say
+from benchmarks.steering_report import insert
 
 MARKER = "peers"
 REPENG = CACHE / "peers-venv" / "bin" / "python"

@@ -14,34 +14,34 @@ from alignez_edge.threads import calm
 
 calm()  # before NumPy and llama.cpp are loaded
 
-import argparse  # noqa: E402
-import json  # noqa: E402
-import math  # noqa: E402
-from collections.abc import Sequence  # noqa: E402
-from dataclasses import asdict, dataclass  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from alignez_edge.build.build import build_profile  # noqa: E402
-from alignez_edge.build.steps import takes_system  # noqa: E402
-from alignez_edge.evaluation.measures import Figure, Resamples  # noqa: E402
-from alignez_edge.files.writing import make_folder  # noqa: E402
-from alignez_edge.methods.names import DEFAULT_METHOD  # noqa: E402
-from alignez_edge.modelfiles.names import ModelNames  # noqa: E402
-from alignez_edge.preferences.axes import Axis  # noqa: E402
-from alignez_edge.preferences.prompts import SIDES  # noqa: E402
-from alignez_edge.preferences.queries import read_queries  # noqa: E402
-from alignez_edge.preferences.requests import FORMS, RequestForm  # noqa: E402
-from alignez_edge.profile.profile import Profile  # noqa: E402
-from alignez_edge.runtime.model import Model  # noqa: E402
-from benchmarks.instruments import INSTRUMENTS  # noqa: E402
-from benchmarks.real_answers import Answer, Answers, Arm, Say, Task  # noqa: E402
-from benchmarks.real_report import details, opening  # noqa: E402
-from benchmarks.requests import OWN, questions  # noqa: E402
-from benchmarks.steering import plain_data, say  # noqa: E402
-from benchmarks.steering_report import insert  # noqa: E402
+from alignez_edge.build.build import build_profile
+from alignez_edge.build.steps import takes_system
+from alignez_edge.evaluation.measures import Figure, Resamples
+from alignez_edge.files.writing import make_folder
+from alignez_edge.methods.names import DEFAULT_METHOD
+from alignez_edge.modelfiles.names import ModelNames
+from alignez_edge.preferences.axes import Axis
+from alignez_edge.preferences.prompts import SIDES
+from alignez_edge.preferences.queries import read_queries
+from alignez_edge.preferences.requests import FORMS, RequestForm
+from alignez_edge.profile.profile import Profile
+from alignez_edge.runtime.model import Model
+from benchmarks.instruments import INSTRUMENTS
+from benchmarks.real_answers import Answer, Answers, Arm, Say, Task
+from benchmarks.real_report import details, opening
+from benchmarks.requests import OWN, questions
+from benchmarks.steering import plain_data, say
+from benchmarks.steering_report import insert
 
 AXES = ("cheerful", "concise", "formal", "simple", "lists", "questions", "polite")
 QUESTIONS = Path(__file__).parent / "questions"

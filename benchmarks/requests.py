@@ -13,27 +13,27 @@ from alignez_edge.threads import calm
 
 calm()  # before NumPy and llama.cpp are loaded
 
-import argparse  # noqa: E402
-import json  # noqa: E402
-import re  # noqa: E402
-import tempfile  # noqa: E402
-from collections.abc import Callable, Iterator, Sequence  # noqa: E402
-from dataclasses import dataclass  # noqa: E402
-from pathlib import Path  # noqa: E402
+import argparse
+import json
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-import numpy as np  # noqa: E402
+import numpy as np
 
 from alignez_edge.build.choice import N_MOST, N_TOKENS
-from alignez_edge.build.steps import Builder  # noqa: E402
-from alignez_edge.calibration.consensus import Text, evidence, spans, weigh  # noqa: E402
-from alignez_edge.demo.bundled import demo_file  # noqa: E402
-from alignez_edge.modelfiles.names import DEMO, ModelNames  # noqa: E402
-from alignez_edge.preferences.answers import write_answers  # noqa: E402
-from alignez_edge.preferences.axes import Axis  # noqa: E402
+from alignez_edge.build.steps import Builder
+from alignez_edge.calibration.consensus import Text, evidence, spans, weigh
+from alignez_edge.demo.bundled import demo_file
+from alignez_edge.modelfiles.names import DEMO, ModelNames
+from alignez_edge.preferences.answers import write_answers
+from alignez_edge.preferences.axes import Axis
 from alignez_edge.preferences.choice import FormScore, RequestChoice
-from alignez_edge.preferences.prompts import cut_next_turn  # noqa: E402
-from alignez_edge.runtime.model import Model  # noqa: E402
-from benchmarks.steering_report import insert  # noqa: E402
+from alignez_edge.preferences.prompts import cut_next_turn
+from alignez_edge.runtime.model import Model
+from benchmarks.steering_report import insert
 
 ANSWER_TOKENS = 48
 Judge = Callable[[str], float]

@@ -16,17 +16,17 @@ from alignez_edge.threads import calm
 
 calm()  # before NumPy and llama.cpp are loaded
 
-from collections import Counter  # noqa: E402
-from collections.abc import Iterable, Mapping, Sequence  # noqa: E402
-from dataclasses import dataclass, replace  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any, get_args  # noqa: E402
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
 
-import numpy as np  # noqa: E402
-import numpy.typing as npt  # noqa: E402
+import numpy as np
+import numpy.typing as npt
 
-from alignez_edge.build.build import split, with_units  # noqa: E402
-from alignez_edge.build.steps import STATES_CHUNK  # noqa: E402
+from alignez_edge.build.build import split
+from alignez_edge.build.steps import STATES_CHUNK
 from alignez_edge.calibration.free_running import (
     CHUNK,
     N_QUESTIONS,
@@ -35,23 +35,24 @@ from alignez_edge.calibration.free_running import (
     probe_for,
     read_questions,
 )
-from alignez_edge.calibration.verdict import Verdict, Word  # noqa: E402
-from alignez_edge.directions.geometry import agreement  # noqa: E402
-from alignez_edge.directions.hidden_states import HiddenStates, LayerStates  # noqa: E402
-from alignez_edge.methods.fit import fit  # noqa: E402
-from alignez_edge.methods.names import DEFAULT_METHOD  # noqa: E402
-from alignez_edge.modelfiles.names import ModelNames  # noqa: E402
-from alignez_edge.preferences.axes import Axis  # noqa: E402
-from alignez_edge.preferences.pairs import PreferencePair, read_labelled_pairs  # noqa: E402
-from alignez_edge.profile.profile import Profile  # noqa: E402
-from alignez_edge.profile.provenance import Source  # noqa: E402
-from alignez_edge.runtime.capture import capture  # noqa: E402
-from alignez_edge.runtime.model import Model  # noqa: E402
-from benchmarks.kept import Estimate, Kept, key_of  # noqa: E402
-from benchmarks.real import answers_folder, parser_of, profile_of, tell, work_of  # noqa: E402
-from benchmarks.real_report import as_table, number  # noqa: E402
-from benchmarks.requests import OWN  # noqa: E402
-from benchmarks.steering import say  # noqa: E402
+from alignez_edge.calibration.verdict import Verdict, Word
+from alignez_edge.directions.geometry import agreement
+from alignez_edge.directions.hidden_states import HiddenStates, LayerStates
+from alignez_edge.methods.fit import fit
+from alignez_edge.methods.names import DEFAULT_METHOD
+from alignez_edge.modelfiles.names import ModelNames
+from alignez_edge.preferences.axes import Axis
+from alignez_edge.preferences.pairs import PreferencePair, read_labelled_pairs
+from alignez_edge.profile.profile import Profile
+from alignez_edge.profile.provenance import Source
+from alignez_edge.profile.units import with_units
+from alignez_edge.runtime.capture import capture
+from alignez_edge.runtime.model import Model
+from benchmarks.kept import Estimate, Kept, key_of
+from benchmarks.real import answers_folder, parser_of, profile_of, tell, work_of
+from benchmarks.real_report import as_table, number
+from benchmarks.requests import OWN
+from benchmarks.steering import say
 
 MARKER = "trust"
 ALLOWED = 1 / 20

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alignez_edge.arrays import DoubleArray
 from alignez_edge.demo.bundled import demo_queries
 from alignez_edge.demo.rules import AXES
 from alignez_edge.evaluation.measures import Figure, Resamples
@@ -30,7 +31,6 @@ from benchmarks.steering import (
     Answers,
     Arm,
     Bench,
-    Floats,
     Say,
     plain_data,
     profile_of,
@@ -111,7 +111,7 @@ def figures(answers: Mapping[Kind, Answers], axis: str) -> dict[str, Any]:
     base, column = answers[BASE], AXES.index(axis)
     resamples = Resamples(len(base.texts))
 
-    def scores(kind: Kind) -> Floats:
+    def scores(kind: Kind) -> DoubleArray:
         return answers[kind].scores[..., column]
 
     def wins(kind: Kind, other: Kind) -> Figure:

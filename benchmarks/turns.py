@@ -16,30 +16,30 @@ from alignez_edge.threads import calm
 
 calm()  # before NumPy and llama.cpp are loaded
 
-from collections.abc import Mapping, Sequence  # noqa: E402
-from contextlib import ExitStack  # noqa: E402
-from dataclasses import dataclass  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from alignez_edge.chat.messages import Message  # noqa: E402
-from alignez_edge.evaluation.measures import Resamples  # noqa: E402
-from alignez_edge.modelfiles.names import ModelNames  # noqa: E402
-from alignez_edge.preferences.axes import Axis, Side  # noqa: E402
-from alignez_edge.preferences.prompts import SIDES  # noqa: E402
-from alignez_edge.preferences.queries import read_queries  # noqa: E402
-from alignez_edge.preferences.requests import RequestForm  # noqa: E402
-from alignez_edge.profile.profile import Profile  # noqa: E402
-from alignez_edge.repeatable import derive_seed  # noqa: E402
-from alignez_edge.runtime.model import Model  # noqa: E402
-from alignez_edge.runtime.requests import Request, Sampling  # noqa: E402
-from alignez_edge.runtime.scheduler import Scheduler  # noqa: E402
-from alignez_edge.runtime.score import score_batch  # noqa: E402
-from benchmarks.instruments import INSTRUMENTS  # noqa: E402
-from benchmarks.kept import Estimate, Kept, key_of  # noqa: E402
-from benchmarks.real import (  # noqa: E402
+from alignez_edge.chat.messages import Message
+from alignez_edge.evaluation.measures import Resamples
+from alignez_edge.modelfiles.names import ModelNames
+from alignez_edge.preferences.axes import Axis, Side
+from alignez_edge.preferences.prompts import SIDES
+from alignez_edge.preferences.queries import read_queries
+from alignez_edge.preferences.requests import RequestForm
+from alignez_edge.profile.profile import Profile
+from alignez_edge.repeatable import derive_seed
+from alignez_edge.runtime.model import Model
+from alignez_edge.runtime.requests import Request, Sampling
+from alignez_edge.runtime.scheduler import Scheduler
+from alignez_edge.runtime.score import score_batch
+from benchmarks.instruments import INSTRUMENTS
+from benchmarks.kept import Estimate, Kept, key_of
+from benchmarks.real import (
     LONG,
     QUESTIONS,
     answers_folder,
@@ -49,10 +49,10 @@ from benchmarks.real import (  # noqa: E402
     strongest,
     tell,
 )
-from benchmarks.real_answers import Answers, Say, mark_of  # noqa: E402
-from benchmarks.real_report import as_table, interval, number  # noqa: E402
-from benchmarks.requests import OWN  # noqa: E402
-from benchmarks.steering import say  # noqa: E402
+from benchmarks.real_answers import Answers, Say, mark_of
+from benchmarks.real_report import as_table, interval, number
+from benchmarks.requests import OWN
+from benchmarks.steering import say
 
 MARKER = "turns"
 WIDTH = 4

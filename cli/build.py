@@ -306,7 +306,7 @@ def _target(axis: Axis, model: Model) -> Path:
 
 
 def _record(profile: Profile, path: Path, seconds: dict[str, float]) -> dict[str, object]:
-    from .cards import verdict_facts
+    from .profile.cards import verdict_facts
 
     return {
         "profile": str(path),
@@ -344,7 +344,7 @@ def _asked(profile: Profile) -> str:
 
 
 def _summary(profile: Profile, path: Path, output: str | None, seconds: float, model: str) -> str:
-    from .cards import (
+    from .profile.cards import (
         carried,
         effect_table,
         effect_title,

@@ -94,11 +94,11 @@ def _readers(seeds: Path, kinds: Sequence[str]) -> dict[str, Reader]:
     from alignez_edge.preferences.pairs import read_labelled_pairs
     from alignez_edge.preferences.queries import read_queries
     from alignez_edge.profile.profile import Profile
-    from alignez_edge.runtime.weights import Adapter
     from alignez_edge.runtime.batch import generate_batch
     from alignez_edge.runtime.check import check_model
     from alignez_edge.runtime.model import Model
     from alignez_edge.runtime.requests import Request, Sampling
+    from alignez_edge.runtime.weights import Adapter
     from tests.seeds import BASE
 
     axis = Axis("x", "a", "b")

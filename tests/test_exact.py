@@ -16,7 +16,6 @@ from alignez_edge.arrays import FloatArray
 from alignez_edge.errors import BadInputError
 from alignez_edge.files.gguffile import read_gguf
 from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
-from alignez_edge.runtime.weights import Adapter
 from alignez_edge.runtime.batch import generate_batch
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.injection import Edits, Injection
@@ -24,6 +23,7 @@ from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.requests import Request, Sampling
 from alignez_edge.runtime.score import Scorer
 from alignez_edge.runtime.session import Session
+from alignez_edge.runtime.weights import Adapter
 from alignez_edge.steering import exact
 from alignez_edge.steering.exact import ExactEdit, adapter_tensors, can_inject_exactly, exact_edit
 from tests.test_session import plain_tokens

@@ -17,8 +17,7 @@ from alignez_edge.interventions.by_query import Neighbourhood, Recipe
 from alignez_edge.interventions.control_vector import ControlVector
 from alignez_edge.interventions.exact_form import ExactForm
 from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
-from alignez_edge.interventions.value_function import ValueFunction
-from alignez_edge.methods.recontrol import ReControl
+from alignez_edge.interventions.value_function import ReControl, ValueFunction
 from alignez_edge.preferences.axes import Axis
 from alignez_edge.profile.profile import Profile
 from alignez_edge.runtime.injection import Injection

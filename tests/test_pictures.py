@@ -176,7 +176,7 @@ def with_geometry(model: Model, **facts: Any) -> Profile:
 
 def test_layers_of_a_profile(llama_model: Model) -> None:
     profile = with_geometry(llama_model)
-    geometry = Geometry.of(profile)
+    geometry = Geometry.of(profile.report, profile.vector.n_layer)
     assert geometry is not None
     picture = of_profile.layers_of(profile)
     apart, between, counted = charts(picture)

@@ -18,11 +18,11 @@ from alignez_edge.files.gguffile import GGUFFile, read_gguf
 from alignez_edge.interventions.bank import Bank
 from alignez_edge.interventions.by_query import Recipe, condition
 from alignez_edge.modelfiles.lora import Lora, adapter_file, read_lora
-from alignez_edge.runtime.weights import Adapter
 from alignez_edge.runtime.injection import Injection
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.requests import Sampling
 from alignez_edge.runtime.session import Session
+from alignez_edge.runtime.weights import Adapter
 from alignez_edge.steering.bank_products import BankProduct
 from alignez_edge.steering.exact import exact_edit
 

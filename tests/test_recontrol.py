@@ -11,14 +11,8 @@ import pytest
 
 from alignez_edge.arrays import FloatArray
 from alignez_edge.errors import BadInputError, PromptTooLongError
-from alignez_edge.interventions.value_function import ValueFunction
-from alignez_edge.methods.recontrol import (
-    ReControl,
-    ScoredAnswer,
-    from_pairs,
-    sample_answers,
-    train,
-)
+from alignez_edge.interventions.value_function import ReControl, ValueFunction
+from alignez_edge.methods.recontrol import ScoredAnswer, from_pairs, sample_answers, train
 from alignez_edge.preferences.pairs import PreferencePair
 from alignez_edge.runtime.batch import generate_batch
 from alignez_edge.runtime.context import Context

@@ -12,7 +12,6 @@ import pytest
 
 from alignez_edge.errors import BadInputError, PromptTooLongError, RuntimeFailure
 from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
-from alignez_edge.runtime.weights import Adapter
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.injection import Injection
 from alignez_edge.runtime.llama import cpp
@@ -21,6 +20,7 @@ from alignez_edge.runtime.requests import Completion, Sampling
 from alignez_edge.runtime.sampler import Answer, TextStream
 from alignez_edge.runtime.score import Scorer
 from alignez_edge.runtime.session import Session
+from alignez_edge.runtime.weights import Adapter
 from alignez_edge.steering.exact import exact_edit
 
 GREEDY = Sampling(temperature=0, max_tokens=20, min_tokens=20)

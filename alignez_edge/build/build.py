@@ -1,39 +1,44 @@
 """From an axis to a profile: pairs, embeddings, subspaces, layers, vectors, calibration.
 
-Every finished step is kept in the work folder (`builder.py`).
+Every finished step is kept in the work folder (`steps.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignez_edge.preferences.axes import Axis
-from alignez_edge.interventions.bank import Bank
 from alignez_edge.build.steps import Builder, Progress, queries_of
-from alignez_edge.preferences.choice import RequestChoice
-from alignez_edge.interventions.by_query import Neighbourhood, Recipe
+from alignez_edge.calibration.free_running import Paid
+from alignez_edge.directions.geometry import Geometry, agreement
 from alignez_edge.directions.hidden_states import Tensor
 from alignez_edge.errors import BadInputError
-from alignez_edge.files.writing import alone_in
 from alignez_edge.files.text import printable
+from alignez_edge.files.writing import alone_in
+from alignez_edge.interventions.bank import Bank
+from alignez_edge.interventions.by_query import Neighbourhood, Recipe
+from alignez_edge.interventions.control_vector import ControlVector, check_layers
 from alignez_edge.methods.fit import fit, tensor_of
-from alignez_edge.calibration.free_running import FreeReading, Paid, calibrate_freely
-from alignez_edge.directions.geometry import Geometry, agreement
 from alignez_edge.methods.iti import attention_heads
 from alignez_edge.methods.names import DEFAULT_METHOD, check_method
-from alignez_edge.steering.ways import Way
+from alignez_edge.preferences.axes import Axis
+from alignez_edge.preferences.choice import RequestChoice
 from alignez_edge.preferences.pairs import PreferencePair, read_labelled_pairs
-from alignez_edge.profile.profile import Profile
-from alignez_edge.preferences.prompts import SIDES, is_plain
-from alignez_edge.profile.provenance import ModelFile, Provenance, Source, Texts, versions, with_provenance
 from alignez_edge.preferences.requests import AUTO, check_request
-from alignez_edge.interventions.control_vector import ControlVector, check_layers
-from alignez_edge.calibration.verdict import KEY as VERDICT
-from alignez_edge.calibration.verdict import judge
-from alignez_edge.profile.verify import ways_of, with_kept_pairs
+from alignez_edge.profile.profile import Profile
+from alignez_edge.profile.provenance import (
+    ModelFile,
+    Provenance,
+    Source,
+    Texts,
+    versions,
+    with_provenance,
+)
+from alignez_edge.profile.units import with_units
+from alignez_edge.profile.units import ways_of
+from alignez_edge.profile.verify import with_kept_pairs
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model
@@ -237,37 +242,6 @@ def _calibrated(
     made = with_units(profile, read, asked)
     told = list(questions) if keep else len(questions)
     return replace(made, report={**made.report, "questions": told})
-
-
-def with_units(
-    profile: Profile,
-    read: Mapping[Way, Sequence[FreeReading]],
-    asked: tuple[Paid, Paid] | None = None,
-) -> Profile:
-    """`profile` with its units, curves and verdict from free-running answers, by way of injection,
-    and from what other answers cost that were prompted for either side; the verdict is on the last
-    way."""
-    one_side = is_plain(profile.axis, "negative")
-    found = {
-        way: calibrate_freely(each, one_side=one_side, asked=asked or (Paid(), Paid()))
-        for way, each in read.items()
-    }
-    vector, *_, best = (*found.values(), *list(found.values())[-1:])
-    if "exact" in found:
-        profile = profile.with_exact_unit(found["exact"].unit, found["exact"].unit_negative)
-    agreeing = profile.report.get("agreement")
-    known = agreeing if isinstance(agreeing, float | int) else None
-    report = {
-        "unit_limit": dict(zip(SIDES, vector.limits, strict=True)),
-        VERDICT: judge(profile.axis, best.steered, best.prompted, known).report(),
-    }
-    return replace(
-        profile,
-        unit=vector.unit,
-        unit_negative=vector.unit_negative,
-        calibration=vector.curves(),
-        report={**profile.report, **report},
-    )
 
 
 def _check_steerable(model: Model, method: str, layers: Sequence[int] | None) -> None:

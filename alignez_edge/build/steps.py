@@ -51,7 +51,7 @@ from alignez_edge.preferences.pair_store import PairStore
 from alignez_edge.preferences.requests import AUTO, FORMS, RequestForm, RequestText
 
 if TYPE_CHECKING:
-    from alignez_edge.methods.recontrol import ReControl
+    from alignez_edge.interventions.value_function import ReControl
     from alignez_edge.profile.profile import Profile
     from alignez_edge.runtime.model import Model
     from alignez_edge.runtime.requests import Completion, States

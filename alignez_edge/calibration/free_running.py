@@ -31,9 +31,9 @@ from alignez_edge.repeatable import derive_seed
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from alignez_edge.profile.profile import Profile
     from alignez_edge.runtime.model import Model
     from alignez_edge.runtime.requests import Request
+    from alignez_edge.steering.steerable import Steerable
     from alignez_edge.steering.ways import Way
 
 
@@ -136,7 +136,7 @@ def probe_for(form: RequestForm, weights: Mapping[str, float]) -> RequestForm:
 
 
 def read_questions(
-    profile: Profile,
+    profile: Steerable,
     model: Model,
     questions: Sequence[str],
     *,

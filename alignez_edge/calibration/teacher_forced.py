@@ -20,9 +20,9 @@ from alignez_edge.calibration.unit import Reading
 from alignez_edge.preferences import prompts
 
 if TYPE_CHECKING:
-    from alignez_edge.profile.profile import Profile
     from alignez_edge.runtime.injection import Conditional, Injection
     from alignez_edge.runtime.model import Model
+    from alignez_edge.steering.steerable import Steerable
     from alignez_edge.steering.ways import Way
 
 
@@ -73,7 +73,7 @@ def read_pair(
 
 
 def read_profile(
-    profile: Profile,
+    profile: Steerable,
     model: Model,
     pair: Pair,
     strengths: Sequence[float],

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The unit of old profiles, from given answers, and the curves that a profile keeps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from alignez_edge.arrays import DoubleArray
 
 if TYPE_CHECKING:
-    from alignez_edge.profile.profile import Profile
+    from alignez_edge.steering.steerable import Steerable
 GRID: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 """Strengths that are measured, in natural lengths, with either sign."""
 NATURAL = 1.0
@@ -107,7 +107,7 @@ class Measured:
         return self.effect, self.cost
 
     @classmethod
-    def of(cls, profile: Profile) -> Measured | None:
+    def of(cls, profile: Steerable) -> Measured | None:
         """Those of a profile; None where it keeps none."""
 
         def curve(key: str) -> DoubleArray:

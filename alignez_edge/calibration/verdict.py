@@ -18,7 +18,7 @@ from alignez_edge.preferences.axes import Axis
 from alignez_edge.preferences.prompts import is_plain, trait
 
 if TYPE_CHECKING:
-    from alignez_edge.profile.profile import Profile
+    from alignez_edge.steering.steerable import Steerable
 
 Word = Literal["works", "weak", "one side", "wrong way", "not enough to tell"]
 
@@ -58,7 +58,7 @@ class Verdict:
         return {"verdict": self.verdict, "reason": self.reason, "figures": dict(self.figures)}
 
     @classmethod
-    def of(cls, profile: Profile) -> Verdict | None:
+    def of(cls, profile: Steerable) -> Verdict | None:
         """That of a profile; None where it was not measured, or where the report is not sound.
 
         A report can come from an untrusted file.

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Messages of a conversation, and what they must be."""
 
 from __future__ import annotations
 

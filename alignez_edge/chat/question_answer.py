@@ -1,4 +1,4 @@
-"""TODO."""
+"""The prompt form of models without a chat template: questions and answers."""
 
 from __future__ import annotations
 

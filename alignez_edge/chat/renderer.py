@@ -1,4 +1,4 @@
-"""TODO."""
+"""The process that renders a chat template (`render_process.py`), as its parent sees it."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class _Renderer:
 
 
 def _begun() -> subprocess.Popen[str]:
-    program = Path(__file__).with_name("rendering.py")
+    program = Path(__file__).with_name("render_process.py")
     homes = {str(Path(str(find_spec(name).origin)).parents[1]) for name in ("jinja2", "markupsafe")}  # type: ignore[union-attr]
     try:
         return subprocess.Popen(

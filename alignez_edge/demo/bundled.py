@@ -1,4 +1,4 @@
-"""TODO."""
+"""The files of the bundled model: itself and its queries."""
 
 from __future__ import annotations
 

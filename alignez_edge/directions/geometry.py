@@ -6,7 +6,7 @@ its report. NumPy in, NumPy out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,6 @@ from alignez_edge.files.untrusted import Numbers, numbers
 
 if TYPE_CHECKING:
     from alignez_edge.directions.hidden_states import HiddenStates
-    from alignez_edge.profile.profile import Profile
 
 _KEY = "geometry"
 
@@ -68,21 +67,21 @@ class Geometry:
         return {_KEY: vars(self)}
 
     @classmethod
-    def of(cls, profile: Profile) -> Geometry | None:
+    def of(cls, report: Mapping[str, Any], n_layer: int) -> Geometry | None:
         """What a profile's report tells; None where it tells nothing that is sound.
 
         A report can come from a stranger's file.
         """
-        found, n_layer = profile.report.get(_KEY), profile.vector.n_layer
+        found: Any = report.get(_KEY)
         try:
-            sides = [[numbers(xy, 2) for xy in side] for side in found["plane"]]  # type: ignore[index]
+            sides = [[numbers(xy, 2) for xy in side] for side in found["plane"]]
             if [len(side) for side in sides] != [n_layer, n_layer]:
                 return None
             return cls(
-                numbers(found["help_harm"], n_layer),  # type: ignore[index]
-                numbers(found["by_count"], n_layer - 1),  # type: ignore[index]
+                numbers(found["help_harm"], n_layer),
+                numbers(found["by_count"], n_layer - 1),
                 (tuple(sides[0]), tuple(sides[1])),
-                numbers(found["share"], 2),  # type: ignore[index]
+                numbers(found["share"], 2),
             )
         except (KeyError, TypeError, ValueError, OverflowError):
             return None

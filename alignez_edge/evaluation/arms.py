@@ -21,7 +21,7 @@ from alignez_edge.steering.steering import Steering
 
 if TYPE_CHECKING:
     from alignez_edge.chat.messages import Message
-    from alignez_edge.profile.profile import Profile
+    from alignez_edge.steering.steerable import Steerable
 
 Kind = Literal["plain", "steered", "asked", "both", "prompted", "reference"]
 PLAIN = "plain"
@@ -137,7 +137,7 @@ def cell(names: Sequence[str], steering: Steering) -> Arm:
     )
 
 
-def aim_of(profile: Profile, strength: float) -> Aim:
+def aim_of(profile: Steerable, strength: float) -> Aim:
     """The side that a strength steers towards."""
     return Aim(profile.axis, "negative" if strength < 0 else "positive")
 
@@ -168,7 +168,7 @@ def both(steered_arms: Iterable[Arm]) -> list[Arm]:
     return found
 
 
-def _form_of(profile: Profile) -> str:
+def _form_of(profile: Steerable) -> str:
     """The form of request that a profile's pairs were asked for in, in one step."""
     request = profile.report.get("request")
     name = request.get("form") if isinstance(request, Mapping) else None

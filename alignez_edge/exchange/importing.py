@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from alignez_edge import __version__
+from alignez_edge._version import __version__
 from alignez_edge.errors import BadInputError, ProfileFileError
 from alignez_edge.exchange.vectorfile import ARCHITECTURE, Maker, VectorFile
 from alignez_edge.files.gguffile import read_gguf

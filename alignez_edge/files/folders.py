@@ -1,4 +1,4 @@
-"""TODO."""
+"""Where a user's files are, and those that ship with the package."""
 
 from __future__ import annotations
 
@@ -30,5 +30,5 @@ def cache_dir() -> Path:
 
 def builtin_folder() -> Path:
     """The folder of the built-in axes and profiles: the installed package, or the checkout's."""
-    installed = Path(__file__).parent / "profiles"
-    return installed if installed.is_dir() else Path(__file__).parents[1] / "profiles"
+    installed = Path(__file__).parents[1] / "profiles"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "profiles"

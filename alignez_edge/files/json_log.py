@@ -1,4 +1,4 @@
-"""TODO."""
+"""Logs of JSON lines that survive a kill: a torn last line is cut off."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Lines of people's files as records: JSON lines with the keys that people use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Texts of strangers, made fit for a terminal."""
 
 from __future__ import annotations
 

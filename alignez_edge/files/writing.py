@@ -1,4 +1,4 @@
-"""TODO."""
+"""Files that are written whole or not at all, logs that are appended line by line, and folders."""
 
 from __future__ import annotations
 

@@ -8,14 +8,21 @@ out.
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from alignez_edge.arrays import FloatArray
 from alignez_edge.errors import BadInputError
+
+if TYPE_CHECKING:
+    from alignez_edge.runtime.injection import Injection
+    from alignez_edge.runtime.weights import Weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,3 +109,74 @@ class ValueFunction:
         first, second = self._layers(u)
         back = ((1 - second**2) * self.w3) @ self.w2 * (1 - first**2)
         return np.asarray(back @ self.w1, np.float32)
+
+
+N_STEPS = 1
+"""Steps of gradient ascent a token. Measured on the demo model, 60 queries, two answers to each: at
+a drift of 0.1 nats the score's span between strengths -1 and 1, mean of the four axes, was 1.43
+with one step, 1.41 with two and 1.21 with four, at the same price."""
+TOP, MOST_TOP = 64, 256
+"""The likeliest tokens, whose logits are moved; and so many at most, whose rows of the output
+matrix are always in memory."""
+
+
+@dataclass(frozen=True, eq=False)
+class ReControl:
+    """A trained value function as a steering: `kind * 0.5`, `-kind`; strength 0 is the base model.
+
+    Strength scales the move of the hidden state, so that a negative one moves it the other way.
+    """
+
+    value: ValueFunction
+    size: float
+    n_steps: int = N_STEPS
+    top: int = TOP
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("size", "strength"):
+            number = getattr(self, name)
+            if not math.isfinite(number):
+                raise BadInputError(f"{name} must be a finite number, not {number}")
+        if self.n_steps < 1 or not 1 <= self.top <= MOST_TOP:
+            raise BadInputError(f"at least one step, and 1 to {MOST_TOP} tokens, are needed")
+
+    @property
+    def digest(self) -> str:
+        """Equal ones move states alike."""
+        digest = hashlib.sha256(repr((self.size, self.n_steps, self.top, self.strength)).encode())
+        for array in self.value.to_arrays().values():
+            digest.update(array.tobytes())
+        return digest.hexdigest()
+
+    def __mul__(self, factor: float) -> ReControl:
+        return replace(self, strength=self.strength * factor)
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> ReControl:
+        return self * -1.0
+
+    def moves(self, states: FloatArray) -> FloatArray:
+        """What strength 1 adds to each of the states `(n, n_embd)`."""
+        return self.value.steps(states, self.n_steps, self.size)
+
+    def injection(self, model: Weights) -> Injection | None:
+        """What is injected into `model`; None at strength 0.
+
+        Raises `BadInputError` where the model has other sizes, or logits that are not linear in
+        its last hidden state.
+        """
+        from alignez_edge.runtime.injection import Injection
+        from alignez_edge.runtime.logits import LogitSteps, output_matrix
+
+        if not self.strength:
+            return None
+        if model.n_embd != self.value.n_embd:
+            raise BadInputError(
+                f"the value function is for hidden states of {self.value.n_embd}, "
+                f"the model has {model.n_embd}"
+            )
+        nothing = np.zeros((model.n_layer, model.n_embd), np.float32)
+        editor = LogitSteps(output_matrix(model), self.moves, self.top)
+        return Injection(nothing, nothing, logit_edits=((editor, self.strength),))

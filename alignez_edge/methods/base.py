@@ -1,4 +1,4 @@
-"""TODO."""
+"""What a method is, and what it finds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The estimators: from the states of both sides in one layer to a direction and a displacement."""
 
 from __future__ import annotations
 

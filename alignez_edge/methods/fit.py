@@ -2,7 +2,7 @@
 
 A method turns one layer's two sides, `(n_pairs, n_embd)` each, into a direction and a displacement;
 it says where these are read and added, and how layers are chosen. Only `iti` has its displacements
-from elsewhere (`heads.py`). Everything after that is the same for all of them.
+from elsewhere (`iti.py`). Everything after that is the same for all of them.
 """
 
 from __future__ import annotations

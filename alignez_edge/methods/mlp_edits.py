@@ -1,4 +1,4 @@
-"""TODO."""
+"""The papers' edits of an MLP's output, from its states."""
 
 from __future__ import annotations
 

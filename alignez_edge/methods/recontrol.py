@@ -16,7 +16,6 @@ distributions: a price that means the same for every model.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,23 +26,15 @@ import numpy as np
 from alignez_edge.arrays import FloatArray
 from alignez_edge.errors import BadInputError
 from alignez_edge.files.text import printable
-from alignez_edge.interventions.value_function import ValueFunction
+from alignez_edge.interventions.value_function import TOP, ReControl
 from alignez_edge.methods.value_training import fit_value
 from alignez_edge.preferences.pairs import PreferencePair
 
 if TYPE_CHECKING:
-    from alignez_edge.runtime.injection import Injection
     from alignez_edge.runtime.logits import OutputMatrix
     from alignez_edge.runtime.model import Model
     from alignez_edge.runtime.requests import Sampling
 
-N_STEPS = 1
-"""Steps of gradient ascent a token. Measured on the demo model, 60 queries, two answers to each: at
-a drift of 0.1 nats the score's span between strengths -1 and 1, mean of the four axes, was 1.43
-with one step, 1.41 with two and 1.21 with four, at the same price."""
-TOP, MOST_TOP = 64, 256
-"""The likeliest tokens, whose logits are moved; and so many at most, whose rows of the output
-matrix are always in memory."""
 N_STATES = 32
 """States of one answer that the value function learns from, at most: evenly spread, the first and
 the last always among them. Keeps the memory of 500 answers under 300 MB at n_embd 4096."""
@@ -65,68 +56,6 @@ class ScoredAnswer:
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
     score: float
-
-
-@dataclass(frozen=True, eq=False)
-class ReControl:
-    """A trained value function as a steering: `kind * 0.5`, `-kind`; strength 0 is the base model.
-
-    Strength scales the move of the hidden state, so that a negative one moves it the other way.
-    """
-
-    value: ValueFunction
-    size: float
-    n_steps: int = N_STEPS
-    top: int = TOP
-    strength: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("size", "strength"):
-            number = getattr(self, name)
-            if not math.isfinite(number):
-                raise BadInputError(f"{name} must be a finite number, not {number}")
-        if self.n_steps < 1 or not 1 <= self.top <= MOST_TOP:
-            raise BadInputError(f"at least one step, and 1 to {MOST_TOP} tokens, are needed")
-
-    @property
-    def digest(self) -> str:
-        """Equal ones move states alike."""
-        digest = hashlib.sha256(repr((self.size, self.n_steps, self.top, self.strength)).encode())
-        for array in self.value.to_arrays().values():
-            digest.update(array.tobytes())
-        return digest.hexdigest()
-
-    def __mul__(self, factor: float) -> ReControl:
-        return replace(self, strength=self.strength * factor)
-
-    __rmul__ = __mul__
-
-    def __neg__(self) -> ReControl:
-        return self * -1.0
-
-    def moves(self, states: FloatArray) -> FloatArray:
-        """What strength 1 adds to each of the states `(n, n_embd)`."""
-        return self.value.steps(states, self.n_steps, self.size)
-
-    def injection(self, model: Model) -> Injection | None:
-        """What is injected into `model`; None at strength 0.
-
-        Raises `BadInputError` where the model has other sizes, or logits that are not linear in
-        its last hidden state.
-        """
-        from alignez_edge.runtime.injection import Injection
-        from alignez_edge.runtime.logits import LogitSteps, output_matrix
-
-        if not self.strength:
-            return None
-        if model.n_embd != self.value.n_embd:
-            raise BadInputError(
-                f"the value function is for hidden states of {self.value.n_embd}, "
-                f"the model has {model.n_embd}"
-            )
-        nothing = np.zeros((model.n_layer, model.n_embd), np.float32)
-        editor = LogitSteps(output_matrix(model), self.moves, self.top)
-        return Injection(nothing, nothing, logit_edits=((editor, self.strength),))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Training of RE-Control's value function: temporal differences, Adam, early stopping."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def layers_of(profile: Profile) -> Picture:
         )
     else:
         notes.append("the file keeps no separation by layer")
-    if geometry := Geometry.of(profile):
+    if geometry := Geometry.of(profile.report, profile.vector.n_layer):
         between = _chart_by_layer(
             "cosine of θ help and θ harm", COSINE, geometry.help_harm, profile
         )
@@ -129,7 +129,7 @@ def directions_of(profiles: Sequence[Profile]) -> Picture:
     profile = profiles[0]
     if profile.neighbours is not None:
         return _of_queries(profile, profile.neighbours)
-    if geometry := Geometry.of(profile):
+    if geometry := Geometry.of(profile.report, profile.vector.n_layer):
         curves = tuple(
             Curve(name, *_columns(side), joined=False, labels=tuple(map(str, range(len(side)))))
             for name, side in zip((HELP, HARM), geometry.plane, strict=True)

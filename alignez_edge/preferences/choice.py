@@ -1,4 +1,4 @@
-"""TODO."""
+"""Which form of request was taken, and how all of them did."""
 
 from __future__ import annotations
 

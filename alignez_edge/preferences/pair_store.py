@@ -1,4 +1,4 @@
-"""TODO."""
+"""The pairs of a build in progress, on disk."""
 
 from __future__ import annotations
 

@@ -1,16 +1,17 @@
 """The profile file: one GGUF that holds a steering profile and nothing that could run.
 
 Tensors `deciding.<l>` and `answer.<l>` for the edited layers, keys `profile.*` for everything else
-(`profile_parts.py` for the larger parts); no code, no pickle, no path. Reading trusts nothing: the
-header goes through `gguffile`, every key is checked for type and bounds (`metadata.py`), every
+(`file_parts.py` for the larger parts); no code, no pickle, no path. Reading trusts nothing: the
+header goes through `gguffile`, every key is checked for type and bounds (`untrusted.py`), every
 number for being finite.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -35,29 +36,29 @@ from alignez_edge.profile.file_parts import (
     tensor_of,
     value_of,
 )
-from alignez_edge.profile.profile import Profile
 
 ARCHITECTURE = "steering-profile"
 VERSION = (1, 4)
 """Major and minor version of the file. What a newer minor adds is ignored; a newer major is
 refused, because what we would do with it might not be what it means."""
 MAX_CELLS = 1 << 22  # n_layer * n_embd; the largest open model has half of it
+Made = TypeVar("Made")
 _AXIS_TEXTS = ("description", "positive_prompt", "negative_prompt")
 _NEGATIVE = ("unit_negative", "exact_unit_negative")
 _TEXTS = ("author", "licence", "created_at", "model")
 
 
-def write_profile(profile: Profile, path: str | Path) -> None:
-    """Write `profile` whole or not at all; see `Profile.save`."""
+def write_profile(profile: Any, path: str | Path) -> None:
+    """Write a profile, or anything with its attributes, whole or not at all; see `Profile.save`."""
     write_atomic(path, lambda temporary: _write(profile, temporary))
 
 
-def read_profile(path: str | Path) -> Profile:
-    """Read a profile file; see `Profile.load`."""
+def read_profile(path: str | Path, make: Callable[..., Made]) -> Made:
+    """What `make` makes of the parts of a profile file; see `Profile.load`."""
     file = read_gguf(path, ProfileFileError)
     shown = printable(str(path))
     try:
-        return _profile_of(file)
+        return make(**_parts_of(file))
     except BadInputError as failure:
         hint = failure.hint if not isinstance(failure, AxisError) else None
         raise ProfileFileError(f"{shown}: {failure.message}", hint) from None
@@ -65,7 +66,7 @@ def read_profile(path: str | Path) -> Profile:
         raise ProfileFileError(f"{shown}: {printable(str(failure), 300)}") from None
 
 
-def _write(profile: Profile, path: Path) -> None:
+def _write(profile: Any, path: Path) -> None:
     import gguf
 
     kinds = gguf.GGUFValueType
@@ -127,7 +128,8 @@ def _write(profile: Profile, path: Path) -> None:
         writer.close()
 
 
-def _profile_of(file: GGUFFile) -> Profile:
+def _parts_of(file: GGUFFile) -> dict[str, Any]:
+    """The arguments of a profile, checked by themselves."""
     keys = Keys(file.metadata)
     architecture = keys.text("general.architecture")
     if architecture != ARCHITECTURE:
@@ -154,7 +156,7 @@ def _profile_of(file: GGUFFile) -> Profile:
         negative_wording=_wording(keys, "negative") if negative else Wording(),
     )
     prefix = "profile.calibration."
-    return Profile(
+    return dict(
         axis=axis,
         vector=ControlVector(
             _rows(file, "deciding", layers, n_layer, n_embd),

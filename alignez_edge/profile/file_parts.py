@@ -1,7 +1,7 @@
 """The larger parts of a profile file, each written and read: exact form, bank, value function.
 
 Reading raises `ValueError`, `TypeError` or `BadInputError` on anything that is not as it was
-written; `profile_file.py` makes one line of it.
+written; `file.py` makes one line of it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from alignez_edge.interventions.by_query import Neighbourhood, Recipe
 from alignez_edge.interventions.control_vector import check_layers
 from alignez_edge.interventions.exact_form import ExactForm
 from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
-from alignez_edge.interventions.value_function import ValueFunction
-from alignez_edge.methods.recontrol import ReControl
+from alignez_edge.interventions.value_function import ReControl, ValueFunction
 
 MAX_RANK = 64  # of a layer's exact edit
 MAX_CELLS = 1 << 30  # numbers of a bank or of a value function

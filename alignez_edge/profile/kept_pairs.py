@@ -1,4 +1,6 @@
-"""TODO."""
+"""The pairs that a profile carries so that `verify.py` can measure them again, read as a
+stranger's.
+"""
 
 from __future__ import annotations
 

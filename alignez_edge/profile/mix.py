@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from alignez_edge import __version__
+from alignez_edge._version import __version__
 from alignez_edge.arrays import DoubleArray
 from alignez_edge.directions.hidden_states import POSITIONS
 from alignez_edge.errors import BadInputError, ProfileFileError
@@ -28,6 +28,7 @@ from alignez_edge.preferences.axes import MAX_TRAIT, Axis
 from alignez_edge.preferences.prompts import SIDES, trait
 from alignez_edge.profile.file_parts import MAX_RANK
 from alignez_edge.profile.profile import Profile
+from alignez_edge.steering.steerable import Steerable
 from alignez_edge.steering.steering import Steering, sum_of
 
 MAX_PARTS = 32
@@ -72,7 +73,7 @@ class Mixture:
         }
 
     @classmethod
-    def of(cls, profile: Profile) -> Mixture | None:
+    def of(cls, profile: Steerable) -> Mixture | None:
         """The mixture that a profile's report tells of; None where it tells of none that is sound.
 
         A report can come from a stranger's file.
@@ -94,7 +95,7 @@ class Mixture:
             return None
 
 
-def displacements(profile: Profile) -> DoubleArray:
+def displacements(profile: Steerable) -> DoubleArray:
     """What strength 1 displaces each layer by: `(2, n_layer, n_embd)`, deciding token first.
 
     Raises `BadInputError` where its numbers are so large that nothing can be computed with them.
@@ -107,7 +108,7 @@ def displacements(profile: Profile) -> DoubleArray:
     return found
 
 
-def interference(a: Profile, b: Profile) -> float:
+def interference(a: Steerable, b: Steerable) -> float:
     """How far strength 1 of `a` moves along `b`, in units of what strength 1 of `b` does; about.
 
     At either position `sum_l <A_l, B_l> / sum_l <B_l, B_l>` over the layers that one of them edits,
@@ -125,13 +126,13 @@ def interference(a: Profile, b: Profile) -> float:
     return float(np.mean(along[lengths > 0] / lengths[lengths > 0])) if lengths.any() else 0.0
 
 
-def interferences(profiles: Sequence[Profile], along: Sequence[Profile]) -> Matrix:
+def interferences(profiles: Sequence[Steerable], along: Sequence[Steerable]) -> Matrix:
     """`interference` of each profile (rows) along each of the others (columns)."""
     # Adding 0.0 makes -0.0, which reads oddly, plain 0.
     return tuple(tuple(round(interference(a, b), 4) + 0.0 for b in along) for a in profiles)
 
 
-def orthogonalise(profile: Profile, against: Profile, *more: Profile) -> Profile:
+def orthogonalise(profile: Steerable, against: Steerable, *more: Steerable) -> Profile:
     """`profile` without what it has along the others, in every layer and at both positions.
 
     Its displacement `A_l` loses its projection on the span of the others' displacements there. The
@@ -183,7 +184,9 @@ def orthogonalise(profile: Profile, against: Profile, *more: Profile) -> Profile
     )
 
 
-def mix(terms: Iterable[tuple[Profile, float]], name: str, *, orthogonal: bool = False) -> Profile:
+def mix(
+    terms: Iterable[tuple[Steerable, float]], name: str, *, orthogonal: bool = False
+) -> Profile:
     """One profile, called `name`, whose strength 1 does what the sum of the terms does.
 
     What is added up are control vectors, and exact forms where every part has one and nothing is
@@ -200,7 +203,7 @@ def mix(terms: Iterable[tuple[Profile, float]], name: str, *, orthogonal: bool =
     are for different models.
     """
     strengths: dict[tuple[str, str], list[float]] = {}
-    by_order: dict[tuple[str, str], Profile] = {}
+    by_order: dict[tuple[str, str], Steerable] = {}
     for profile, strength in Steering(tuple(terms)).terms:
         by_order.setdefault(profile.order, profile)
         strengths.setdefault(profile.order, []).append(strength)
@@ -247,7 +250,7 @@ def mix(terms: Iterable[tuple[Profile, float]], name: str, *, orthogonal: bool =
     )
 
 
-def left_out(terms: Iterable[tuple[Profile, float]], *, orthogonal: bool = False) -> list[str]:
+def left_out(terms: Iterable[tuple[Steerable, float]], *, orthogonal: bool = False) -> list[str]:
     """What `mix` cannot keep of its parts, one line each."""
     profiles = [profile for profile, _ in terms]
     lost = [
@@ -260,7 +263,7 @@ def left_out(terms: Iterable[tuple[Profile, float]], *, orthogonal: bool = False
     return lost
 
 
-def check_same_model(profiles: Sequence[Profile]) -> None:
+def check_same_model(profiles: Sequence[Steerable]) -> None:
     """Raise `ProfileFileError`, naming what differs, unless all are for one model."""
     first = profiles[0]
     for other in profiles[1:]:
@@ -276,7 +279,7 @@ def check_same_model(profiles: Sequence[Profile]) -> None:
             )
 
 
-def _sum(terms: Sequence[tuple[Profile, float]], like: ControlVector) -> ControlVector:
+def _sum(terms: Sequence[tuple[Steerable, float]], like: ControlVector) -> ControlVector:
     """The sum as `Steering.injection` takes it, to the bit."""
     deciding, answer = np.zeros((2, like.n_layer, like.n_embd))
     with np.errstate(over="ignore", invalid="ignore"):
@@ -293,7 +296,7 @@ def _sum(terms: Sequence[tuple[Profile, float]], like: ControlVector) -> Control
     return vector
 
 
-def _sum_of_edits(terms: Sequence[tuple[Profile, float]]) -> ExactForm | None:
+def _sum_of_edits(terms: Sequence[tuple[Steerable, float]]) -> ExactForm | None:
     """The sum of the terms' exact forms; None where one has none."""
     if not all(profile.exact is not None for profile, _ in terms):
         return None
@@ -313,7 +316,9 @@ def _sum_of_edits(terms: Sequence[tuple[Profile, float]]) -> ExactForm | None:
     return ExactForm(sums[0], sums[1])
 
 
-def _axis(name: str, profiles: Sequence[Profile], sums: Sequence[float], orthogonal: bool) -> Axis:
+def _axis(
+    name: str, profiles: Sequence[Steerable], sums: Sequence[float], orthogonal: bool
+) -> Axis:
     """The parts' wording: of each the side that its strength leads to."""
     sides = [
         [trait(p.axis, side) for side in (SIDES if s > 0 else SIDES[::-1])]
@@ -328,11 +333,11 @@ def _axis(name: str, profiles: Sequence[Profile], sums: Sequence[float], orthogo
     return Axis(name, wanted, other, description=printable(about, MAX_TEXT))
 
 
-def _layers(profiles: Iterable[Profile]) -> list[int]:
+def _layers(profiles: Iterable[Steerable]) -> list[int]:
     return sorted({layer for profile in profiles for layer in profile.layers})
 
 
-def _named(profile: Profile) -> dict[str, str]:
+def _named(profile: Steerable) -> dict[str, str]:
     name, digest = profile.order
     return {"profile": name, "digest": digest}
 

@@ -1,6 +1,6 @@
 """A steering profile: what one axis adds to one model, as a value.
 
-`profile_file.py` writes it as one GGUF file and reads it back; `steering.py` adds profiles up.
+`file.py` writes it as one GGUF file and reads it back; `steering.py` adds profiles up.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from alignez_edge.files.untrusted import MAX_NUMBERS, MAX_REPORT, check_text, to
 from alignez_edge.interventions.by_query import Neighbourhood
 from alignez_edge.interventions.control_vector import ControlVector, check_layers
 from alignez_edge.interventions.exact_form import ExactForm
-from alignez_edge.methods.recontrol import ReControl
+from alignez_edge.interventions.value_function import ReControl
 from alignez_edge.modelfiles.fingerprint import Fingerprint
 from alignez_edge.preferences.axes import Axis
+from alignez_edge.profile.file import read_profile, write_profile
 from alignez_edge.repeatable import timestamp
 from alignez_edge.steering.steering import Steering
 from alignez_edge.steering.ways import Way
@@ -32,7 +33,7 @@ from alignez_edge.steering.ways import Way
 if TYPE_CHECKING:
     from alignez_edge.interventions.bank import Bank
     from alignez_edge.runtime.injection import Conditional, Injection
-    from alignez_edge.runtime.model import Model
+    from alignez_edge.runtime.weights import Weights
 
 _CURVE = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
@@ -209,7 +210,7 @@ class Profile:
             )
         return self.name, digest.hexdigest()
 
-    def injection(self, model: Model) -> Injection | Conditional | None:
+    def injection(self, model: Weights) -> Injection | Conditional | None:
         """What strength 1 injects into `model`; see `Steering.injection`."""
         return (self * 1.0).injection(model)
 
@@ -232,16 +233,12 @@ class Profile:
 
         Raises `AlignezError` where the disk or the folder does not allow it.
         """
-        from alignez_edge.profile.file import write_profile
-
         write_profile(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> Profile:
         """Read a profile file; raises `ProfileFileError` with one line on anything wrong in it."""
-        from alignez_edge.profile.file import read_profile
-
-        return read_profile(path)
+        return read_profile(path, cls)
 
 
 def _checked_curves(calibration: Mapping[str, Any]) -> dict[str, float | tuple[float, ...]]:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from alignez_edge import __version__
+from alignez_edge._version import __version__
 from alignez_edge.errors import BadInputError
 from alignez_edge.files.text import is_unprintable, printable
 from alignez_edge.preferences.pairs import PreferencePair

@@ -38,8 +38,8 @@ from alignez_edge.profile.kept_pairs import (
     _is_text,
     kept_pairs,
 )
+from alignez_edge.profile.units import ways_of
 from alignez_edge.steering.compatibility import check_fit
-from alignez_edge.steering.inject import way_into
 
 if TYPE_CHECKING:
     from alignez_edge.profile.profile import Profile
@@ -178,12 +178,6 @@ def recalibrate(profile: Profile, model: Model, on_progress: Progress | None = N
     return replace(made, report={**made.report, KEY: again})
 
 
-def ways_of(profile: Profile, model: Model) -> list[Way]:
-    """The ways whose units are measured on `model`; the last is the one that `auto` takes."""
-    exact = profile.exact_unit is not None and way_into(model, profile, "auto")[0] == "exact"
-    return [profile.way, "exact"] if exact else [profile.way]
-
-
 def kept_questions(profile: Profile) -> tuple[str, ...]:
     """The questions that a profile was calibrated on; none where its report tells of none that are
     sound."""
@@ -202,8 +196,8 @@ def _recalibrated_freely(
     on_progress: Progress | None,
 ) -> Profile:
     """`recalibrate` by free-running answers to the questions of the build."""
-    from alignez_edge.build.build import with_units
     from alignez_edge.preferences.choice import RequestChoice
+    from alignez_edge.profile.units import with_units
 
     try:
         choice = RequestChoice.of(profile.report["request"])

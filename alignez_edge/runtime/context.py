@@ -32,7 +32,6 @@ import numpy as np
 
 from alignez_edge.arrays import FloatArray, TensorName
 from alignez_edge.errors import BadInputError, RuntimeFailure
-from alignez_edge.runtime.weights import Adapter
 from alignez_edge.runtime.injection import Editor, Edits, LogitEdits
 from alignez_edge.runtime.llama import (
     HeedingInterrupts,
@@ -44,6 +43,7 @@ from alignez_edge.runtime.llama import (
 from alignez_edge.runtime.places import VectorPlaces
 from alignez_edge.runtime.reference import Reference
 from alignez_edge.runtime.rows import RowPlan, RowTap
+from alignez_edge.runtime.weights import Adapter
 from alignez_edge.runtime.window import window
 
 if TYPE_CHECKING:

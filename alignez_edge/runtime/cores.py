@@ -1,4 +1,4 @@
-"""TODO."""
+"""How many cores this process may use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""What a context is told to add, and who may decide it: values and protocols, no llama.cpp."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import numpy as np
 from alignez_edge.arrays import FloatArray, IntArray
 
 if TYPE_CHECKING:
-    from alignez_edge.runtime.weights import Adapter
-    from alignez_edge.runtime.weights import Weights
+    from alignez_edge.runtime.weights import Adapter, Weights
 Phase = Literal["deciding", "answer"]
 """The pass of the last prompt token, and those of the answer's tokens."""
 

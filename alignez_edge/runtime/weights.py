@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from weakref import WeakSet
 
 import numpy as np
@@ -37,6 +37,7 @@ from alignez_edge.runtime.check import UNSTEERABLE, check_loaded
 from alignez_edge.runtime.llama import HeedingInterrupts, clear_log, cpp, last_error
 from alignez_edge.runtime.vocabulary import Vocabulary
 
+Own = TypeVar("Own", bound="Weights")
 _serial = itertools.count()
 
 
@@ -116,7 +117,7 @@ class Weights:
             with HeedingInterrupts():
                 cpp.llama_model_free(handle)
 
-    def __enter__(self) -> Model:
+    def __enter__(self: Own) -> Own:
         return self
 
     def __exit__(self, *_: object) -> None:

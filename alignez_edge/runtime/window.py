@@ -1,4 +1,4 @@
-"""TODO."""
+"""How many tokens a prompt and its answer have room for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Whether a profile fits a model."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from alignez_edge.files.text import printable
 from alignez_edge.modelfiles.fingerprint import Fit, compare, misfits
 
 if TYPE_CHECKING:
-    from alignez_edge.profile.profile import Profile
-    from alignez_edge.runtime.model import Model
+    from alignez_edge.runtime.weights import Weights
+    from alignez_edge.steering.steerable import Steerable
 
 
-def check_fit(profile: Profile, model: Model) -> str | None:
+def check_fit(profile: Steerable, model: Weights) -> str | None:
     """One line about a profile made for a sibling of `model`; None where it is the same model.
 
     Raises `ProfileFileError`, naming what differs, where the profile does not fit.
@@ -37,5 +37,5 @@ def check_fit(profile: Profile, model: Model) -> str | None:
     return None
 
 
-def _called(profile: Profile) -> str:
+def _called(profile: Steerable) -> str:
     return f" ({printable(profile.model, 60)})" if profile.model else ""

@@ -34,10 +34,9 @@ from alignez_edge.steering.exact import ExactEdit, can_inject_exactly, constants
 from alignez_edge.steering.ways import Way
 
 if TYPE_CHECKING:
-    from alignez_edge.profile.profile import Profile
-    from alignez_edge.runtime.weights import Adapter
     from alignez_edge.runtime.injection import Conditional, Edits, Injection, LogitEdits
-    from alignez_edge.runtime.model import Model
+    from alignez_edge.runtime.weights import Adapter, Weights
+    from alignez_edge.steering.steerable import Steerable
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -55,7 +54,7 @@ class Share:
 
 
 def injected(
-    model: Model, terms: Sequence[tuple[Profile, float]], way: Way
+    model: Weights, terms: Sequence[tuple[Steerable, float]], way: Way
 ) -> Injection | Conditional | None:
     """What profiles with strengths add up to; None for nothing.
 
@@ -74,7 +73,10 @@ class Turns:
     tensor: Literal["l_out", "ffn_out"]
 
     def __init__(
-        self, model: Model, fixed: Sequence[Share], turning: Sequence[tuple[Profile, float, Way]]
+        self,
+        model: Weights,
+        fixed: Sequence[Share],
+        turning: Sequence[tuple[Steerable, float, Way]],
     ) -> None:
         self._model, self._fixed = model, fixed
         self._turning = [(p, p.neighbours, s, way) for p, s, way in turning if p.neighbours]
@@ -96,7 +98,7 @@ class Turns:
         return _total(self._model, [*self._fixed, *turns])
 
 
-def way_into(model: Model, profile: Profile, way: Way) -> tuple[Way, str | None]:
+def way_into(model: Weights, profile: Steerable, way: Way) -> tuple[Way, str | None]:
     """The way that is really taken, and why not the exact one, where that was wanted.
 
     `auto` is left only to a value function, which moves the logits: there is no other way. Raises
@@ -118,7 +120,7 @@ def way_into(model: Model, profile: Profile, way: Way) -> tuple[Way, str | None]
 
 
 def shares(
-    model: Model, profile: Profile, strength: float, way: Way, turn: Turn | None = None
+    model: Weights, profile: Steerable, strength: float, way: Way, turn: Turn | None = None
 ) -> Share:
     """What `profile` adds at `strength`, in a way that `way_into` gave; in `turn`, where it looks
     at the query."""
@@ -156,7 +158,7 @@ def shares(
     return Share(rows[0], rows[1], made[0], made[1])
 
 
-def _total(model: Model, parts: Sequence[Share]) -> Injection | None:
+def _total(model: Weights, parts: Sequence[Share]) -> Injection | None:
     """The sum of what profiles add; None for nothing."""
     from alignez_edge.runtime.injection import Injection
 
@@ -183,13 +185,13 @@ def _total(model: Model, parts: Sequence[Share]) -> Injection | None:
     return None if injection.is_zero() else injection
 
 
-def _not_to_be_had(profile: Profile, way: Way, reason: str, hint: str) -> BadInputError:
+def _not_to_be_had(profile: Steerable, way: Way, reason: str, hint: str) -> BadInputError:
     return BadInputError(
         f"--inject {way} is not available for the profile {printable(profile.name)}: {reason}", hint
     )
 
 
-def _reason_against(model: Model, profile: Profile, way: Way, has_edit: bool) -> str | None:
+def _reason_against(model: Weights, profile: Steerable, way: Way, has_edit: bool) -> str | None:
     if not has_edit:
         return f"the method {profile.method or 'that made it'} is a control vector by nature"
     if way == "reference":
@@ -210,7 +212,7 @@ def _reason_against(model: Model, profile: Profile, way: Way, has_edit: bool) ->
 
 
 def _of_turn(
-    model: Model, profile: Profile, position: str, turn: Turn
+    model: Weights, profile: Steerable, position: str, turn: Turn
 ) -> tuple[Adapter, FloatArray]:
     """The adapter of a turn's edit and its constants, out of a product that is kept."""
     from alignez_edge.runtime.weights import Adapter
@@ -223,7 +225,7 @@ def _of_turn(
     return Adapter(model, found.adapter), found.constants
 
 
-def _prepared(model: Model, edit: Edit) -> tuple[Adapter, FloatArray]:
+def _prepared(model: Weights, edit: Edit) -> tuple[Adapter, FloatArray]:
     """The adapter of an edit in llama.cpp, and its constants; made at most once a model."""
     from alignez_edge.runtime.weights import Adapter
 

@@ -17,9 +17,9 @@ from alignez_edge.steering.compatibility import check_fit
 from alignez_edge.steering.ways import WAYS, Way
 
 if TYPE_CHECKING:
-    from alignez_edge.profile.profile import Profile
     from alignez_edge.runtime.injection import Conditional, Injection
-    from alignez_edge.runtime.model import Model
+    from alignez_edge.runtime.weights import Weights
+    from alignez_edge.steering.steerable import Steerable
 
 
 class Term(TypedDict):
@@ -37,7 +37,7 @@ class Steering:
     `BadInputError` where a strength is not a finite number, and for an unknown way.
     """
 
-    terms: tuple[tuple[Profile, float], ...] = ()
+    terms: tuple[tuple[Steerable, float], ...] = ()
     way: Way = "auto"
 
     def __post_init__(self) -> None:
@@ -49,14 +49,14 @@ class Steering:
         terms = tuple((profile, _finite(strength)) for profile, strength in self.terms)
         object.__setattr__(self, "terms", terms)
 
-    def __add__(self, other: Steering | Profile) -> Steering:
+    def __add__(self, other: Steering | Steerable) -> Steering:
         added = _steering(other)
         return Steering(self.terms + added.terms, self.way if self.way != "auto" else added.way)
 
-    def __radd__(self, other: Profile) -> Steering:
+    def __radd__(self, other: Steerable) -> Steering:
         return _steering(other) + self
 
-    def __sub__(self, other: Steering | Profile) -> Steering:
+    def __sub__(self, other: Steering | Steerable) -> Steering:
         return self + -_steering(other)
 
     def __neg__(self) -> Steering:
@@ -73,18 +73,18 @@ class Steering:
         """The same profiles and strengths, injected by `way`."""
         return Steering(self.terms, way)
 
-    def joined(self) -> tuple[tuple[Profile, float], ...]:
+    def joined(self) -> tuple[tuple[Steerable, float], ...]:
         """The terms in canonical order, one per profile, without those of strength 0.
 
         Raises `BadInputError` where a sum overflows.
         """
-        parts: dict[tuple[str, str], tuple[Profile, list[float]]] = {}
+        parts: dict[tuple[str, str], tuple[Steerable, list[float]]] = {}
         for profile, strength in self.terms:
             parts.setdefault(profile.order, (profile, []))[1].append(strength)
         sums = [(parts[key][0], sum_of(parts[key][1])) for key in sorted(parts)]
         return tuple((profile, strength) for profile, strength in sums if strength)
 
-    def injection(self, model: Model) -> Injection | Conditional | None:
+    def injection(self, model: Weights) -> Injection | Conditional | None:
         """What is injected into `model`: the sum of what the terms add; None for nothing.
 
         It depends on the prompt where a profile looks at the query.
@@ -100,7 +100,7 @@ class Steering:
             check_fit(profile, model)
         return injected(model, terms, self.way) if terms else None
 
-    def notices(self, model: Model) -> list[str]:
+    def notices(self, model: Weights) -> list[str]:
         """What a user should know about how the profiles fit `model`, one line each.
 
         Raises `ProfileFileError` where one does not fit, `BadInputError` where one cannot be
@@ -123,8 +123,8 @@ class Steering:
         return [{"profile": profile.name, "strength": strength} for profile, strength in self.terms]
 
 
-def _steering(value: Steering | Profile) -> Steering:
-    return value if isinstance(value, Steering) else value * 1.0
+def _steering(value: Steering | Steerable) -> Steering:
+    return value if isinstance(value, Steering) else Steering(((value, 1.0),))
 
 
 def _finite(strength: float) -> float:

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The ways in which a steering gets into a model; `inject.py` says what they do."""
 
 from __future__ import annotations
 

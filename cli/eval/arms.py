@@ -112,6 +112,7 @@ def swept_arms(
 ) -> list[Arm]:
     """The arms of the sweeps, after building what they need."""
     from alignez_edge.evaluation.sweep import bounded, build_with, swept
+    from alignez_edge.profile.profile import Profile
 
     arms: list[Arm] = []
     with out.progress() as progress:
@@ -123,6 +124,7 @@ def swept_arms(
 
         for name, steering in given:
             ((profile, strength),) = steering.terms
+            assert isinstance(profile, Profile)
             kept = []
             for sweep in sweeps:
                 inside, outside = bounded(sweep, profile)
