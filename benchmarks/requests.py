@@ -2,9 +2,9 @@
 benchmarks.requests`.
 
 Every form asks for both sides of questions that the build's choice has not seen. Consensus
-(`alignez_edge/calibration/consensus.py`) scores the answers without a judge; an instrument that nobody here
-wrote scores the same answers. The form that a build takes should be the one that the instrument
-finds best, or one that reaches most of its span.
+(`alignez_edge/calibration/consensus.py`) scores the answers without a judge; an instrument that
+nobody here wrote scores the same answers. The form that a build takes should be the one that the
+instrument finds best, or one that reaches most of its span.
 """
 
 from __future__ import annotations

@@ -265,7 +265,9 @@ class PromptOptions:
 
 def check_preamble(preamble: Preamble, model: Model, n_ctx: int | None, out: Output) -> None:
     """Raise where the system prompt does not fit; say where it cannot stand as such."""
-    for notice in preamble.notices(model, n_ctx):
+    from alignez_edge.runtime.window import preamble_notices
+
+    for notice in preamble_notices(preamble, model, n_ctx):
         out.notice(notice)
 
 

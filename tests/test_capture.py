@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from alignez_edge.arrays import FloatArray
+from alignez_edge.directions.hidden_states import States
 from alignez_edge.errors import BadInputError, PromptTooLongError
 from alignez_edge.runtime import capture as module
 from alignez_edge.runtime.capture import Item, capture
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.llama import ggml, tensor_shape
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.requests import States
 
 QUESTIONS = ("Why?", "How do I bake bread at home?", "What is the moon made of, and who knows?")
 ANSWERS = (" Because.", " With flour, water, salt, yeast and some patience.", "", " No.")

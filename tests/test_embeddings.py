@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alignez_edge.directions.hidden_states import CapturedStates, HiddenStates
-from alignez_edge.runtime.requests import States
+from alignez_edge.directions.hidden_states import CapturedStates, HiddenStates, States
 
 SHAPE = (3, 5)
 

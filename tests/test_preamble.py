@@ -18,6 +18,7 @@ from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.requests import Request, Sampling
 from alignez_edge.runtime.session import Session
+from alignez_edge.runtime.window import preamble_notices
 from cli.options import SamplingOptions
 from tests.terminal import Alignez
 from tests.tinymodels import CHATML
@@ -128,7 +129,7 @@ def test_real_templates_take_it(roomy: Path, name: str, preamble: Preamble) -> N
             real_template(name), words.bos_text, words.eos_text, words.controls
         )
         text = model.prompt(preamble.before([user("Why, then?")])).text
-        notices = preamble.notices(model)
+        notices = preamble_notices(preamble, model)
     contents = [m["content"] for m in preamble.messages] + ["Why, then?"]
     places = [text.find(content) for content in contents]
     assert min(places) >= 0 and all(text.count(content) == 1 for content in contents)
@@ -152,11 +153,13 @@ def test_what_a_system_prompt_says_is_no_control_token(chat_model: Model) -> Non
 
 def test_one_that_does_not_fit_is_refused(llama_model: Model) -> None:
     with pytest.raises(PromptTooLongError, match=r"urial takes [\d,]+ tokens.* has only 512"):
-        URIAL.notices(llama_model)
+        preamble_notices(URIAL, llama_model)
     with pytest.raises(PromptTooLongError, match=r"brief\.txt takes") as raised:
-        BRIEF.notices(llama_model, 8)
+        preamble_notices(BRIEF, llama_model, 8)
     assert raised.value.hint == "use a shorter one or use a larger context (--ctx)"
-    assert BRIEF.notices(llama_model) == Preamble().notices(llama_model, 1) == []
+    assert (
+        preamble_notices(BRIEF, llama_model) == preamble_notices(Preamble(), llama_model, 1) == []
+    )
 
 
 # It is computed once
@@ -258,4 +261,4 @@ def test_a_template_that_refuses_all_is_one_line(
     said = alignez("run", "-m", model, "--system", brief, "Why?")
     assert said.code == 2 and said.err.startswith("error: the model's chat template refuses")
     with Model.load(model, threads=1) as loaded, pytest.raises(AlignezError):
-        BRIEF.notices(loaded)
+        preamble_notices(BRIEF, loaded)

@@ -54,7 +54,8 @@ if TYPE_CHECKING:
     from alignez_edge.interventions.value_function import ReControl
     from alignez_edge.profile.profile import Profile
     from alignez_edge.runtime.model import Model
-    from alignez_edge.runtime.requests import Completion, States
+    from alignez_edge.runtime.requests import Completion
+    from alignez_edge.directions.hidden_states import States
 
 Progress = Callable[[str, int, int], None]
 

@@ -6,7 +6,7 @@ idea, and that so few examples are enough, are those of Lin et al. 2023, *The Un
 Base LLMs: Rethinking Alignment via In-Context Learning* (one question of knowledge, one that asks
 for advice, one that must be declined); instruction and examples here are our own.
 
-Both are messages, so a model's own prompt form writes them: `Model.prompt`.
+Both are messages, so a model's own prompt form writes them: `Model.prompt`. Whether one has room in a model is told by `runtime/window.py`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alignez_edge.errors import BadInputError, PromptTooLongError
+from alignez_edge.errors import BadInputError
 from alignez_edge.files.reading import read_text
 from alignez_edge.files.text import printable
 
 if TYPE_CHECKING:
     from alignez_edge.chat.messages import Message
-    from alignez_edge.runtime.model import Model
 
 MAX_FILE = 256 << 10
 """Bytes of a system prompt: some 60,000 tokens, more than any model here is given as a context."""
@@ -64,34 +63,6 @@ class Preamble:
     def before(self, messages: Sequence[Message]) -> list[Message]:
         """The conversation `messages` with this in front."""
         return [*self.messages, *messages]
-
-    def notices(self, model: Model, n_ctx: int | None = None) -> list[str]:
-        """What a user should know about how it gets into `model`, one line each.
-
-        Raises `PromptTooLongError` where it leaves no room in a window of `n_ctx` tokens (default
-        as for a `Session`), and whatever the model's template raises.
-        """
-        from alignez_edge.chat.messages import fold_system
-        from alignez_edge.runtime.window import window
-
-        if not self.messages:
-            return []
-        asked = self.before([{"role": "user", "content": "?"}])
-        prompt = model.prompt(asked)
-        room = window(model, n_ctx)
-        if len(prompt.tokens) + 1 > room:
-            larger = " or use a larger context (--ctx)" if room < model.n_ctx_train else ""
-            raise PromptTooLongError(
-                f"the system prompt {printable(self.name)} takes {len(prompt.tokens)} tokens,"
-                f" the context window has only {room}",
-                f"use a shorter one{larger}",
-            )
-        if model.template and prompt.text == model.prompt(fold_system(asked)).text:
-            return [
-                "the model's chat template has no place of its own for a system prompt:"
-                " it stands before the first question"
-            ]
-        return []
 
 
 def _urial() -> Preamble:

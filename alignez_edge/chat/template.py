@@ -1,9 +1,9 @@
 """From messages to the prompt's text, and which parts of that text are the user's.
 
 A chat template is a Jinja program from a stranger: it runs in Jinja's immutable sandbox, in a
-process with limits (`render_process.py`), and whatever it does becomes a text or one error. What the
-user wrote must never turn into control tokens, so each message's content is rendered between two
-marks (characters of a Unicode private plane that no text carries). The marks tell afterwards which
+process with limits (`render_process.py`), and whatever it does becomes a text or one error. What
+the user wrote must never turn into control tokens, so each message's content is rendered between
+two marks (characters of a Unicode private plane that no text carries). They tell afterwards which
 spans of the text are the template's own, and only in those the tokenizer looks for control tokens
 (`Model.prompt`). A template that takes a content apart so that its marks are lost is rendered with
 contents from which every control token's text is removed.

@@ -24,7 +24,10 @@ from alignez_edge.files.writing import append_whole, make_folder
 
 if TYPE_CHECKING:
     from alignez_edge.arrays import TensorName
-    from alignez_edge.runtime.requests import States
+    from alignez_edge.directions.hidden_states import States
+from typing import TYPE_CHECKING
+
+from alignez_edge.arrays import TensorName
 
 SIDES = ("chosen", "rejected")
 POSITIONS = ("deciding", "answer")
@@ -172,3 +175,17 @@ class CapturedStates:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@dataclass(frozen=True)
+class States:
+    """Pooled hidden states of one (prompt, answer) text at one tensor.
+
+    `deciding` is the state at the last prompt token, `answer` the mean over the answer's tokens;
+    both `(n_layer, n_dims)` float32. `n_answer` counts the tokens of the mean: of a drawn answer
+    those that were computed, which the one at which its length ran out is not.
+    """
+
+    deciding: FloatArray
+    answer: FloatArray
+    n_answer: int

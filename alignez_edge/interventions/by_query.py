@@ -5,7 +5,8 @@ each side of the `k` nearest pairs, version 2 those of their differences. `k` ro
 vectors, so the decomposition is one of `k x k` products: with `G = H H'` and `G v = s^2 v`,
 `theta = (v / s)' H`. The coefficients `c = v / s` are kept beside each direction, because then
 `theta W = c' (H W)` for a matrix `W` of the model, whose product with the bank's rows is made only
-once (`bank_products.py`). NumPy in, NumPy out; all layers and positions at a time, in single precision.
+once (`bank_products.py`). NumPy in, NumPy out; all layers and positions at a time, in single
+precision.
 """
 
 from __future__ import annotations

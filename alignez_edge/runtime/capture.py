@@ -13,8 +13,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from alignez_edge.arrays import TensorName
+from alignez_edge.directions.hidden_states import States
 from alignez_edge.errors import BadInputError, PromptTooLongError
-from alignez_edge.runtime.requests import Given, Request, States
+from alignez_edge.runtime.requests import Given, Request
 from alignez_edge.runtime.scheduler import Scheduler
 from alignez_edge.runtime.score import rows_that_fit
 from alignez_edge.runtime.window import window

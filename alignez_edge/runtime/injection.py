@@ -17,7 +17,7 @@ Phase = Literal["deciding", "answer"]
 
 
 class Editor(Protocol):
-    """Anything that edits the MLP's output, for the reference path: `alignez_edge.interventions.mlp_edit.Edit`."""
+    """Anything that edits the MLP's output, for the reference path: `interventions/mlp_edit.py`."""
 
     @property
     def layers(self) -> Collection[int]:

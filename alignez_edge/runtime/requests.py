@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from alignez_edge.arrays import FloatArray, TensorName
+from alignez_edge.arrays import TensorName
+from alignez_edge.directions.hidden_states import States
 from alignez_edge.runtime.injection import Conditional, Injection
 
 if TYPE_CHECKING:
@@ -90,17 +91,3 @@ class Completion:
     finish_reason: FinishReason
     seconds: float
     states: States | None = None
-
-
-@dataclass(frozen=True)
-class States:
-    """Pooled hidden states of one (prompt, answer) text at one tensor.
-
-    `deciding` is the state at the last prompt token, `answer` the mean over the answer's tokens;
-    both `(n_layer, n_dims)` float32. `n_answer` counts the tokens of the mean: of a drawn answer
-    those that were computed, which the one at which its length ran out is not.
-    """
-
-    deciding: FloatArray
-    answer: FloatArray
-    n_answer: int

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from alignez_edge.chat.messages import fold_system
+from alignez_edge.chat.preamble import Preamble
 from alignez_edge.errors import BadInputError, PromptTooLongError
+from alignez_edge.files.text import printable
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.weights import Weights
@@ -35,3 +38,29 @@ def check_fits(n_tokens: int, n_ctx: int, what: str = "the prompt") -> None:
             f"{what} has {n_tokens} tokens, the context window only {n_ctx}",
             "shorten it, or use a larger context where the model allows it (--ctx, n_ctx)",
         )
+
+
+def preamble_notices(preamble: Preamble, model: Weights, n_ctx: int | None = None) -> list[str]:
+    """What a user should know about how a preamble gets into `model`, one line each.
+
+    Raises `PromptTooLongError` where it leaves no room in a window of `n_ctx` tokens (default
+    as for a `Session`), and whatever the model's template raises.
+    """
+    if not preamble.messages:
+        return []
+    asked = preamble.before([{"role": "user", "content": "?"}])
+    prompt = model.prompt(asked)
+    room = window(model, n_ctx)
+    if len(prompt.tokens) + 1 > room:
+        larger = " or use a larger context (--ctx)" if room < model.n_ctx_train else ""
+        raise PromptTooLongError(
+            f"the system prompt {printable(preamble.name)} takes {len(prompt.tokens)} tokens,"
+            f" the context window has only {room}",
+            f"use a shorter one{larger}",
+        )
+    if model.template and prompt.text == model.prompt(fold_system(asked)).text:
+        return [
+            "the model's chat template has no place of its own for a system prompt:"
+            " it stands before the first question"
+        ]
+    return []

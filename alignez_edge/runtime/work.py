@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from alignez_edge.arrays import FloatArray, TensorName
+from alignez_edge.directions.hidden_states import States
 from alignez_edge.errors import BadInputError
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.injection import Conditional, Edits, Injection
-from alignez_edge.runtime.requests import Completion, FinishReason, Request, States
+from alignez_edge.runtime.requests import Completion, FinishReason, Request
 from alignez_edge.runtime.sampler import Answer
 from alignez_edge.runtime.slots import Slot
 from alignez_edge.runtime.window import check_fits
