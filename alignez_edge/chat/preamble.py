@@ -6,7 +6,8 @@ idea, and that so few examples are enough, are those of Lin et al. 2023, *The Un
 Base LLMs: Rethinking Alignment via In-Context Learning* (one question of knowledge, one that asks
 for advice, one that must be declined); instruction and examples here are our own.
 
-Both are messages, so a model's own prompt form writes them: `Model.prompt`. Whether one has room in a model is told by `runtime/window.py`.
+Both are messages, so a model's own prompt form writes them: `Model.prompt`. Whether one
+has room in a model is told by `runtime/window.py`.
 """
 
 from __future__ import annotations

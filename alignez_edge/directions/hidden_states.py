@@ -13,21 +13,13 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from alignez_edge.arrays import FloatArray
+from alignez_edge.arrays import FloatArray, TensorName
 from alignez_edge.errors import AlignezError
 from alignez_edge.files.text import printable
 from alignez_edge.files.writing import append_whole, make_folder
-
-if TYPE_CHECKING:
-    from alignez_edge.arrays import TensorName
-    from alignez_edge.directions.hidden_states import States
-from typing import TYPE_CHECKING
-
-from alignez_edge.arrays import TensorName
 
 SIDES = ("chosen", "rejected")
 POSITIONS = ("deciding", "answer")
