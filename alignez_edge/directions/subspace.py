@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg
 
 from alignez_edge.arrays import AnyFloatArray
 
@@ -37,6 +36,8 @@ def right_singular_vectors(rows: AnyFloatArray, rank: int) -> tuple[AnyFloatArra
 
     Fewer come back where the matrix has fewer rows or columns, or less rank than asked for.
     """
+    import scipy.linalg  # slow to import, and only a build decomposes anything
+
     matrix = np.asarray(rows, np.float64)
     _, values, vectors = scipy.linalg.svd(matrix, full_matrices=False, check_finite=True)
     tolerance = values[:1].sum() * max(matrix.shape) * np.finfo(np.float32).eps

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from alignez_edge.arrays import DoubleArray
 
@@ -105,6 +104,8 @@ class Resamples:
 
     def bounds(self, samples: DoubleArray) -> tuple[DoubleArray, DoubleArray]:
         """The interval's ends along the first axis; with one query there is no interval: NaN."""
+        from scipy import stats
+
         n = self.n_query
         if n < 2:
             return np.full(samples.shape[1:], np.nan), np.full(samples.shape[1:], np.nan)
@@ -162,6 +163,8 @@ def sign_test(preferences: npt.NDArray[Any]) -> float:
     out. The p-value is the probability of so uneven a split if either side were as good; 1 where
     no query tells them apart.
     """
+    from scipy import stats
+
     by_query = np.nansum(np.sign(preferences), axis=1)
     for_, against = int((by_query > 0).sum()), int((by_query < 0).sum())
     return float(stats.binomtest(for_, for_ + against).pvalue) if for_ + against else 1.0

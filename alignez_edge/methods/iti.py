@@ -26,8 +26,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import scipy.optimize
-import scipy.special
 
 from alignez_edge.arrays import AnyFloatArray
 from alignez_edge.directions.hidden_states import HiddenStates
@@ -179,6 +177,8 @@ def logistic_probe(x: AnyFloatArray, side: AnyFloatArray) -> tuple[AnyFloatArray
 
     With the usual unit ridge on the weights: sum of log losses + |w|^2 / 2.
     """
+    import scipy.optimize
+    import scipy.special
 
     def loss(w: AnyFloatArray) -> tuple[float, AnyFloatArray]:
         margin = side * (x @ w[:-1] + w[-1])

@@ -1,0 +1,1 @@
+"""From the interventions of profiles to what is injected into one model."""
