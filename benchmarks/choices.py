@@ -21,7 +21,7 @@ import numpy as np
 from alignez_edge.demo.rules import AXES, judge
 from alignez_edge.directions.subspace import difference_subspace
 from alignez_edge.interventions.control_vector import ControlVector
-from alignez_edge.methods.names import DEFAULT_METHOD
+from alignez_edge.methods.table import DEFAULT_METHOD
 from alignez_edge.preferences import prompts
 from alignez_edge.preferences.axes import Axis
 from alignez_edge.preferences.pairs import PreferencePair

@@ -24,7 +24,7 @@ from alignez_edge.demo.rules import AXES
 from alignez_edge.evaluation.measures import Figure, Resamples
 from alignez_edge.files.writing import make_folder
 from alignez_edge.interventions.control_vector import ControlVector
-from alignez_edge.methods.names import DEFAULT_METHOD
+from alignez_edge.methods.table import DEFAULT_METHOD
 from alignez_edge.pictures.drawing import Picture, save
 from alignez_edge.pictures.of_run import grid_panels
 from alignez_edge.preferences.axes import Axis

@@ -28,7 +28,7 @@ from alignez_edge.build.build import build_profile
 from alignez_edge.build.steps import takes_system
 from alignez_edge.evaluation.measures import Figure, Resamples
 from alignez_edge.files.writing import make_folder
-from alignez_edge.methods.names import DEFAULT_METHOD
+from alignez_edge.methods.table import DEFAULT_METHOD
 from alignez_edge.modelfiles.names import ModelNames
 from alignez_edge.preferences.axes import Axis
 from alignez_edge.preferences.prompts import SIDES

@@ -32,7 +32,7 @@ from alignez_edge.demo.bundled import demo_queries
 from alignez_edge.demo.rules import AXES, judge
 from alignez_edge.demo.world import world
 from alignez_edge.evaluation.measures import Figure, Resamples
-from alignez_edge.methods.names import DEFAULT_METHOD, METHODS
+from alignez_edge.methods.table import DEFAULT_METHOD, METHODS
 from alignez_edge.preferences import prompts
 from alignez_edge.preferences.axes import Axis
 from alignez_edge.preferences.prompts import SIDES, Side

@@ -38,8 +38,8 @@ from alignez_edge.calibration.free_running import (
 from alignez_edge.calibration.verdict import Verdict, Word
 from alignez_edge.directions.geometry import agreement
 from alignez_edge.directions.hidden_states import HiddenStates, LayerStates
-from alignez_edge.methods.fit import fit
-from alignez_edge.methods.names import DEFAULT_METHOD
+from alignez_edge.methods.alignez import METHOD
+from alignez_edge.methods.table import DEFAULT_METHOD
 from alignez_edge.modelfiles.names import ModelNames
 from alignez_edge.preferences.axes import Axis
 from alignez_edge.preferences.pairs import PreferencePair, read_labelled_pairs
@@ -123,7 +123,7 @@ class Pairs:
         what `build_profile` does with a file of pairs, on states that are there."""
         train, _ = split(len(self.pairs))
         with Swapped(self.path, (model.n_layer, model.n_embd), swapped) as states:
-            result = fit(states, train, DEFAULT_METHOD)
+            result = METHOD.fit(states, train)
             agreeing = round(agreement(states, result.layers, len(self.pairs)), 4)
         profile = Profile(
             self.axis,

@@ -21,7 +21,7 @@ from alignez_edge.arrays import DoubleArray
 from alignez_edge.demo.bundled import demo_queries
 from alignez_edge.demo.rules import AXES
 from alignez_edge.evaluation.measures import Figure, Resamples
-from alignez_edge.methods.names import DEFAULT_METHOD
+from alignez_edge.methods.table import DEFAULT_METHOD
 from alignez_edge.preferences.axes import Axis
 from alignez_edge.profile.profile import Profile
 from alignez_edge.runtime.model import Model

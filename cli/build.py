@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from alignez_edge.errors import BadInputError
-from alignez_edge.methods.names import BY_QUERY, DEFAULT_METHOD, METHODS, check_method
+from alignez_edge.methods.table import BY_QUERY, DEFAULT_METHOD, METHODS, check_method
 from alignez_edge.preferences.requests import AUTO, FORMS, check_request
 
 from .layout import terminal_width, wrap

@@ -21,7 +21,7 @@ from alignez_edge.calibration import free_running
 from alignez_edge.directions.hidden_states import Tensor
 from alignez_edge.errors import AlignezError, BadInputError
 from alignez_edge.files.writing import alone_in
-from alignez_edge.methods.names import BY_QUERY, METHODS
+from alignez_edge.methods.table import BY_QUERY, METHODS
 from alignez_edge.preferences import pairs as pairs_module
 from alignez_edge.preferences.axes import Axis
 from alignez_edge.preferences.pairs import PreferencePair

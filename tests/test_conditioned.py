@@ -18,7 +18,8 @@ from alignez_edge.directions.subspace import (
 from alignez_edge.interventions.bank import Bank
 from alignez_edge.interventions.by_query import Recipe, Turn, condition
 from alignez_edge.interventions.mlp_edit import LayerEdit
-from alignez_edge.methods.fit import fit
+from alignez_edge.methods.displacement import Displacement
+from alignez_edge.methods.table import method as method_called
 
 N_LAYER, N_EMBD, N_PAIRS = 6, 40, 16
 LAYERS = (1, 2, 4)
@@ -107,7 +108,9 @@ def test_all_pairs_as_neighbours_are_the_static_profile(
     make: Callable[..., Made], method: Method, tensor: str
 ) -> None:
     made = make(tensor)
-    expected = fit(made.states, range(N_PAIRS), method, LAYERS).vector
+    how = method_called(method)
+    assert isinstance(how, Displacement)
+    expected = how.fit(made.states, range(N_PAIRS), LAYERS).vector
     found = condition(made.bank, made.queries[0], Recipe(method, k=N_PAIRS)).vector(N_LAYER)
     for position in POSITIONS:
         np.testing.assert_allclose(getattr(found, position), getattr(expected, position), atol=1e-2)

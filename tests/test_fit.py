@@ -13,18 +13,16 @@ import scipy.linalg
 
 from alignez_edge.directions.hidden_states import HiddenStates
 from alignez_edge.interventions.control_vector import ANSWER_GAIN, DECIDING_GAIN
-from alignez_edge.methods.base import Fit
-from alignez_edge.methods.fit import fit as fit_states
-from alignez_edge.methods.fit import tensor_of
-from alignez_edge.methods.iti import AttentionHeads
-from alignez_edge.methods.names import DEFAULT_METHOD, METHODS
+from alignez_edge.methods.base import Finding
+from alignez_edge.methods.displacement import Displacement
+from alignez_edge.methods.iti import AttentionHeads, shifted
+from alignez_edge.methods.table import DEFAULT_METHOD, METHODS, method
 
 N_PAIRS, N_LAYER, N_EMBD = 24, 7, 32
 FIRST = 3
 """The first layer at which the sides part."""
 TWO_POSITIONS = ["alignez", "mean"]
-EDITING = [name for name in METHODS if name != "recontrol"]  # which edits no layer
-RESIDUAL = [name for name in EDITING if tensor_of(name) == "l_out"]
+EDITING = [name for name, entry in METHODS.items() if entry.edits_layers]
 
 
 def shifts(seed: int = 1) -> np.ndarray:
@@ -61,21 +59,31 @@ def states(tmp_path: Path) -> Iterator[HiddenStates]:
         yield found
 
 
-def fit(states: HiddenStates, rows: Sequence[int], method: str, *args: Any, **more: Any) -> Fit:
-    """`fit`, with four heads that lie in the residual stream as they are."""
+def displacing(name: str) -> Displacement:
+    found = method(name)
+    assert isinstance(found, Displacement)
+    return found
+
+
+RESIDUAL = [name for name in EDITING if name != "iti" and displacing(name).tensor == "l_out"]
+
+
+def fit(states: HiddenStates, rows: Sequence[int], name: str, *args: Any, **more: Any) -> Finding:
+    """What a method makes of states; ITI's four heads lie in the residual stream as they are."""
+    if name != "iti":
+        return displacing(name).fit(states, rows, *args, **more)
     n_dims = states.shape[1]
-    heads = AttentionHeads(4, n_dims, n_dims, lambda layer, x: x) if method == "iti" else None
-    return fit_states(states, rows, method, *args, **more, heads=heads)
+    heads = AttentionHeads(4, n_dims, n_dims, lambda layer, x: x)
+    return shifted(states, rows, heads, *args, **more)
 
 
-def vectors(found: Fit) -> np.ndarray:
+def vectors(found: Finding) -> np.ndarray:
     return np.stack([found.vector.deciding, found.vector.answer]).astype(np.float64)
 
 
 def test_the_papers_edit_reads_the_mlp_and_the_others_the_residual_stream() -> None:
-    assert tensor_of("alignez-v1") == "ffn_out"
-    assert {tensor_of(method) for method in (DEFAULT_METHOD, *TWO_POSITIONS)} == {"l_out"}
-    assert tensor_of("iti") == "kqv_out"
+    assert displacing("alignez-v1").tensor == "ffn_out"
+    assert {displacing(name).tensor for name in (DEFAULT_METHOD, *TWO_POSITIONS)} == {"l_out"}
 
 
 @pytest.mark.parametrize("method", RESIDUAL)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alignez_edge.methods.names import BY_QUERY, METHODS
+from alignez_edge.methods.table import BY_QUERY, METHODS
 from alignez_edge.runtime.model import Model
 from benchmarks import papers, real
 from benchmarks.real_answers import Answers

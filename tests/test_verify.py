@@ -14,7 +14,7 @@ import pytest
 from alignez_edge.build.build import build_profile
 from alignez_edge.errors import BadInputError, ProfileFileError
 from alignez_edge.interventions.control_vector import ControlVector
-from alignez_edge.methods.names import METHODS
+from alignez_edge.methods.table import METHODS
 from alignez_edge.modelfiles.fingerprint import Fit
 from alignez_edge.preferences.axes import Axis
 from alignez_edge.profile.kept_pairs import KEY, MAX_CHARS, N_KEPT, kept_pairs

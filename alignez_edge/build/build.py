@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 from alignez_edge.build.steps import Builder, Progress, queries_of
 from alignez_edge.calibration.free_running import Paid
 from alignez_edge.directions.geometry import Geometry, agreement
-from alignez_edge.directions.hidden_states import Tensor
+from alignez_edge.directions.hidden_states import HiddenStates, Tensor
 from alignez_edge.errors import BadInputError
 from alignez_edge.files.text import printable
 from alignez_edge.files.writing import alone_in
 from alignez_edge.interventions.bank import Bank
 from alignez_edge.interventions.by_query import Neighbourhood, Recipe
-from alignez_edge.interventions.control_vector import ControlVector, check_layers
-from alignez_edge.methods.fit import fit, tensor_of
-from alignez_edge.methods.iti import attention_heads
-from alignez_edge.methods.names import DEFAULT_METHOD, check_method
+from alignez_edge.interventions.control_vector import check_layers
+from alignez_edge.methods.base import Finding, Material, Method
+from alignez_edge.methods.table import DEFAULT_METHOD, check_method
+from alignez_edge.methods.table import method as method_called
 from alignez_edge.preferences.axes import Axis
 from alignez_edge.preferences.choice import RequestChoice
 from alignez_edge.preferences.pairs import PreferencePair, read_labelled_pairs
@@ -94,7 +94,9 @@ def build_profile(
         raise BadInputError(
             f"a limit of {limit} pairs", f"a build needs at least {MIN_PAIRS} of them"
         )
-    _check_steerable(model, method, layers)
+    _check_steerable(model, layers)
+    how = method_called(method)
+    tensor = how.reads(model)
     file = ModelFile.of(model)
     builder = Builder(
         model,
@@ -117,7 +119,7 @@ def build_profile(
         else:
             asked, wanted = queries_of(axis, queries, limit)
             source = Source.of_queries(asked, include=texts == "all")
-            found, choice = builder.generated(asked, request, wanted, _tensor(model, method))
+            found, choice = builder.generated(asked, request, wanted, tensor)
             unasked = [query for query in asked if query not in set(found.queries)]
         usable = found.pairs
         if len(usable) < MIN_PAIRS:
@@ -128,6 +130,7 @@ def build_profile(
                 "use more queries, or another wording of the axis",
             )
         train, held_back = split(len(usable))
+        recipe = None if neighbors is None else Recipe.of(method, neighbors)
         profile = Profile(
             axis=axis,
             fingerprint=model.fingerprint,
@@ -139,7 +142,7 @@ def build_profile(
             author=author,
             licence=licence,
             model=printable(model.facts.name),
-            **_found(builder, usable, train, method, layers, neighbors),
+            **_fields(builder, how, tensor, usable, train, layers, recipe),
         )
         judges = [usable[i] for i in held_back]
         if choice is not None:
@@ -164,55 +167,64 @@ def build_profile(
         return with_provenance(profile, told)
 
 
-def _found(
+def _fields(
     builder: Builder,
+    how: Method,
+    tensor: Tensor | None,
     pairs: Sequence[PreferencePair],
     rows: Sequence[int],
-    method: str,
     layers: Sequence[int] | None,
-    neighbors: int | None,
+    recipe: Recipe | None,
 ) -> dict[str, Any]:
-    """What the method makes of the pairs `rows`, as fields of a profile, at natural length."""
-    model = builder.model
-    if method == "recontrol":
-        nothing = ControlVector.zeros(model.n_layer, model.n_embd)
-        value = builder.value_function([pairs[i] for i in rows])
-        return {"vector": nothing, "layers": (), "value": value}
-    tensor = _tensor(model, method)
-    assert tensor is not None
-    heads = attention_heads(model.gguf, model.lora) if tensor.name == "kqv_out" else None
+    """What a method makes of the pairs `rows`, as fields of a profile, at natural length; with a
+    `recipe` it is made anew for each query, of the pairs that are remembered."""
+
+    def find(states: HiddenStates | None) -> Finding:
+        return how.find(
+            Material(
+                builder.model,
+                pairs,
+                rows,
+                states,
+                layers,
+                builder.seed,
+                builder.ctx,
+                builder.progress,
+            )
+        )
+
+    if tensor is None:
+        found = find(None)
+        return {"vector": found.vector, "layers": found.layers, "value": found.value}
     with builder.states(pairs, tensor) as states:
-        result = fit(states, rows, method, layers, builder.progress, heads)
-        geometry = Geometry.measure(states, rows)
-        agreeing = agreement(states, result.layers, len(pairs))
+        found = find(states)
         near = None
-        if neighbors is not None:
+        report = _report(found, states, rows, len(pairs))
+        if recipe is not None:
             remembered = rows[:BANK_PAIRS]
             asked = builder.query_states([pairs[i].query for i in remembered], tensor.name)
-            bank = Bank.from_states(states, remembered, asked, result.layers, tensor.name)
-            unit = 1.0 if result.exact is not None else None
-            near = Neighbourhood(bank, Recipe.of(method, neighbors), unit)
+            bank = Bank.from_states(states, remembered, asked, found.layers, tensor.name)
+            near = Neighbourhood(bank, recipe, 1.0 if found.exact is not None else None)
     return {
-        "vector": result.vector,
-        "layers": result.layers,
-        "exact": result.exact if near is None else None,
+        "vector": found.vector,
+        "layers": found.layers,
+        "exact": found.exact if near is None else None,
         "neighbours": near,
-        "report": {
-            "separation": [round(float(x), 4) for x in result.separation],
-            "interlayer_cosine": [round(float(x), 4) for x in result.interlayer],
-            "agreement": round(agreeing, 4),
-            **geometry.to_report(),
-        },
+        "report": report,
     }
 
 
-def _tensor(model: Model, method: str) -> Tensor | None:
-    """What a method reads of the pairs; None where that is no layer's state."""
-    if method == "recontrol":
-        return None
-    name = tensor_of(method)
-    heads = attention_heads(model.gguf, model.lora) if name == "kqv_out" else None
-    return Tensor(name, heads.n_dims if heads else model.n_embd)
+def _report(
+    found: Finding, states: HiddenStates, rows: Sequence[int], n_pairs: int
+) -> dict[str, Any]:
+    """What the profile tells of its pairs' states, layer by layer."""
+    geometry = Geometry.measure(states, rows)
+    return {
+        "separation": [round(float(x), 4) for x in found.separation],
+        "interlayer_cosine": [round(float(x), 4) for x in found.interlayer],
+        "agreement": round(agreement(states, found.layers, n_pairs), 4),
+        **geometry.to_report(),
+    }
 
 
 def _calibrated(
@@ -243,10 +255,8 @@ def _calibrated(
     return replace(made, report={**made.report, "questions": told})
 
 
-def _check_steerable(model: Model, method: str, layers: Sequence[int] | None) -> None:
+def _check_steerable(model: Model, layers: Sequence[int] | None) -> None:
     """Refuse what cannot work before the long work begins."""
-    from alignez_edge.runtime.logits import output_matrix
-
     facts = model.facts
     if facts.n_layer < 2 or not facts.can_steer:
         reason = "has one layer only" if facts.n_layer < 2 else "takes no control vectors"
@@ -256,10 +266,6 @@ def _check_steerable(model: Model, method: str, layers: Sequence[int] | None) ->
             check_layers(layers, facts.n_layer)
         except ValueError as failure:
             raise BadInputError(f"{failure}", "layer 0 cannot be edited") from None
-    if method == "iti":
-        attention_heads(model.gguf, model.lora)
-    if method == "recontrol":
-        output_matrix(model)
 
 
 def split(n_pairs: int) -> tuple[list[int], list[int]]:

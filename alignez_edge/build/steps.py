@@ -60,7 +60,6 @@ from alignez_edge.steering.ways import Way
 
 if TYPE_CHECKING:
     from alignez_edge.directions.hidden_states import States
-    from alignez_edge.interventions.value_function import ReControl
     from alignez_edge.profile.profile import Profile
     from alignez_edge.runtime.model import Model
     from alignez_edge.runtime.requests import Completion
@@ -344,16 +343,6 @@ class Builder:
             found[i] = read.deciding
         self.progress("queries", len(queries), len(queries))
         return found
-
-    def value_function(self, pairs: Sequence[PreferencePair]) -> ReControl:
-        """RE-Control's value function of these pairs, trained once."""
-        from alignez_edge.methods.recontrol import from_pairs, train
-
-        self.progress("value function", 0, 1)
-        scored = from_pairs(self.model, pairs)
-        trained = train(self.model, scored, seed=self.seed, n_ctx=self.ctx)
-        self.progress("value function", 1, 1)
-        return trained.steering
 
     def questions(
         self, pairs: Sequence[PreferencePair], more: Sequence[str], choice: RequestChoice | None

@@ -18,7 +18,7 @@ from alignez_edge.build.rebuild import build_like
 from alignez_edge.errors import BadInputError
 from alignez_edge.evaluation.arms import Arm, steered
 from alignez_edge.files.text import near_hint, printable
-from alignez_edge.methods.names import METHODS
+from alignez_edge.methods.table import METHODS
 from alignez_edge.profile.provenance import Provenance, with_provenance
 from alignez_edge.steering.ways import WAYS, Way
 
@@ -192,7 +192,7 @@ def _strength(text: str) -> float:
     return value
 
 
-def _one_of(known: Sequence[str] | Mapping[str, str]) -> Callable[[str], str]:
+def _one_of(known: Sequence[str] | Mapping[str, object]) -> Callable[[str], str]:
     def read(text: str) -> str:
         if text not in known:
             raise BadInputError(

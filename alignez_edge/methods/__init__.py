@@ -1,1 +1,1 @@
-"""From hidden states to an intervention: one method a file."""
+"""From hidden states to an intervention: one method a file, all of them in `table.py`."""

@@ -1,51 +1,72 @@
-"""What a method is, and what it finds."""
+"""The seam behind which methods differ: what one reads of the pairs, and what it finds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
 
-from alignez_edge.arrays import AnyFloatArray, TensorName
-from alignez_edge.directions.layers import choose_layers
-from alignez_edge.interventions.control_vector import ANSWER_GAIN, DECIDING_GAIN, ControlVector
+import numpy as np
+
+from alignez_edge.arrays import AnyFloatArray
+from alignez_edge.directions.hidden_states import HiddenStates, Tensor
+from alignez_edge.interventions.control_vector import ControlVector
 from alignez_edge.interventions.exact_form import ExactForm
-from alignez_edge.methods.mlp_edits import LayerEditor
+from alignez_edge.interventions.value_function import ReControl
+from alignez_edge.preferences.pairs import PreferencePair
 
-Estimator = Callable[[AnyFloatArray, AnyFloatArray], tuple[AnyFloatArray, AnyFloatArray]]
-"""(chosen, rejected) of one layer and position -> (direction, displacement), `(n_embd,)` each."""
-RANK = 1
+if TYPE_CHECKING:
+    from alignez_edge.runtime.model import Model
+
+Progress = Callable[[str, int, int], None]
+"""Told of a step's name, how much of it is done, and of how much."""
 
 
-@dataclass(frozen=True)
-class Method:
-    """How a control vector comes from the states of `tensor`.
+@dataclass(frozen=True, eq=False)
+class Material:
+    """What a build has for a method.
 
-    `read` names the positions whose displacements are added at the deciding token and at later
-    ones, `gains` their lengths. The residual stream hands on what was added below, so there every
-    layer gets the increment only; an MLP's output is displaced whole. `choose` picks the layers
-    from their separation and their agreement. `edit` is the method's own edit of MLP outputs where
-    its displacement is only that edit's mean.
+    The directions come from the pairs `rows` alone; the others are held back. `states` are those of
+    all pairs at the tensor that the method reads, None where it reads none. `layers` are those to
+    edit where the user named some. `n_ctx` is the window, by default as for a `Session`.
     """
 
-    estimate: Estimator
-    tensor: TensorName = "l_out"
-    read: tuple[str, str] = ("deciding", "answer")
-    gains: tuple[float, float] = (DECIDING_GAIN, ANSWER_GAIN)
-    choose: Callable[[AnyFloatArray, AnyFloatArray], tuple[int, ...]] = choose_layers
-    edit: LayerEditor | None = None
+    model: Model
+    pairs: Sequence[PreferencePair]
+    rows: Sequence[int]
+    states: HiddenStates | None
+    layers: Sequence[int] | None
+    seed: int
+    n_ctx: int | None
+    progress: Progress
 
 
-@dataclass(frozen=True)
-class Fit:
-    """A control vector at natural length, and what the layers were chosen by.
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """What a method found, at natural length, and what the layers were chosen by.
 
-    `exact` is the edit that the vector is only the mean of, where the method is such an edit.
-    `separation` (d' at the deciding token) and `interlayer` (mean cosine of the layer's direction
-    with the others') are `(n_layer,)`.
+    `exact` is the edit that the vector is only the mean of, where the method is such an edit;
+    `value` a value function, beside which there is no vector. `separation` (d' at the deciding
+    token) and `interlayer` (mean cosine of the layer's direction with the others') are
+    `(n_layer,)`, empty for a method that chooses no layers.
     """
 
     vector: ControlVector
-    layers: tuple[int, ...]
-    separation: AnyFloatArray
-    interlayer: AnyFloatArray
+    layers: tuple[int, ...] = ()
     exact: ExactForm | None = None
+    value: ReControl | None = None
+    separation: AnyFloatArray = field(default_factory=lambda: np.zeros(0))
+    interlayer: AnyFloatArray = field(default_factory=lambda: np.zeros(0))
+
+
+class Method(Protocol):
+    """A way from pairs to an intervention: the `METHOD` of a file here, named in `table.py`."""
+
+    def reads(self, model: Model) -> Tensor | None:
+        """What it reads of the pairs; None where that is no layer's state.
+
+        Raises `BadInputError` where the method cannot be used on this model.
+        """
+
+    def find(self, material: Material) -> Finding:
+        """What it makes of the pairs; raises `ValueError` for layers that are not there."""

@@ -23,16 +23,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from alignez_edge.arrays import AnyFloatArray
-from alignez_edge.directions.hidden_states import HiddenStates
+from alignez_edge.directions.hidden_states import HiddenStates, Tensor
+from alignez_edge.directions.layers import interlayer_cosine
 from alignez_edge.directions.subspace import separation
 from alignez_edge.errors import BadInputError
 from alignez_edge.files.gguffile import GGUFFile, printable
+from alignez_edge.interventions.control_vector import check_layers
+from alignez_edge.methods.base import Finding, Material, Progress
+from alignez_edge.methods.displacement import whole
 from alignez_edge.modelfiles.lora import Carried
+
+if TYPE_CHECKING:
+    from alignez_edge.runtime.model import Model
 
 READ = "answer"
 """Where head outputs are read. Read at the deciding token the probes are surer, but a shift that
@@ -106,7 +114,7 @@ def fit_heads(
     rows: Sequence[int],
     heads: AttentionHeads,
     layers: Sequence[int] | None = None,
-    on_progress: Callable[[str, int, int], None] = lambda *_: None,
+    on_progress: Progress = lambda *_: None,
 ) -> HeadFit:
     """Probe all heads with the pairs `rows`, choose the best, and shift them.
 
@@ -131,6 +139,46 @@ def fit_heads(
             shift = np.where(picked[:, None], shifts[layer], 0.0)
             displacement[layer] = heads.outward(layer, ALPHA * shift.ravel())
     return HeadFit(displacement, mask, np.array(apart))
+
+
+class HeadShifts:
+    """ITI as a method: see `Method`."""
+
+    def reads(self, model: Model) -> Tensor:
+        """The outputs of all heads of a layer."""
+        return Tensor("kqv_out", attention_heads(model.gguf, model.lora).n_dims)
+
+    def find(self, material: Material) -> Finding:
+        """The chosen heads' shifts, as a control vector."""
+        assert material.states is not None
+        heads = attention_heads(material.model.gguf, material.model.lora)
+        return shifted(material.states, material.rows, heads, material.layers, material.progress)
+
+
+METHOD = HeadShifts()
+
+
+def shifted(
+    states: HiddenStates,
+    rows: Sequence[int],
+    heads: AttentionHeads,
+    layers: Sequence[int] | None = None,
+    on_progress: Progress = lambda *_: None,
+) -> Finding:
+    """What `fit_heads` finds, as a control vector; raises `ValueError` for layers that are not
+    there."""
+    if layers is not None:
+        layers = check_layers(layers, states.shape[0])
+    found = fit_heads(states, rows, heads, layers, on_progress)
+    chosen = tuple(int(layer) for layer in np.flatnonzero(found.mask.any(axis=1)))
+    # Every head's output is new in its layer, so all are displaced whole.
+    vector = whole(found.displacement, found.displacement, chosen)
+    return Finding(
+        vector,
+        chosen,
+        separation=found.separation,
+        interlayer=interlayer_cosine(found.displacement),
+    )
 
 
 def by_head(x: AnyFloatArray, n_head: int) -> AnyFloatArray:

@@ -46,3 +46,12 @@ def move(chosen: AnyFloatArray, rejected: AnyFloatArray) -> LayerEdit:
     """Along that direction every state is moved to the mean of the wanted side."""
     directions = difference_subspace(chosen, rejected).directions
     return LayerEdit.move(directions, directions @ np.mean(chosen, axis=0, dtype=np.float64))
+
+
+def mean_field(
+    editor: LayerEditor, chosen: AnyFloatArray, rejected: AnyFloatArray
+) -> tuple[AnyFloatArray, AnyFloatArray]:
+    """The edit's first direction, and how far it moves the mean state."""
+    edit = editor(chosen, rejected)
+    middle = (np.mean(chosen, axis=0, dtype=np.float64) + np.mean(rejected, axis=0)) / 2
+    return edit.outward[:, 0], edit.change(middle)

@@ -26,7 +26,9 @@ import numpy as np
 from alignez_edge.arrays import FloatArray
 from alignez_edge.errors import BadInputError
 from alignez_edge.files.text import printable
+from alignez_edge.interventions.control_vector import ControlVector
 from alignez_edge.interventions.value_function import TOP, ReControl
+from alignez_edge.methods.base import Finding, Material
 from alignez_edge.methods.value_training import fit_value
 from alignez_edge.preferences.pairs import PreferencePair
 
@@ -66,6 +68,29 @@ class Training:
 
     steering: ReControl
     explained: float
+
+
+class ValueSteering:
+    """RE-Control as a method: see `Method`."""
+
+    def reads(self, model: Model) -> None:
+        """No layer's states; but the logits must be linear in the last hidden state."""
+        from alignez_edge.runtime.logits import output_matrix
+
+        output_matrix(model)
+
+    def find(self, material: Material) -> Finding:
+        """A value function of the pairs, and no vector."""
+        model = material.model
+        material.progress("value function", 0, 1)
+        scored = from_pairs(model, [material.pairs[row] for row in material.rows])
+        trained = train(model, scored, seed=material.seed, n_ctx=material.n_ctx)
+        material.progress("value function", 1, 1)
+        nothing = ControlVector.zeros(model.n_layer, model.n_embd)
+        return Finding(nothing, value=trained.steering)
+
+
+METHOD = ValueSteering()
 
 
 def from_pairs(model: Model, pairs: Iterable[PreferencePair]) -> list[ScoredAnswer]:
