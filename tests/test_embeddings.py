@@ -68,3 +68,10 @@ def test_captured_states_are_found_by_their_pair(tmp_path: Path) -> None:
             found = captured.get(key)
             assert found is not None
             np.testing.assert_array_equal(np.stack(found, axis=1), each)
+
+
+def test_a_method_that_reads_no_states_keeps_none(tmp_path: Path) -> None:
+    """RE-Control's builds from queries divided by the size of a record, 0."""
+    with CapturedStates(tmp_path / "none", (3, 0)) as captured:
+        captured.add({})
+        assert captured.get("a") is None

@@ -56,7 +56,7 @@ class HiddenStates:
         try:
             self._file = self.path.open("a+b", buffering=0)
             # A record that a kill has torn is computed again.
-            self._count = self._file.seek(0, os.SEEK_END) // self._record
+            self._count = self._file.seek(0, os.SEEK_END) // max(1, self._record)
             self._file.truncate(self._count * self._record)
         except OSError as failure:
             raise self._failed("open", failure) from None
