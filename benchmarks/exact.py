@@ -27,6 +27,7 @@ import numpy as np
 
 from alignez_edge.directions.hidden_states import POSITIONS
 from alignez_edge.interventions.control_vector import ControlVector
+from alignez_edge.interventions.exact import exact_edit
 from alignez_edge.interventions.exact_form import ExactForm
 from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
 from alignez_edge.preferences.axes import Axis
@@ -37,7 +38,6 @@ from alignez_edge.runtime.requests import Sampling
 from alignez_edge.runtime.session import Session
 from alignez_edge.runtime.weights import Adapter
 from alignez_edge.speed.workload import random_prompts
-from alignez_edge.steering.exact import exact_edit
 from benchmarks.runtime import CACHE, alternate, random_model
 from tests.test_exact import KINDS, compare, edit_for
 from tests.tinymodels import tiny_model
@@ -104,7 +104,7 @@ def through_the_cache(model: Model) -> dict[str, float]:
         ControlVector.zeros(model.n_layer, model.n_embd),
         layers,
         model.fingerprint,
-        exact=ExactForm(edits[0], edits[1]),
+        intervention=ExactForm(edits[0], edits[1]),
     )
     found = {}
     with tempfile.TemporaryDirectory() as folder:

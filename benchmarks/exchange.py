@@ -30,6 +30,7 @@ from alignez_edge.demo.bundled import demo_queries
 from alignez_edge.demo.rules import judge
 from alignez_edge.exchange.export import PARTS, Part, export_control_vector, export_lora
 from alignez_edge.exchange.vectorfile import read_control_vector
+from alignez_edge.interventions.ways import Way
 from alignez_edge.preferences.axes import Axis
 from alignez_edge.profile.profile import Profile
 from alignez_edge.runtime.injection import Injection
@@ -37,7 +38,6 @@ from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.requests import Sampling
 from alignez_edge.runtime.score import Scorer
 from alignez_edge.runtime.session import Session
-from alignez_edge.steering.ways import Way
 from benchmarks.llamacpp import Completion, programs
 from benchmarks.planted import N_EMBD, N_LAYER, planted_model, with_generator, with_repeng
 from benchmarks.steering import profile_of, say

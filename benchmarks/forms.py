@@ -35,6 +35,7 @@ from alignez_edge.demo.bundled import demo_queries
 from alignez_edge.demo.rules import AXES
 from alignez_edge.directions.hidden_states import POSITIONS, Tensor
 from alignez_edge.directions.subspace import difference_subspace, first_direction
+from alignez_edge.interventions.exact import adapter_bytes, adapter_tensors
 from alignez_edge.interventions.exact_form import ExactForm
 from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
 from alignez_edge.methods.iti import attention_heads
@@ -48,7 +49,6 @@ from alignez_edge.runtime.injection import Conditional, Injection
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.score import Scorer, kl_divergence
 from alignez_edge.runtime.weights import Adapter
-from alignez_edge.steering.exact import adapter_bytes, adapter_tensors
 from benchmarks.recontrol import recontrol_for
 from benchmarks.steering import (
     PLAIN,
@@ -65,7 +65,7 @@ from benchmarks.steering import (
 )
 from benchmarks.steering_report import insert
 
-NEIGHBOURS = 10
+NEIGHBORS = 10
 MOST = 8.0
 """The largest strength that is tried, in the form's own calibrated units."""
 SIGNS = (1.0, -1.0)
@@ -76,18 +76,18 @@ Form = Callable[[float], "Injection | Conditional | None"]
 
 METHODS: dict[str, tuple[str, int | None]] = {
     "control vector": ("alignez", None),
-    "control vector, by query": ("alignez", NEIGHBOURS),
+    "control vector, by query": ("alignez", NEIGHBORS),
     "exact, version 1": ("alignez-v1", None),
-    "exact, version 1, by query": ("alignez-v1", NEIGHBOURS),
+    "exact, version 1, by query": ("alignez-v1", NEIGHBORS),
     "exact, version 2": ("alignez-v2", None),
-    "exact, version 2, by query": ("alignez-v2", NEIGHBOURS),
+    "exact, version 2, by query": ("alignez-v2", NEIGHBORS),
     "exact, affine": ("affine", None),
     "CAA": ("caa", None),
     "PCA": ("pca", None),
     "ITI": ("iti", None),
     "RE-Control": ("recontrol", None),
 }
-"""What `alignez build` makes: the method, and how many neighbours it looks at."""
+"""What `alignez build` makes: the method, and how many neighbors it looks at."""
 BRIEF = tuple(n for n in METHODS if n not in ("control vector, by query", "exact, affine", "ITI"))
 """What a run in five minutes compares: the control vector, the papers' edits, three baselines."""
 
@@ -144,7 +144,7 @@ class Fitted:
         profile = self._profile("affine")
         with self._builder.states(self.pairs, Tensor("ffn_out", self._model.n_embd)) as states:
             form = exact_form(states, self._rows, profile.layers, edit)
-        return replace(profile, exact=form)
+        return replace(profile, intervention=form)
 
     def _rank_4(self) -> Form:
         return self._steered(
@@ -167,7 +167,7 @@ class Fitted:
         pin, vector = self._with_exact(middle), self._profile("alignez")
         assert pin.exact is not None
         edits = [e if p in positions else Edit({}) for p, e in pin.exact.edits.items()]
-        pin = replace(pin, exact=ExactForm(edits[0], edits[1], 0.5))
+        pin = replace(pin, intervention=ExactForm(edits[0], edits[1], 0.5))
         return lambda s: (vector * s + pin * abs(s)).injection(self._model)
 
     def _attention(self) -> Form:

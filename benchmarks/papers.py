@@ -49,12 +49,12 @@ from benchmarks.requests import OWN
 from benchmarks.steering import say
 
 MARKER = "papers"
-NEIGHBOURS = 10
+NEIGHBORS = 10
 STRENGTHS = (0.5, 1.0, 1.5, 2.0)
 SIGNS = "+-"
 METHODS: dict[str, tuple[str, int | None]] = {
     "alignez": ("alignez", None),
-    "alignez, by query": ("alignez", NEIGHBOURS),
+    "alignez, by query": ("alignez", NEIGHBORS),
     "alignez-v1": ("alignez-v1", None),
     "alignez-v2": ("alignez-v2", None),
     "affine": ("affine", None),
@@ -63,7 +63,7 @@ METHODS: dict[str, tuple[str, int | None]] = {
     "caa": ("caa", None),
     "pca": ("pca", None),
 }
-"""What `alignez build` makes: the method, and how many neighbours it looks at."""
+"""What `alignez build` makes: the method, and how many neighbors it looks at."""
 
 
 def prompted(form: RequestForm) -> list[Arm]:

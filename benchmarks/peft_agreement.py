@@ -54,7 +54,7 @@ def profile_for(model: Model) -> Profile:
         ControlVector.zeros(model.n_layer, model.n_embd),
         LAYERS,
         model.fingerprint,
-        exact=ExactForm(edit, edit, unit=4.0),
+        intervention=ExactForm(edit, edit, unit=4.0),
     )
 
 

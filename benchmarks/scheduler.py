@@ -47,7 +47,8 @@ import numpy as np
 
 from alignez_edge.arrays import FloatArray, TensorName
 from alignez_edge.calibration.free_running import TEMPERATURE
-from alignez_edge.interventions.by_query import Neighbourhood, Recipe
+from alignez_edge.interventions.by_query import Recipe
+from alignez_edge.interventions.neighborhood import Neighborhood
 from alignez_edge.modelfiles.names import PACKAGED, packaged_model
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.injection import Conditional, Injection
@@ -383,8 +384,8 @@ def query_conditioned(model: Model) -> Conditional:
     layers = tuple(range(1, model.n_layer))
     sizes = Sizes(n_embd=model.n_embd, n_layer=model.n_layer)
     bank = random_bank(np.random.default_rng(0), sizes, layers, "l_out")
-    near = Neighbourhood(bank, Recipe())
-    steering = (random_profile(model, layers=layers, neighbours=near) * 0.01).injection(model)
+    near = Neighborhood(bank, Recipe())
+    steering = (random_profile(model, layers=layers, intervention=near) * 0.01).injection(model)
     assert steering is not None and not isinstance(steering, Injection)
     return steering
 

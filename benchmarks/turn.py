@@ -29,15 +29,15 @@ from alignez_edge.arrays import FloatArray
 from alignez_edge.directions.hidden_states import POSITIONS
 from alignez_edge.files.gguffile import read_gguf
 from alignez_edge.interventions.bank import Bank
-from alignez_edge.interventions.by_query import Recipe, Turn, condition
+from alignez_edge.interventions.bank_products import BankProduct
+from alignez_edge.interventions.by_query import QueryEdit, Recipe, condition
+from alignez_edge.interventions.exact import exact_edit
 from alignez_edge.runtime import context
 from alignez_edge.runtime.injection import Conditional, Injection
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.requests import Sampling
 from alignez_edge.runtime.session import Session
 from alignez_edge.runtime.weights import Adapter
-from alignez_edge.steering.bank_products import BankProduct
-from alignez_edge.steering.exact import exact_edit
 from tests.tinymodels import tiny_model
 
 
@@ -88,7 +88,7 @@ def cost(sizes: Sizes, repeat: int) -> dict[str, float]:
 
     states = rng.standard_normal((sizes.n_layer, sizes.n_embd), np.float32)
 
-    def adapters(turn: Turn) -> None:
+    def adapters(turn: QueryEdit) -> None:
         for position in POSITIONS:
             product.exact_edit(turn, position)
 

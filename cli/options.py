@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 import typer
 
 from alignez_edge.errors import BadInputError
+from alignez_edge.interventions.ways import WAYS, Way
 from alignez_edge.modelfiles.names import DEMO
-from alignez_edge.steering.ways import WAYS, Way
 
 from .output import Output
 

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from alignez_edge.demo.bundled import demo_queries
 from alignez_edge.files.gguffile import GGUFFile, read_gguf
 from alignez_edge.files.writing import write_atomic
+from alignez_edge.interventions.exact import adapter_bytes
 from alignez_edge.runtime.model import Model
-from alignez_edge.steering.exact import adapter_bytes
 from demo_model import corpus
 from demo_model.model import Llama
 from demo_model.settings import DEFAULT, DEFAULT_TUNING, Settings, Tuning

@@ -14,10 +14,11 @@ from alignez_edge.directions.hidden_states import HiddenStates
 from alignez_edge.exchange.vectorfile import write_control_vector
 from alignez_edge.files.gguffile import read_gguf
 from alignez_edge.interventions.bank import Bank
-from alignez_edge.interventions.by_query import Neighbourhood, Recipe
+from alignez_edge.interventions.by_query import Recipe
 from alignez_edge.interventions.control_vector import ControlVector
 from alignez_edge.interventions.exact_form import ExactForm
 from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
+from alignez_edge.interventions.neighborhood import Neighborhood
 from alignez_edge.interventions.value_function import ReControl, ValueFunction
 from alignez_edge.modelfiles.lora import adapter_file
 from alignez_edge.preferences.axes import Axis, Wording
@@ -89,7 +90,8 @@ def all_profiles(model: Model, layers: tuple[int, ...] = (2, 3)) -> list[Profile
     plain = replace(plain, axis=replace(axis, negative_wording=Wording(style="Rudely.")))
     edit = Edit({i: LayerEdit.move(drawn(2, n_embd), drawn(2)) for i in layers})
     exact = replace(
-        random_profile(model, 1, name="formal", layers=layers), exact=ExactForm(edit, edit, 0.5)
+        random_profile(model, 1, name="formal", layers=layers),
+        intervention=ExactForm(edit, edit, 0.5),
     )
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -99,14 +101,14 @@ def all_profiles(model: Model, layers: tuple[int, ...] = (2, 3)) -> list[Profile
             states.append(*drawn(2, 2, model.n_layer, n_embd))
         own = drawn(3, model.n_layer, n_embd)
         bank = Bank.from_states(states, range(3), own, layers, "ffn_out")
-    near = replace(plain, neighbours=Neighbourhood(bank, Recipe("alignez-v1", 2), 0.7))
+    near = replace(plain, intervention=Neighborhood(bank, Recipe("alignez-v1", 2), 0.7))
     value = ValueFunction(
         mean=drawn(n_embd), scale=np.ones(n_embd, np.float32), w1=drawn(width, n_embd),
         b1=drawn(width), w2=drawn(width, width), b2=drawn(width), w3=drawn(width),
         b3=np.float32(0.5).reshape(()),
     )  # fmt: skip
     zero = ControlVector.zeros(model.n_layer, n_embd)
-    guide = replace(plain, vector=zero, layers=(), value=ReControl(value, 3.0))
+    guide = replace(plain, vector=zero, layers=(), intervention=ReControl(value, 3.0))
     return [plain, exact, mix([(plain, 1.0), (exact, -0.5)], "both"), near, guide]
 
 

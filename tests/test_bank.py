@@ -1,4 +1,4 @@
-"""The bank: neighbours are found, scales do not matter, and a stranger's file is checked."""
+"""The bank: neighbors are found, scales do not matter, and a stranger's file is checked."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def make(tmp_path: Path) -> Maker:
     return made
 
 
-def test_planted_neighbours_are_found(make: Maker) -> None:
+def test_planted_neighbors_are_found(make: Maker) -> None:
     bank, _, queries = make()
     rng = np.random.default_rng(0)
     for row in (0, 7, 23):
@@ -46,7 +46,7 @@ def test_planted_neighbours_are_found(make: Maker) -> None:
     assert set(bank.nearest(middle, 3)) == set(group)
 
 
-def test_a_query_of_the_bank_is_its_own_neighbour(make: Maker) -> None:
+def test_a_query_of_the_bank_is_its_own_neighbor(make: Maker) -> None:
     bank, _, queries = make()
     for row, query in enumerate(queries):
         assert bank.nearest(query, 1).tolist() == [row]
@@ -55,7 +55,7 @@ def test_a_query_of_the_bank_is_its_own_neighbour(make: Maker) -> None:
 def test_all_come_where_there_are_fewer(make: Maker) -> None:
     bank, _, queries = make()
     assert sorted(bank.nearest(queries[0], 1000)) == list(range(N_PAIRS))
-    with pytest.raises(ValueError, match="0 neighbours"):
+    with pytest.raises(ValueError, match="0 neighbors"):
         bank.nearest(queries[0], 0)
 
 

@@ -91,7 +91,7 @@ def test_each_method_builds_from_labelled_pairs(
     profile = make()
     assert (profile.name, profile.method, profile.pairs) == ("bright", method, len(TOPICS))
     assert profile.layers == profile.vector.layers == tuple(layers or ())
-    assert (profile.value is not None) == (method == "recontrol")
+    assert profile.edits_layers == (method != "recontrol")
     assert profile.injection(llama_model) is not None
     strengths = profile.calibration["strengths"]
     assert isinstance(strengths, tuple)
@@ -100,7 +100,7 @@ def test_each_method_builds_from_labelled_pairs(
 
 
 @pytest.mark.parametrize("method", BY_QUERY)
-def test_with_neighbours_each_query_has_a_steering_of_its_own(
+def test_with_neighbors_each_query_has_a_steering_of_its_own(
     llama_model: Model, labelled: Path, tmp_path: Path, method: str
 ) -> None:
     def make() -> Profile:
@@ -109,9 +109,9 @@ def test_with_neighbours_each_query_has_a_steering_of_its_own(
         )
 
     profile = make()
-    assert profile.neighbours is not None and profile.exact is None
-    assert profile.neighbours.bank.layers == (2, 4)
-    assert (profile.neighbours.exact_unit is None) == (method == "alignez")
+    assert profile.neighbors is not None and profile.exact is None
+    assert profile.neighbors.bank.layers == (2, 4)
+    assert (profile.neighbors.exact_unit is None) == (method == "alignez")
     assert saved(make(), tmp_path) == saved(profile, tmp_path)
     steering = profile.injection(llama_model)
     assert steering is not None and not isinstance(steering, Injection)
@@ -131,8 +131,8 @@ def test_what_a_method_cannot_do_is_refused(llama_model: Model, labelled: Path) 
             build_profile(llama_model, AXIS, pairs=labelled, **options)
         return failure.value.message
 
-    assert refused(method="caa", neighbors=3) == "the method caa does not look at neighbours"
-    assert refused(neighbors=0) == "0 neighbours are too few"
+    assert refused(method="caa", neighbors=3) == "the method caa does not look at neighbors"
+    assert refused(neighbors=0) == "0 neighbors are too few"
     assert refused(method="recontrol", layers=[2]) == "the method recontrol edits no layers"
 
 

@@ -102,7 +102,7 @@ def test_build_into_a_file_says_what_to_try(
         (["--layers", "5-2"], "error: --layers: 5-2 runs backwards"),
         (["--method", "alignes"], "error: no method is called 'alignes'"),
         (["--method", "caa", "--neighbors", "3"], "error: the method caa does not look at"),
-        (["--neighbors", "0"], "error: 0 neighbours are too few"),
+        (["--neighbors", "0"], "error: 0 neighbors are too few"),
         (["--method", "recontrol", "--layers", "2"], "error: the method recontrol edits no"),
         (["--limit", "3"], "error: --limit is 3; it must be at least 4"),
         (["--request", "stile"], "error: no form of request is called 'stile'"),

@@ -11,6 +11,7 @@ import pytest
 
 from alignez_edge.arrays import FloatArray
 from alignez_edge.errors import AlignezError, BadInputError, PromptTooLongError
+from alignez_edge.interventions.exact import exact_edit
 from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
 from alignez_edge.runtime.batch import generate_batch
 from alignez_edge.runtime.capture import capture
@@ -21,7 +22,6 @@ from alignez_edge.runtime.requests import Completion, Request, Sampling
 from alignez_edge.runtime.sampler import Sampler
 from alignez_edge.runtime.session import Session
 from alignez_edge.runtime.weights import Adapter
-from alignez_edge.steering.exact import exact_edit
 from tests.test_session import GREEDY, injection_for, next_logits, plain_tokens
 
 PROMPTS = ("Why is the sky blue?", "Why is the sea salt?", "Who are you?")

@@ -1,4 +1,4 @@
-"""A turn's neighbours: their directions, control vectors and edits against the plain forms."""
+"""A turn's neighbors: their directions, control vectors and edits against the plain forms."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from alignez_edge.directions.subspace import (
     right_singular_vectors,
 )
 from alignez_edge.interventions.bank import Bank
-from alignez_edge.interventions.by_query import Recipe, Turn, condition
+from alignez_edge.interventions.by_query import QueryEdit, Recipe, condition
 from alignez_edge.interventions.mlp_edit import LayerEdit
 from alignez_edge.methods.displacement import Displacement
 from alignez_edge.methods.table import method as method_called
@@ -104,7 +104,7 @@ def test_directions_and_edits_are_made_of_the_banks_rows(
 
 
 @pytest.mark.parametrize(("method", "tensor"), [("alignez", "l_out"), ("alignez-v1", "ffn_out")])
-def test_all_pairs_as_neighbours_are_the_static_profile(
+def test_all_pairs_as_neighbors_are_the_static_profile(
     make: Callable[..., Made], method: Method, tensor: str
 ) -> None:
     made = make(tensor)
@@ -191,7 +191,7 @@ def test_large_states_do_not_overflow(make: Callable[..., Made]) -> None:
     made = make()
     arrays = made.bank.to_arrays()
     arrays["scales"] = arrays["scales"] * np.float32(2.0**14)
-    turn: Turn = condition(Bank.from_arrays(arrays, "l_out"), made.queries[0] * 2.0**14)
+    turn: QueryEdit = condition(Bank.from_arrays(arrays, "l_out"), made.queries[0] * 2.0**14)
     rows = made.bank.sides(turn.rows, "answer", 4)
     vectors, _ = right_singular_vectors(rows.chosen - rows.rejected, 1)
     assert_parallel(turn.directions[2, 1, 0], vectors[0])

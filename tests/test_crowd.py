@@ -13,6 +13,7 @@ import pytest
 
 from alignez_edge.arrays import FloatArray
 from alignez_edge.errors import PromptTooLongError
+from alignez_edge.interventions.exact import exact_edit
 from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.injection import Conditional, Injection
@@ -22,7 +23,6 @@ from alignez_edge.runtime.requests import Completion, Given, Request, Sampling
 from alignez_edge.runtime.scheduler import Scheduler
 from alignez_edge.runtime.session import Session
 from alignez_edge.runtime.weights import Adapter
-from alignez_edge.steering.exact import exact_edit
 from tests.test_batch import assert_same_answers
 from tests.test_scheduler import Log, assert_idle, some_requests, steering
 

@@ -15,6 +15,13 @@ import pytest
 from alignez_edge.arrays import FloatArray
 from alignez_edge.errors import BadInputError
 from alignez_edge.files.gguffile import read_gguf
+from alignez_edge.interventions import exact
+from alignez_edge.interventions.exact import (
+    ExactEdit,
+    adapter_tensors,
+    can_inject_exactly,
+    exact_edit,
+)
 from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
 from alignez_edge.runtime.batch import generate_batch
 from alignez_edge.runtime.context import Context
@@ -24,8 +31,6 @@ from alignez_edge.runtime.requests import Request, Sampling
 from alignez_edge.runtime.score import Scorer
 from alignez_edge.runtime.session import Session
 from alignez_edge.runtime.weights import Adapter
-from alignez_edge.steering import exact
-from alignez_edge.steering.exact import ExactEdit, adapter_tensors, can_inject_exactly, exact_edit
 from tests.test_session import plain_tokens
 
 TEXT = "The quick brown fox jumps over the lazy dog."

@@ -28,6 +28,7 @@ from alignez_edge.files.gguffile import read_gguf
 from alignez_edge.interventions.control_vector import ControlVector
 from alignez_edge.interventions.exact_form import ExactForm
 from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
+from alignez_edge.interventions.ways import Way
 from alignez_edge.preferences.axes import Axis
 from alignez_edge.preferences.pair_store import PairStore
 from alignez_edge.preferences.pairs import PreferencePair
@@ -36,7 +37,6 @@ from alignez_edge.profile.provenance import ModelFile, Provenance, Source, with_
 from alignez_edge.runtime.injection import Injection
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.score import Scorer
-from alignez_edge.steering.ways import Way
 from benchmarks.exchange import Bench
 from benchmarks.llamacpp import Completion, built
 from tests.profiles import random_profile
@@ -68,7 +68,7 @@ def exact_profile(model: Model, ranks: tuple[int, ...] = (2, 2)) -> Profile:
         ControlVector.zeros(model.n_layer, model.n_embd),
         LAYERS,
         model.fingerprint,
-        exact=ExactForm(Edit(edits), Edit(edits), unit=0.8),
+        intervention=ExactForm(Edit(edits), Edit(edits), unit=0.8),
     )
 
 
@@ -178,7 +178,7 @@ def test_what_stands_in_the_way_is_left(tmp_path: Path, llama_model: Model) -> N
 
 def test_the_mean_of_an_edit_is_said_to_be_one(tmp_path: Path, llama_model: Model) -> None:
     exact = exact_profile(llama_model).exact
-    profile = replace(random_profile(llama_model), layers=(1, 2, 3), exact=exact)
+    profile = replace(random_profile(llama_model), layers=(1, 2, 3), intervention=exact)
     found = export_control_vector(profile, tmp_path / "v.gguf")
     assert "--to lora writes the edit itself" in found.notices[-1]
 
@@ -334,7 +334,7 @@ def test_provenance_tells_which_build_it_was(
 
 def test_profiles_that_files_hold_in_part_or_not_at_all(tmp_path: Path, llama_model: Model) -> None:
     *_, near, guide = all_profiles(llama_model)
-    assert near.neighbours is not None and guide.value is not None
+    assert near.neighbors is not None and not guide.edits_layers
     found = export_control_vector(near, tmp_path / "v.gguf")
     assert any("made of all its pairs" in notice for notice in found.notices)
     found.files[0].unlink()
@@ -374,7 +374,7 @@ def test_llama_cpps_own_program_answers_alike(way: Way) -> None:
         bench = Bench(model, completion, demo_queries("unseen")[:2])
         if way == "exact":
             form = exact_profile(model).exact
-            profile = replace(exact_profile(model), exact=replace(form, unit=40.0))
+            profile = replace(exact_profile(model), intervention=replace(form, unit=40.0))
         else:
             profile = replace(random_profile(model), unit=1.5)
         row = bench.row(profile, "random", way)

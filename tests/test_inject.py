@@ -13,10 +13,11 @@ from alignez_edge.directions.hidden_states import HiddenStates
 from alignez_edge.errors import BadInputError
 from alignez_edge.files.folders import cache_dir
 from alignez_edge.interventions.bank import Bank
-from alignez_edge.interventions.by_query import Neighbourhood, Recipe
+from alignez_edge.interventions.by_query import Recipe
 from alignez_edge.interventions.control_vector import ControlVector
 from alignez_edge.interventions.exact_form import ExactForm
 from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
+from alignez_edge.interventions.neighborhood import Neighborhood
 from alignez_edge.interventions.value_function import ReControl, ValueFunction
 from alignez_edge.preferences.axes import Axis
 from alignez_edge.profile.profile import Profile
@@ -46,7 +47,7 @@ def profile_for(model: Model, *, exact: bool = True) -> Profile:
         LAYERS,
         model.fingerprint,
         method="alignez-v1" if exact else "alignez",
-        exact=ExactForm(edits[0], edits[1], unit=4.0) if exact else None,
+        intervention=ExactForm(edits[0], edits[1], unit=4.0) if exact else None,
     )
 
 
@@ -96,7 +97,7 @@ def test_an_adapter_is_made_once_and_kept(
         raise AssertionError("made again")
 
     with monkeypatch.context() as patched, Model.load(path, threads=1) as model:
-        patched.setattr("alignez_edge.steering.inject.exact_edit", refuse)
+        patched.setattr("alignez_edge.interventions.adapters.exact_edit", refuse)
         assert np.array_equal(logits(model, profile, "exact"), first)
     for cut in (slice(-40), slice(0)):
         for file in (cache_dir() / "adapters").iterdir():
@@ -131,7 +132,7 @@ def test_auto_says_where_it_falls_back(
         profile = profile_for(model)
         assert (profile * 1.0).notices(model) == []
         monkeypatch.setattr(
-            "alignez_edge.steering.inject.can_inject_exactly", lambda *_: "out of reach"
+            "alignez_edge.interventions.exact_form.can_inject_exactly", lambda *_: "out of reach"
         )
         (notice,) = (profile * 1.0).notices(model)
         assert notice == "polite is injected as a control vector: out of reach"
@@ -173,7 +174,7 @@ def conditioned_profile(
     recipe = Recipe.of(method, 3)
     unit = 2.0 if tensor == "ffn_out" else None
     static = profile_for(model, exact=False)
-    return replace(static, method=method, neighbours=Neighbourhood(bank, recipe, unit))
+    return replace(static, method=method, intervention=Neighborhood(bank, recipe, unit))
 
 
 def greedy(model: Model, steering: Steering, text: str = "How do I bake bread?") -> tuple[int, ...]:
@@ -205,16 +206,16 @@ def test_a_turns_exact_edit_is_its_reference(
         assert np.abs(rows[1] - rows[3]).max() < 0.02 * effect
 
 
-def test_a_profile_keeps_its_neighbours(home: Path, tiny_model: Callable[..., Path]) -> None:
+def test_a_profile_keeps_its_neighbors(home: Path, tiny_model: Callable[..., Path]) -> None:
     with Model.load(tiny_model("llama", n_layer=5), threads=1) as model:
         for tensor, method in (("ffn_out", "alignez-v2"), ("l_out", "alignez")):
             profile = conditioned_profile(model, home, tensor, method)
             profile.save(home / "near.gguf")
             read = Profile.load(home / "near.gguf")
             assert read.order == profile.order
-            assert read.neighbours is not None and profile.neighbours is not None
-            assert read.neighbours.recipe == profile.neighbours.recipe
-            assert read.neighbours.bank.digest == profile.neighbours.bank.digest
+            assert read.neighbors is not None and profile.neighbors is not None
+            assert read.neighbors.recipe == profile.neighbors.recipe
+            assert read.neighbors.bank.digest == profile.neighbors.bank.digest
             assert greedy(model, read * 20.0) == greedy(model, profile * 20.0)
 
 
@@ -258,7 +259,7 @@ def test_a_profile_with_a_value_function(home: Path, tiny_model: Callable[..., P
             method="recontrol",
             vector=ControlVector.zeros(model.n_layer, model.n_embd),
             layers=(),
-            value=ReControl(value, 3.0),
+            intervention=ReControl(value, 3.0),
         )
         profile.save(home / "value.gguf")
         read = Profile.load(home / "value.gguf")

@@ -16,6 +16,7 @@ import pytest
 
 from alignez_edge.errors import BadInputError, ProfileFileError
 from alignez_edge.files.gguffile import read_gguf
+from alignez_edge.interventions.exact import adapter_tensors, exact_edit
 from alignez_edge.interventions.mlp_edit import Edit
 from alignez_edge.modelfiles.fingerprint import Fingerprint, Fit, compare
 from alignez_edge.modelfiles.lora import Lora, adapter_file, parse_lora_option, read_lora
@@ -28,7 +29,6 @@ from alignez_edge.runtime.requests import Request, Sampling
 from alignez_edge.runtime.score import Scorer
 from alignez_edge.runtime.session import Session
 from alignez_edge.runtime.weights import Adapter
-from alignez_edge.steering.exact import adapter_tensors, exact_edit
 from tests.profiles import random_profile
 from tests.terminal import Alignez
 from tests.test_exact import KINDS, STRENGTH, distance, edit_for, logits

@@ -229,7 +229,7 @@ def with_edits(profile: Profile, draw: int) -> Profile:
         Edit({i: LayerEdit.swap(*rng.standard_normal((2, profile.vector.n_embd))) for i in (2, 3)})
         for _ in range(2)
     ]
-    return replace(profile, exact=ExactForm(edits[0], edits[1], unit=0.5 + draw))
+    return replace(profile, intervention=ExactForm(edits[0], edits[1], unit=0.5 + draw))
 
 
 def test_exact_edits_add_up_where_every_part_has_one(overlapping: list[Profile]) -> None:
@@ -258,7 +258,7 @@ def test_mixes_of_mixes_that_no_file_could_hold(llama_model: Model) -> None:
         for draw in range(17):
             edit = Edit({2: LayerEdit.swap(*rng.standard_normal((2, llama_model.n_embd)))})
             profile = random_profile(llama_model, 100 * half + draw, layers=(2,))
-            parts.append((replace(profile, exact=ExactForm(edit, edit)), 1.0))
+            parts.append((replace(profile, intervention=ExactForm(edit, edit)), 1.0))
         halves.append((mix(parts, f"half{half}"), 1.0))
     with pytest.raises(BadInputError, match="rank 68, of at most 64"):
         mix(halves, "both")

@@ -23,7 +23,8 @@ from alignez_edge.errors import AlignezError, BadInputError, ProfileFileError
 from alignez_edge.evaluation.arms import Aim, Arm, prompted
 from alignez_edge.evaluation.outcome import Outcome
 from alignez_edge.interventions.bank import Bank
-from alignez_edge.interventions.by_query import Neighbourhood, Recipe
+from alignez_edge.interventions.by_query import Recipe
+from alignez_edge.interventions.neighborhood import Neighborhood
 from alignez_edge.pictures import of_profile, of_run
 from alignez_edge.pictures.drawing import _LOOKS, Chart, Curve, Heat, Picture, rendered, save
 from alignez_edge.pictures.text import MOST_LINES, drawn
@@ -236,8 +237,8 @@ def test_directions_of_every_remembered_query(llama_model: Model, tmp_path: Path
             states.append((noise[0] + help_, noise[1] + harm), (noise[2] + help_, noise[3] + harm))
         queries = rng.normal(size=(n_pairs, n_layer, n_embd))
         bank = Bank.from_states(states, range(n_pairs), queries, (2, 3), "l_out")
-    near = Neighbourhood(bank, Recipe(k=3))
-    picture = of_profile.directions_of([random_profile(llama_model, neighbours=near)])
+    near = Neighborhood(bank, Recipe(k=3))
+    picture = of_profile.directions_of([random_profile(llama_model, intervention=near)])
     assert [chart.title for chart in charts(picture)] == ["layer 2", "layer 3"]
     for chart in charts(picture):
         wanted, unwanted = chart.curves

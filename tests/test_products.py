@@ -16,15 +16,15 @@ from alignez_edge.errors import AlignezError, BadInputError
 from alignez_edge.files.folders import cache_dir
 from alignez_edge.files.gguffile import GGUFFile, read_gguf
 from alignez_edge.interventions.bank import Bank
+from alignez_edge.interventions.bank_products import BankProduct
 from alignez_edge.interventions.by_query import Recipe, condition
+from alignez_edge.interventions.exact import exact_edit
 from alignez_edge.modelfiles.lora import Lora, adapter_file, read_lora
 from alignez_edge.runtime.injection import Injection
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.requests import Sampling
 from alignez_edge.runtime.session import Session
 from alignez_edge.runtime.weights import Adapter
-from alignez_edge.steering.bank_products import BankProduct
-from alignez_edge.steering.exact import exact_edit
 
 N_PAIRS, LAYERS = 9, (1, 3)
 
@@ -149,7 +149,7 @@ def test_models_with_experts_are_refused(tiny_model: Callable[..., Path], tmp_pa
 
 
 @dataclass
-class Neighbours:
+class Neighbors:
     """A `Conditional` as a profile makes one: a turn of the bank, natively or by the reference."""
 
     bank: Bank
@@ -185,7 +185,7 @@ def test_a_turn_of_a_session_is_the_reference(
         product = BankProduct.of(bank, model.gguf)
         prompt = model.tokenize("Why is the sky blue?", begin=True)
         logits = []
-        for steering in (None, Neighbours(bank, model, None), Neighbours(bank, model, product)):
+        for steering in (None, Neighbors(bank, model, None), Neighbors(bank, model, product)):
             with Session(model) as session:
                 list(session.stream(prompt, Sampling(temperature=0, max_tokens=1), steering))
                 logits.append(session._scheduler._context.logits(0).copy())

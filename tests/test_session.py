@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from alignez_edge.errors import BadInputError, PromptTooLongError, RuntimeFailure
+from alignez_edge.interventions.exact import exact_edit
 from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.injection import Injection
@@ -21,7 +22,6 @@ from alignez_edge.runtime.sampler import Answer, TextStream
 from alignez_edge.runtime.score import Scorer
 from alignez_edge.runtime.session import Session
 from alignez_edge.runtime.weights import Adapter
-from alignez_edge.steering.exact import exact_edit
 
 GREEDY = Sampling(temperature=0, max_tokens=20, min_tokens=20)
 

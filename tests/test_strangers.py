@@ -22,7 +22,8 @@ from alignez_edge.exchange.vectorfile import read_control_vector
 from alignez_edge.files.gguffile import MAX_KEYS, MAX_STRINGS, MAX_TENSORS, MAX_TEXT, read_gguf
 from alignez_edge.files.reading import MAX_DOTS, MAX_LINE
 from alignez_edge.interventions.bank import MOST_PAIRS, Bank
-from alignez_edge.interventions.by_query import Neighbourhood, Recipe
+from alignez_edge.interventions.by_query import Recipe
+from alignez_edge.interventions.neighborhood import Neighborhood
 from alignez_edge.modelfiles.lora import read_lora
 from alignez_edge.preferences.axes import MAX_FILE as MAX_AXIS
 from alignez_edge.preferences.axes import Axis
@@ -306,7 +307,7 @@ def test_a_large_bank_takes_twice_its_size(llama_model: Model, tmp_path: Path) -
     scales = np.ones((2, 2, 2), np.float32)
     bank = Bank((2, 3), "ffn_out", pairs, scales, pairs[:, 0, 0], scales[:, 0, 0])
     path = tmp_path / "bank.gguf"
-    random_profile(llama_model, neighbours=Neighbourhood(bank, Recipe())).save(path)
+    random_profile(llama_model, intervention=Neighborhood(bank, Recipe())).save(path)
     Profile.load(path)
     assert peak(lambda: Profile.load(path)) < 2 * path.stat().st_size
 

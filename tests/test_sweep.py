@@ -132,7 +132,7 @@ def test_a_profile_is_built_again_from_the_same_pairs(
     one = build_with(tiny, profile, {"layers": 1}, source=pairs_file)
     assert len(one.layers) == 1 and one.axis == profile.axis
     near = build_with(tiny, profile, {"neighbors": 3}, source=pairs_file)
-    assert near.neighbours is not None and near.neighbours.recipe.k == 3
+    assert near.neighbors is not None and near.neighbors.recipe.k == 3
     plan = Plan((plain(), steered("bright", near * 1.0)), (Query("Hi."),), Sampling(max_tokens=3))
     (row,) = evaluate(tiny, plan, Longer(), tmp_path / "run")["rows"]
     assert row["price"]["drift"] > 0, "a steering that looks at the query is measured as well"

@@ -11,9 +11,9 @@ import pytest
 from alignez_edge.demo.rules import AXES
 from alignez_edge.evaluation.measures import Figure
 from alignez_edge.files.gguffile import read_gguf
+from alignez_edge.interventions.exact import adapter_bytes
 from alignez_edge.profile.profile import Profile
 from alignez_edge.runtime.model import Model
-from alignez_edge.steering.exact import adapter_bytes
 from benchmarks import tuned
 from benchmarks.steering import Answers, plain_data
 from tests.profiles import random_profile

@@ -18,8 +18,9 @@ from alignez_edge.errors import BadInputError
 from alignez_edge.files.text import printable
 from alignez_edge.files.writing import alone_in
 from alignez_edge.interventions.bank import Bank
-from alignez_edge.interventions.by_query import Neighbourhood, Recipe
+from alignez_edge.interventions.by_query import Recipe
 from alignez_edge.interventions.control_vector import check_layers
+from alignez_edge.interventions.neighborhood import Neighborhood
 from alignez_edge.methods.base import Finding, Material, Method
 from alignez_edge.methods.table import DEFAULT_METHOD, check_method
 from alignez_edge.methods.table import method as method_called
@@ -195,21 +196,21 @@ def _fields(
 
     if tensor is None:
         found = find(None)
-        return {"vector": found.vector, "layers": found.layers, "value": found.value}
+        return {"vector": found.vector, "layers": found.layers, "intervention": found.intervention}
     with builder.states(pairs, tensor) as states:
         found = find(states)
-        near = None
+        intervention = found.intervention
         report = _report(found, states, rows, len(pairs))
         if recipe is not None:
             remembered = rows[:BANK_PAIRS]
             asked = builder.query_states([pairs[i].query for i in remembered], tensor.name)
             bank = Bank.from_states(states, remembered, asked, found.layers, tensor.name)
-            near = Neighbourhood(bank, recipe, 1.0 if found.exact is not None else None)
+            unit = None if intervention is None else intervention.exact_unit
+            intervention = Neighborhood(bank, recipe, unit)
     return {
         "vector": found.vector,
         "layers": found.layers,
-        "exact": found.exact if near is None else None,
-        "neighbours": near,
+        "intervention": intervention,
         "report": report,
     }
 

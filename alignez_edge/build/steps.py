@@ -49,6 +49,7 @@ from alignez_edge.errors import BadInputError
 from alignez_edge.files.folders import cache_dir, user_dir
 from alignez_edge.files.json_log import _whole_lines
 from alignez_edge.files.writing import append_whole, make_folder, write_atomic
+from alignez_edge.interventions.ways import Way
 from alignez_edge.preferences import prompts
 from alignez_edge.preferences.answers import DESCRIPTION_TOKENS
 from alignez_edge.preferences.axes import Axis
@@ -56,7 +57,6 @@ from alignez_edge.preferences.choice import RequestChoice
 from alignez_edge.preferences.pair_store import PairStore
 from alignez_edge.preferences.pairs import PairSet, PreferencePair
 from alignez_edge.preferences.requests import AUTO, FORMS, RequestForm, RequestText
-from alignez_edge.steering.ways import Way
 
 if TYPE_CHECKING:
     from alignez_edge.directions.hidden_states import States

@@ -31,10 +31,10 @@ from alignez_edge.repeatable import derive_seed
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from alignez_edge.interventions.ways import Way
     from alignez_edge.runtime.model import Model
     from alignez_edge.runtime.requests import Request
     from alignez_edge.steering.steerable import Steerable
-    from alignez_edge.steering.ways import Way
 
 
 STRENGTHS: tuple[float, ...] = (0.2, 0.45, 0.8, 1.3)

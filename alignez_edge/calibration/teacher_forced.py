@@ -20,10 +20,10 @@ from alignez_edge.calibration.unit import Reading
 from alignez_edge.preferences import prompts
 
 if TYPE_CHECKING:
+    from alignez_edge.interventions.ways import Way
     from alignez_edge.runtime.injection import Conditional, Injection
     from alignez_edge.runtime.model import Model
     from alignez_edge.steering.steerable import Steerable
-    from alignez_edge.steering.ways import Way
 
 
 class Pair(Protocol):

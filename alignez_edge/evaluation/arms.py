@@ -50,7 +50,7 @@ class Arm:
     has the first one's strength. `aims` are what it is judged by: none for plain answers, the first
     being its own. The kind `asked` puts the wish for the own aim into the prompt, in the form of
     request named `form`; `both` steers as well. `preamble` stands before the query. `sweep` are the
-    settings that tell it from its neighbours in a sweep.
+    settings that tell it from its neighbors in a sweep.
     """
 
     name: str

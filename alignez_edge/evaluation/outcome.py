@@ -34,7 +34,7 @@ class Row:
     `trait` is how its side is worded. `win`, `lose`, `tie` and `delta` are percentages, towards it.
     `scores` are by aspect, and those of the axis' own name mean its positive side. `nats` is the
     price in nats per token above plain, `price` all that is said of it. `sweep` are the settings
-    that tell the arm from its neighbours. `terms` are the profiles and strengths that were added
+    that tell the arm from its neighbors. `terms` are the profiles and strengths that were added
     up, `system` the name of what stood before the query. Numbers that are not known are `nan`.
     """
 

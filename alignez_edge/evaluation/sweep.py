@@ -18,9 +18,9 @@ from alignez_edge.build.rebuild import build_like
 from alignez_edge.errors import BadInputError
 from alignez_edge.evaluation.arms import Arm, steered
 from alignez_edge.files.text import near_hint, printable
+from alignez_edge.interventions.ways import WAYS, Way
 from alignez_edge.methods.table import METHODS
 from alignez_edge.profile.provenance import Provenance, with_provenance
-from alignez_edge.steering.ways import WAYS, Way
 
 if TYPE_CHECKING:
     from alignez_edge.profile.profile import Profile

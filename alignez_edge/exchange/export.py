@@ -23,10 +23,11 @@ from alignez_edge.files.folders import user_dir
 from alignez_edge.files.records import iter_records
 from alignez_edge.files.text import is_unprintable, printable
 from alignez_edge.files.writing import check_apart, make_folder, status_of, write_atomic
+from alignez_edge.interventions.exact import adapter_bytes, adapter_tensors, constants
+from alignez_edge.interventions.intervention import Intervention
 from alignez_edge.preferences.pairs import read_labelled_pairs
 from alignez_edge.profile.provenance import Provenance
 from alignez_edge.steering.compatibility import check_fit
-from alignez_edge.steering.exact import adapter_bytes, adapter_tensors, constants
 
 if TYPE_CHECKING:
     from alignez_edge.profile.profile import Profile
@@ -68,7 +69,7 @@ def export_control_vector(
 
     Raises `BadInputError` where that changes nothing, and for a profile that adds no vectors.
     """
-    if profile.value is not None:
+    if not profile.edits_layers:
         raise _moves_logits(profile)
     rows = _scaled(getattr(profile.vector, part), profile.scale(strength))
     write_control_vector(path, rows, profile.fingerprint.architecture)
@@ -175,8 +176,8 @@ def notices_of(profile: Profile, part: Part, model: Model | None = None) -> list
         "other programs apply it to every token, the prompt's too; alignez leaves the prompt alone"
         " but for its last token"
     ]
-    if profile.neighbours is not None:
-        found.append("what it would make of each query is lost: this is made of all its pairs")
+    if profile.intervention is not None and profile.intervention.lost_in_export:
+        found.append(profile.intervention.lost_in_export)
     vector = profile.vector
     if profile.exact is not None or not np.array_equal(vector.deciding, vector.answer):
         found.append(
@@ -191,9 +192,9 @@ def notices_of(profile: Profile, part: Part, model: Model | None = None) -> list
 
 def no_lora(profile: Profile) -> BadInputError:
     """The refusal of an adapter for a profile without an exact form."""
-    if profile.value is not None:
+    if not profile.edits_layers:
         return _moves_logits(profile)
-    what = "is made anew for each query" if profile.neighbours is not None else "adds constants"
+    what = (profile.intervention or Intervention).no_lora
     return BadInputError(
         f"the profile {printable(profile.name)} {what}, of which no LoRA can be made",
         "export it as a control vector: --to control-vector",

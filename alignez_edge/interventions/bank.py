@@ -22,7 +22,7 @@ from alignez_edge.interventions.control_vector import check_layers
 
 TENSORS = ("l_out", "ffn_out")
 MOST_PAIRS = 4096
-"""Far more than neighbours are worth having; what a stranger's file may cost in memory."""
+"""Far more than neighbors are worth having; what a stranger's file may cost in memory."""
 _KINDS = tuple(f"{position}.{side}" for position in POSITIONS for side in SIDES)
 _LARGEST, _SMALLEST = 2.0**20, 2.0**-40
 """Bounds of the scales: squares of what is stored then stay far inside float32."""
@@ -119,11 +119,11 @@ class Bank:
 
         `states` is the asking query's `(n_layer, n_embd)`, read as the bank's queries were. Near is
         a high cosine, meaned over the bank's layers, after the bank's mean query is subtracted: the
-        last tokens of all prompts share a large mean. A query of the bank is its own neighbour.
+        last tokens of all prompts share a large mean. A query of the bank is its own neighbor.
         Raises `ValueError` for other states.
         """
         if k < 1:
-            raise ValueError(f"{k} neighbours")
+            raise ValueError(f"{k} neighbors")
         query = self.of_layers(states) - self._mean_query
         cosines = np.matmul(self._unit_queries, _unit(query)[:, :, None])[:, :, 0]
         return np.argsort(-cosines.mean(axis=0), kind="stable")[:k]

@@ -12,7 +12,6 @@ precision.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
@@ -28,7 +27,7 @@ from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
 
 RecipeMethod = Literal["alignez", "alignez-v1"]
 
-NEIGHBOURS = 10
+NEIGHBORS = 10
 """Below 5 noise wins, above 20 unrelated pairs do (AlignEZ, figure 4a)."""
 _RESOLVED = 1e-3
 """Singular values smaller than this share of the first drown in single precision once squared."""
@@ -45,7 +44,7 @@ class Recipe:
     """
 
     method: RecipeMethod = "alignez"
-    k: int = NEIGHBOURS
+    k: int = NEIGHBORS
     layers: tuple[int, ...] | None = None
     n_layers: int | None = None
     rank: int = 1
@@ -66,42 +65,8 @@ class Recipe:
 
 
 @dataclass(frozen=True, eq=False)
-class Neighbourhood:
-    """What makes a profile query-conditioned: the pairs that it remembers, and how a turn is made
-    of those nearest to the query.
-
-    `exact_unit` is the calibrated scale of a turn's exact edit, as a profile's unit is of its
-    control vector; None where the method is a displacement, which a control vector holds whole, or
-    where the model allows no exact edit. Raises `ValueError` where these contradict each other.
-    """
-
-    bank: Bank
-    recipe: Recipe
-    exact_unit: float | None = None
-
-    def __post_init__(self) -> None:
-        layers = self.recipe.layers
-        if layers is not None and not (layers and set(layers) <= set(self.bank.layers)):
-            raise ValueError(f"the bank holds the layers {self.bank.layers}, not all of {layers}")
-        if self.exact_unit is not None:
-            if self.bank.tensor != "ffn_out":
-                raise ValueError(f"states of {self.bank.tensor} make no exact edit")
-            if not np.isfinite(self.exact_unit) or self.exact_unit <= 0:
-                raise ValueError(f"the calibrated scale must be positive, not {self.exact_unit}")
-
-    @cached_property
-    def digest(self) -> str:
-        """Equal neighbourhoods have equal ones."""
-        return f"{self.bank.digest} {self.recipe} {self.exact_unit!r}"
-
-    def turn(self, states: npt.NDArray[np.floating]) -> Turn:
-        """See `condition`."""
-        return condition(self.bank, states, self.recipe)
-
-
-@dataclass(frozen=True, eq=False)
-class Turn:
-    """What one query's neighbours `rows` (of the bank) say, in `layers`.
+class QueryEdit:
+    """What one query's neighbors `rows` (of the bank) say, in `layers`.
 
     `directions` is `(layers, positions, m, n_embd)`: unit rows, or zero rows for what was not kept;
     help and harm in version 1 (`swaps`), the singular vectors in version 2, oriented so that the
@@ -170,7 +135,7 @@ class Turn:
         return self.directions[i, p, kept], self.coefficients[i, p, kept]
 
 
-def condition(bank: Bank, states: npt.NDArray[np.floating], recipe: Recipe = Recipe()) -> Turn:
+def condition(bank: Bank, states: npt.NDArray[np.floating], recipe: Recipe = Recipe()) -> QueryEdit:
     """The turn of a query whose state at the last token of its plain prompt is `states`.
 
     `states` is `(n_layer, n_embd)`, read at the bank's tensor. Raises `ValueError` where they or
@@ -195,7 +160,7 @@ def condition(bank: Bank, states: npt.NDArray[np.floating], recipe: Recipe = Rec
     if recipe.n_layers is not None:
         agreement = interlayer_cosine(directions[:, 0, 0])
         picked = sorted(np.argsort(-agreement, kind="stable")[: recipe.n_layers].tolist())
-    return Turn(
+    return QueryEdit(
         rows,
         tuple(layers[i] for i in picked),
         bank.tensor,

@@ -12,13 +12,19 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from alignez_edge.arrays import FloatArray
 from alignez_edge.errors import BadInputError
+from alignez_edge.files.gguffile import GGUFFile
+from alignez_edge.files.untrusted import Keys
+from alignez_edge.interventions.control_vector import ControlVector
+from alignez_edge.interventions.intervention import Intervention, Share
+from alignez_edge.interventions.tensors import MAX_CELLS, tensor_of
+from alignez_edge.interventions.ways import Way
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.injection import Injection
@@ -118,14 +124,18 @@ with one step, 1.41 with two and 1.21 with four, at the same price."""
 TOP, MOST_TOP = 64, 256
 """The likeliest tokens, whose logits are moved; and so many at most, whose rows of the output
 matrix are always in memory."""
+MAX_STEPS = 64
+_SIZES = ("n_steps", "top")
 
 
 @dataclass(frozen=True, eq=False)
-class ReControl:
+class ReControl(Intervention):
     """A trained value function as a steering: `kind * 0.5`, `-kind`; strength 0 is the base model.
 
     Strength scales the move of the hidden state, so that a negative one moves it the other way.
     """
+
+    edits_layers = False
 
     value: ValueFunction
     size: float
@@ -148,6 +158,51 @@ class ReControl:
         for array in self.value.to_arrays().values():
             digest.update(array.tobytes())
         return digest.hexdigest()
+
+    def describe(self) -> str:
+        """See `Intervention`."""
+        return "a value function that moves the logits"
+
+    def check(self, vector: ControlVector, layers: tuple[int, ...]) -> None:
+        """See `Intervention`."""
+        if layers:
+            raise ValueError("a profile with a value function edits no layers")
+        if self.value.n_embd != vector.n_embd or self.strength != 1:
+            raise ValueError("the value function is of another hidden size, or has a strength")
+
+    def share(self, model: Weights, vector: ControlVector, way: Way, scale: float) -> Share:
+        """See `Intervention`."""
+        nothing = np.zeros((model.n_layer, model.n_embd))
+        found = (self * scale).injection(model)
+        return Share(nothing, nothing, logit_edits=found.logit_edits if found else ())
+
+    def write(self, writer: Any) -> None:
+        """Keys `profile.value.*`, tensors `value.*`."""
+        writer.add_float64("profile.value.size", self.size)
+        for key in _SIZES:
+            writer.add_uint32(f"profile.value.{key}", getattr(self, key))
+        for name, array in self.value.to_arrays().items():
+            writer.add_tensor(f"value.{name}", np.atleast_1d(array))
+
+    @classmethod
+    def read(cls, file: GGUFFile, keys: Keys, n_layer: int, n_embd: int) -> ReControl | None:
+        """See `Intervention`."""
+        if "profile.value.size" not in keys:
+            return None
+        width = file.tensors["value.b1"].shape[0] if "value.b1" in file.tensors else 0
+        if not 0 < width * (n_embd + width) <= MAX_CELLS:
+            raise ValueError(f"a value function of width {width}")
+        shapes = {
+            "mean": (n_embd,), "scale": (n_embd,), "w1": (width, n_embd), "b1": (width,),
+            "w2": (width, width), "b2": (width,), "w3": (width,), "b3": (1,),
+        }  # fmt: skip
+        arrays = {name: tensor_of(file, f"value.{name}", shape) for name, shape in shapes.items()}
+        arrays["b3"] = arrays["b3"].reshape(())
+        n_steps, top = (keys.number(f"profile.value.{key}") for key in _SIZES)
+        if n_steps > MAX_STEPS:
+            raise ValueError(f"{n_steps} steps a token are more than {MAX_STEPS}")
+        value = ValueFunction.from_arrays(arrays)
+        return cls(value, keys.real("profile.value.size"), n_steps, top)
 
     def __mul__(self, factor: float) -> ReControl:
         return replace(self, strength=self.strength * factor)

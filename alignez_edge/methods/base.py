@@ -11,8 +11,7 @@ import numpy as np
 from alignez_edge.arrays import AnyFloatArray
 from alignez_edge.directions.hidden_states import HiddenStates, Tensor
 from alignez_edge.interventions.control_vector import ControlVector
-from alignez_edge.interventions.exact_form import ExactForm
-from alignez_edge.interventions.value_function import ReControl
+from alignez_edge.interventions.intervention import Intervention
 from alignez_edge.preferences.pairs import PreferencePair
 
 if TYPE_CHECKING:
@@ -45,16 +44,15 @@ class Material:
 class Finding:
     """What a method found, at natural length, and what the layers were chosen by.
 
-    `exact` is the edit that the vector is only the mean of, where the method is such an edit;
-    `value` a value function, beside which there is no vector. `separation` (d' at the deciding
+    `intervention` is what the vector is only the mean of, or what is injected in its place; None
+    where the vector is all of it. `separation` (d' at the deciding
     token) and `interlayer` (mean cosine of the layer's direction with the others') are
     `(n_layer,)`, empty for a method that chooses no layers.
     """
 
     vector: ControlVector
     layers: tuple[int, ...] = ()
-    exact: ExactForm | None = None
-    value: ReControl | None = None
+    intervention: Intervention | None = None
     separation: AnyFloatArray = field(default_factory=lambda: np.zeros(0))
     interlayer: AnyFloatArray = field(default_factory=lambda: np.zeros(0))
 

@@ -87,7 +87,7 @@ class ValueSteering:
         trained = train(model, scored, seed=material.seed, n_ctx=material.n_ctx)
         material.progress("value function", 1, 1)
         nothing = ControlVector.zeros(model.n_layer, model.n_embd)
-        return Finding(nothing, value=trained.steering)
+        return Finding(nothing, intervention=trained.steering)
 
 
 METHOD = ValueSteering()

@@ -68,10 +68,10 @@ def check_method(name: str, neighbors: int | None, layers: Sequence[int] | None)
         raise BadInputError(f"no method is called {name!r}", near_hint(name, METHODS, "methods"))
     if neighbors is not None and not METHODS[name].by_query:
         raise BadInputError(
-            f"the method {name} does not look at neighbours",
+            f"the method {name} does not look at neighbors",
             f"methods that do are {', '.join(BY_QUERY)}",
         )
     if neighbors is not None and neighbors < 1:
-        raise BadInputError(f"{neighbors} neighbours are too few", "10 are usual")
+        raise BadInputError(f"{neighbors} neighbors are too few", "10 are usual")
     if layers is not None and not METHODS[name].edits_layers:
         raise BadInputError(f"the method {name} edits no layers", "leave --layers out")

@@ -19,7 +19,7 @@ from alignez_edge.profile.mix import Mixture, check_same_model, displacements, i
 from alignez_edge.profile.profile import Profile
 
 if TYPE_CHECKING:
-    from alignez_edge.interventions.by_query import Neighbourhood
+    from alignez_edge.interventions.neighborhood import Neighborhood
 
 
 LAYER = "layer (0 is the first)"
@@ -127,8 +127,8 @@ def directions_of(profiles: Sequence[Profile]) -> Picture:
     if len(profiles) > 1:
         return _displacements(profiles)
     profile = profiles[0]
-    if profile.neighbours is not None:
-        return _of_queries(profile, profile.neighbours)
+    if profile.neighbors is not None:
+        return _of_queries(profile, profile.neighbors)
     if geometry := Geometry.of(profile.report, profile.vector.n_layer):
         curves = tuple(
             Curve(name, *_columns(side), joined=False, labels=tuple(map(str, range(len(side)))))
@@ -206,7 +206,7 @@ def _displacements(profiles: Sequence[Profile], notes: tuple[str, ...] = ()) -> 
     return Picture(title, ((_plane("displacements of unit length", tuple(curves), share),),), notes)
 
 
-def _of_queries(profile: Profile, near: Neighbourhood) -> Picture:
+def _of_queries(profile: Profile, near: Neighborhood) -> Picture:
     """θ help and θ harm of every query that the bank holds, from its nearest pairs, by layer."""
     bank = near.bank
     layers = sorted(near.recipe.layers or bank.layers)

@@ -1,7 +1,7 @@
 """The profile file: one GGUF that holds a steering profile and nothing that could run.
 
 Tensors `deciding.<l>` and `answer.<l>` for the edited layers, keys `profile.*` for everything else
-(`file_parts.py` for the larger parts); no code, no pickle, no path. Reading trusts nothing: the
+(an intervention writes and reads its own); no code, no pickle, no path. Reading trusts nothing: the
 header goes through `gguffile`, every key is checked for type and bounds (`untrusted.py`), every
 number for being finite.
 """
@@ -23,19 +23,11 @@ from alignez_edge.files.text import printable
 from alignez_edge.files.untrusted import Keys, to_json
 from alignez_edge.files.writing import write_atomic
 from alignez_edge.interventions.control_vector import ControlVector, check_layers
+from alignez_edge.interventions.kinds import read_intervention
+from alignez_edge.interventions.tensors import add_integers, tensor_of
 from alignez_edge.modelfiles.fingerprint import Fingerprint
 from alignez_edge.preferences.axes import WORDINGS, Axis, Side, Wording
 from alignez_edge.preferences.prompts import SIDES
-from alignez_edge.profile.file_parts import (
-    add_exact,
-    add_integers,
-    add_neighbours,
-    add_value,
-    exact_of,
-    neighbours_of,
-    tensor_of,
-    value_of,
-)
 
 ARCHITECTURE = "steering-profile"
 VERSION = (1, 4)
@@ -115,12 +107,8 @@ def _write(profile: Any, path: Path) -> None:
         for layer in profile.layers:
             writer.add_tensor(f"deciding.{layer}", profile.vector.deciding[layer])
             writer.add_tensor(f"answer.{layer}", profile.vector.answer[layer])
-        if profile.exact is not None:
-            add_exact(writer, profile.exact)
-        if profile.neighbours is not None:
-            add_neighbours(writer, profile.neighbours)
-        if profile.value is not None:
-            add_value(writer, profile.value)
+        if profile.intervention is not None:
+            profile.intervention.write(writer)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -142,8 +130,10 @@ def _parts_of(file: GGUFFile) -> dict[str, Any]:
     n_embd = keys.number("profile.n_embd")
     if not 2 <= n_layer <= 10_000 or n_embd < 1 or n_layer * n_embd > MAX_CELLS:
         raise ValueError(f"impossible sizes: {n_layer} layers of {n_embd}")
-    value = value_of(file, keys, n_embd)
-    layers = () if value else tuple(check_layers(keys.integers("profile.layers"), n_layer))
+    intervention = read_intervention(file, keys, n_layer, n_embd)
+    edits_layers = intervention is None or intervention.edits_layers
+    named = check_layers(keys.integers("profile.layers"), n_layer) if edits_layers else ()
+    layers = tuple(named)
     negative = keys.text("profile.axis.negative") or None
     axis = Axis(
         name=keys.text("profile.axis.name", needed=True),
@@ -176,9 +166,7 @@ def _parts_of(file: GGUFFile) -> dict[str, Any]:
         dropped=keys.table("profile.dropped", int),
         versions=keys.table("profile.versions", str),
         report=keys.table("profile.report", object),
-        exact=exact_of(file, keys, n_layer, n_embd),
-        neighbours=neighbours_of(file, keys, n_layer, n_embd),
-        value=value,
+        intervention=intervention,
         unit_negative=_optional(keys, "profile.unit_negative"),
         exact_unit_negative=_optional(keys, "profile.exact_unit_negative"),
         **{key: keys.text(f"profile.{key}") for key in _TEXTS},

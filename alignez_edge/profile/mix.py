@@ -16,17 +16,14 @@ import numpy as np
 
 from alignez_edge._version import __version__
 from alignez_edge.arrays import DoubleArray
-from alignez_edge.directions.hidden_states import POSITIONS
 from alignez_edge.errors import BadInputError, ProfileFileError
 from alignez_edge.files.text import printable
 from alignez_edge.files.untrusted import MAX_TEXT
 from alignez_edge.interventions.control_vector import ControlVector
-from alignez_edge.interventions.exact_form import ExactForm
-from alignez_edge.interventions.mlp_edit import Edit
+from alignez_edge.interventions.intervention import Intervention
 from alignez_edge.modelfiles.fingerprint import Fit, compare
 from alignez_edge.preferences.axes import MAX_TRAIT, Axis
 from alignez_edge.preferences.prompts import SIDES, trait
-from alignez_edge.profile.file_parts import MAX_RANK
 from alignez_edge.profile.profile import Profile
 from alignez_edge.steering.steerable import Steerable
 from alignez_edge.steering.steering import Steering, sum_of
@@ -209,7 +206,7 @@ def mix(
         strengths.setdefault(profile.order, []).append(strength)
     profiles = list(by_order.values())
     for profile in profiles:
-        if profile.value is not None:
+        if profile.intervention is not None and not profile.intervention.edits_layers:
             raise BadInputError(
                 f"{printable(profile.name)} moves the logits, no layer: it cannot be mixed",
                 "use both at once: -p NAME -p NAME",
@@ -246,19 +243,19 @@ def mix(
         licence=_joined(profile.licence for profile in profiles),
         model=profiles[0].model,
         report={_KEY: Mixture(parts, before, remaining).to_data()},
-        exact=None if orthogonal else _sum_of_edits(terms),
+        intervention=None if orthogonal else _mixed(terms),
     )
 
 
 def left_out(terms: Iterable[tuple[Steerable, float]], *, orthogonal: bool = False) -> list[str]:
     """What `mix` cannot keep of its parts, one line each."""
     profiles = [profile for profile, _ in terms]
+    kinds = [(p, p.intervention) for p in profiles]
     lost = [
-        f"{printable(p.name)} looks at each query; the mix has its control vector for all queries"
-        for p in profiles
-        if p.neighbours is not None
+        f"{printable(p.name)} {kind.lost_in_mix}" for p, kind in kinds if kind and kind.lost_in_mix
     ]
-    if any(p.exact for p in profiles) and (orthogonal or not all(p.exact for p in profiles)):
+    mixing = [kind is not None and kind.can_mix for _, kind in kinds]
+    if any(mixing) and (orthogonal or not all(mixing)):
         lost.append("the mix has control vectors only: not every part has an exact edit that fits")
     return lost
 
@@ -296,24 +293,13 @@ def _sum(terms: Sequence[tuple[Steerable, float]], like: ControlVector) -> Contr
     return vector
 
 
-def _sum_of_edits(terms: Sequence[tuple[Steerable, float]]) -> ExactForm | None:
-    """The sum of the terms' exact forms; None where one has none."""
-    if not all(profile.exact is not None for profile, _ in terms):
+def _mixed(terms: Sequence[tuple[Steerable, float]]) -> Intervention | None:
+    """The sum of the terms' interventions; None where not all have one of a kind that adds up."""
+    kinds = {type(profile.intervention) for profile, _ in terms}
+    first = terms[0][0].intervention
+    if len(kinds) > 1 or first is None or not first.can_mix:
         return None
-    sums = []
-    for position in POSITIONS:
-        total = Edit({})
-        for profile, strength in terms:
-            assert profile.exact is not None
-            total = total + profile.exact.edits[position] * profile.scale(strength, "exact")
-        rank = max((edit.rank for edit in total.layers.values()), default=0)
-        if rank > MAX_RANK:
-            raise BadInputError(
-                f"the exact edits of the mix have rank {rank}, of at most {MAX_RANK} in a profile",
-                "mix fewer profiles, or leave out mixes among them",
-            )
-        sums.append(total)
-    return ExactForm(sums[0], sums[1])
+    return first.mixed([(p.intervention, p.scale(strength, "exact")) for p, strength in terms])
 
 
 def _axis(

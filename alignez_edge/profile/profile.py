@@ -19,19 +19,18 @@ import numpy as np
 
 from alignez_edge.files.text import printable
 from alignez_edge.files.untrusted import MAX_NUMBERS, MAX_REPORT, check_text, to_json
-from alignez_edge.interventions.by_query import Neighbourhood
 from alignez_edge.interventions.control_vector import ControlVector, check_layers
 from alignez_edge.interventions.exact_form import ExactForm
-from alignez_edge.interventions.value_function import ReControl
+from alignez_edge.interventions.intervention import Intervention
+from alignez_edge.interventions.neighborhood import Neighborhood
+from alignez_edge.interventions.ways import Way
 from alignez_edge.modelfiles.fingerprint import Fingerprint
 from alignez_edge.preferences.axes import Axis
 from alignez_edge.profile.file import read_profile, write_profile
 from alignez_edge.repeatable import timestamp
 from alignez_edge.steering.steering import Steering
-from alignez_edge.steering.ways import Way
 
 if TYPE_CHECKING:
-    from alignez_edge.interventions.bank import Bank
     from alignez_edge.runtime.injection import Conditional, Injection
     from alignez_edge.runtime.weights import Weights
 
@@ -50,10 +49,10 @@ class Profile:
     `exact_unit_negative`; None means that both signs are alike (see `scale`). `calibration`
     holds curves (tuples of numbers) and single numbers by name; `report` is anything that JSON can
     say. `pairs` were used, `dropped` counts those that were not by reason. The axis' queries are
-    not kept. `exact` is what is injected in place of the vector where the model allows it; None
-    for methods that are control vectors. With `neighbours` the vector and the edit are made anew
-    for every query, from the pairs nearest to it. A profile with a `value` function moves the
-    logits and nothing else: its vector is zero and it names no layers. Raises `ValueError` where
+    not kept. `intervention` is what is injected in place of the vector, where there is more to the
+    method than that: its edit, whose mean the vector is, where the model allows it; vector and edit
+    made anew for every query; or a value function that moves the logits and nothing else, so that
+    the vector is zero and no layers are named. Raises `ValueError` where
     something contradicts.
     """
 
@@ -73,27 +72,21 @@ class Profile:
     created_at: str = field(default_factory=timestamp)
     model: str = ""
     report: Mapping[str, Any] = field(default_factory=dict)
-    exact: ExactForm | None = None
-    neighbours: Neighbourhood | None = None
-    value: ReControl | None = None
+    intervention: Intervention | None = None
     unit_negative: float | None = None
     exact_unit_negative: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "axis", replace(self.axis, queries=()))
-        if self.value is None:
+        if self.edits_layers:
             layers = tuple(check_layers(self.layers, self.vector.n_layer))
             object.__setattr__(self, "layers", layers)
-        else:
-            self._check_value(self.value)
-        if self.neighbours is not None:
-            self._check_bank(self.neighbours.bank)
+        if self.intervention is not None:
+            self.intervention.check(self.vector, self.layers)
         if not set(self.vector.layers) <= set(self.layers):
             raise ValueError(
                 f"the vector edits layers {self.vector.layers}, the profile names {self.layers}"
             )
-        if self.exact is not None:
-            self._check_exact(self.exact)
         for name in ("unit", "unit_negative", "exact_unit_negative"):
             if (scale := getattr(self, name)) is None and name != "unit":
                 continue
@@ -118,55 +111,46 @@ class Profile:
                 check_text(name, key)
                 check_text(name, str(value))
 
-    def _check_value(self, value: ReControl) -> None:
-        if self.layers or self.exact is not None or self.neighbours is not None:
-            raise ValueError("a profile with a value function edits no layers")
-        if value.value.n_embd != self.vector.n_embd or value.strength != 1:
-            raise ValueError("the value function is of another hidden size, or has a strength")
-
-    def _check_bank(self, bank: Bank) -> None:
-        if bank.n_embd != self.vector.n_embd or not set(bank.layers) <= set(self.layers):
-            raise ValueError(
-                f"a bank of the layers {bank.layers} with {bank.n_embd} dimensions in a profile of "
-                f"{self.layers} with {self.vector.n_embd}"
-            )
-
-    def _check_exact(self, form: ExactForm) -> None:
-        for edit in form.edits.values():
-            if not set(edit.layers) <= {0, *self.layers}:
-                raise ValueError(
-                    f"the exact form edits layers {sorted(edit.layers)}, the profile names "
-                    f"{self.layers}"
-                )
-            if any(x.n_embd != self.vector.n_embd for x in edit.layers.values()):
-                raise ValueError("the exact form is of another hidden size than the vector")
-
     @property
     def name(self) -> str:
         """The name of its axis."""
         return self.axis.name
 
     @property
+    def exact(self) -> ExactForm | None:
+        """Its exact form, where that is its intervention."""
+        return self.intervention if isinstance(self.intervention, ExactForm) else None
+
+    @property
+    def neighbors(self) -> Neighborhood | None:
+        """What makes it query-conditioned, where that is its intervention."""
+        return self.intervention if isinstance(self.intervention, Neighborhood) else None
+
+    @property
+    def edits_layers(self) -> bool:
+        """Whether it edits layers at all: one that moves the logits does not."""
+        return self.intervention is None or self.intervention.edits_layers
+
+    @property
     def way(self) -> Way:
-        """The way of injection that `unit` is for; a value function has `auto` alone."""
-        return "control-vector" if self.value is None else "auto"
+        """The way of injection that `unit` is for: `auto` where no layer is edited."""
+        return "control-vector" if self.edits_layers else "auto"
 
     @property
     def exact_unit(self) -> float | None:
         """What `unit` is to the exact edit; None where there is no such edit."""
-        if self.neighbours is not None:
-            return self.neighbours.exact_unit
-        return self.exact.unit if self.exact is not None else None
+        return None if self.intervention is None else self.intervention.exact_unit
+
+    def describe(self) -> str:
+        """In what forms it can be injected, in words."""
+        return "a control vector" if self.intervention is None else self.intervention.describe()
 
     def with_exact_unit(self, unit: float | None, negative: float | None = None) -> Profile:
         """The profile with other units of its exact edit; None takes the edit out, `negative`
         None means that both signs are alike."""
-        if self.neighbours is not None:
-            near = replace(self.neighbours, exact_unit=unit)
-            return replace(self, neighbours=near, exact_unit_negative=negative)
-        assert self.exact is not None
-        exact = replace(self.exact, unit=unit) if unit is not None else None
-        return replace(self, exact=exact, exact_unit_negative=negative)
+        assert self.intervention is not None
+        other = self.intervention.with_exact_unit(unit)
+        return replace(self, intervention=other, exact_unit_negative=negative)
 
     def scale(self, strength: float, way: Way = "control-vector") -> float:
         """What the vector is multiplied by at a strength, or the exact edit where that is the
@@ -194,15 +178,8 @@ class Profile:
         for scale in (self.unit_negative, self.exact_unit_negative):
             if scale is not None:
                 digest.update(f"-{scale!r}".encode())
-        if self.exact is not None:
-            form = self.exact
-            digest.update(repr(form.unit).encode())
-            for edit in form.edits.values():
-                digest.update(edit.digest.encode())
-        if self.neighbours is not None:
-            digest.update(self.neighbours.digest.encode())
-        if self.value is not None:
-            digest.update(self.value.digest.encode())
+        if self.intervention is not None:
+            digest.update(self.intervention.digest.encode())
         for key, value in sorted(self.fingerprint.to_metadata().items()):
             digest.update(key.encode())
             digest.update(

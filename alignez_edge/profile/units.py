@@ -13,10 +13,10 @@ from alignez_edge.calibration.free_running import (
 )
 from alignez_edge.calibration.verdict import KEY as VERDICT
 from alignez_edge.calibration.verdict import judge
+from alignez_edge.interventions.ways import Way
 from alignez_edge.preferences.prompts import SIDES, is_plain
 from alignez_edge.profile.profile import Profile
 from alignez_edge.steering.inject import way_into
-from alignez_edge.steering.ways import Way
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model

@@ -42,9 +42,9 @@ from alignez_edge.profile.units import ways_of
 from alignez_edge.steering.compatibility import check_fit
 
 if TYPE_CHECKING:
+    from alignez_edge.interventions.ways import Way
     from alignez_edge.profile.profile import Profile
     from alignez_edge.runtime.model import Model
-    from alignez_edge.steering.ways import Way
 
 TOLERANCE = 0.25
 """How far, of the effect as it was measured, a replay may be from it and still be the same: twice

@@ -39,9 +39,9 @@ from alignez_edge.speed.workload import (
 )
 
 if TYPE_CHECKING:
+    from alignez_edge.interventions.ways import Way
     from alignez_edge.runtime.model import Model
     from alignez_edge.steering.steering import Steering
-    from alignez_edge.steering.ways import Way
 
 LEAST = 8
 """Tokens of a long answer at least."""

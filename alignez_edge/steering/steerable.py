@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from alignez_edge.interventions.by_query import Neighbourhood
 from alignez_edge.interventions.control_vector import ControlVector
-from alignez_edge.interventions.exact_form import ExactForm
-from alignez_edge.interventions.value_function import ReControl
+from alignez_edge.interventions.intervention import Intervention
+from alignez_edge.interventions.ways import Way
 from alignez_edge.modelfiles.fingerprint import Fingerprint
 from alignez_edge.preferences.axes import Axis
-from alignez_edge.steering.ways import Way
 
 
 class Steerable(Protocol):
@@ -36,11 +34,7 @@ class Steerable(Protocol):
     @property
     def fingerprint(self) -> Fingerprint: ...
     @property
-    def exact(self) -> ExactForm | None: ...
-    @property
-    def neighbours(self) -> Neighbourhood | None: ...
-    @property
-    def value(self) -> ReControl | None: ...
+    def intervention(self) -> Intervention | None: ...
     @property
     def exact_unit(self) -> float | None: ...
     @property

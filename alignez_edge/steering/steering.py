@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, TypedDict
 
 from alignez_edge.errors import BadInputError
 from alignez_edge.files.text import printable
+from alignez_edge.interventions.ways import WAYS, Way
 from alignez_edge.steering.compatibility import check_fit
-from alignez_edge.steering.ways import WAYS, Way
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.injection import Conditional, Injection

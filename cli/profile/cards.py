@@ -217,16 +217,7 @@ def measured_anew(profile: Profile) -> str:
 
 def forms(profile: Profile) -> str:
     """In what forms it can be injected, in words."""
-    if profile.value is not None:
-        return "a value function that moves the logits"
-    near, what = profile.neighbours, ""
-    if near is not None:
-        count = min(near.recipe.k, near.bank.n_pairs)
-        what = f", made anew for each query from the {count} nearest of {near.bank.n_pairs} pairs"
-    has_edit = profile.exact_unit is not None
-    return (
-        "an exact edit or its mean, a control vector" if has_edit else "a control vector"
-    ) + what
+    return profile.describe()
 
 
 def card(profile: Profile, path: Path) -> str:

@@ -21,17 +21,17 @@ from alignez_edge.files.gguffile import GGUFFile
 from alignez_edge.files.text import printable
 from alignez_edge.files.writing import make_folder, write_atomic
 from alignez_edge.interventions.bank import Bank, packed, widened
-from alignez_edge.interventions.by_query import Turn
+from alignez_edge.interventions.by_query import QueryEdit
+from alignez_edge.interventions.exact import ExactEdit, adapter_bytes, adapter_tensors, constants
 from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
 from alignez_edge.modelfiles.fingerprint import identity
 from alignez_edge.modelfiles.lora import Carried
-from alignez_edge.steering.exact import ExactEdit, adapter_bytes, adapter_tensors, constants
 
 
 @dataclass(frozen=True, eq=False)
 class BankProduct:
     """`H W` of one bank and one model; opened as a map of its file, so that a turn reads only the
-    rows of its neighbours.
+    rows of its neighbors.
 
     `cells` has a row per layer of the bank, with the fields `scales`, `(positions,)` float32, and
     `rows`, `(positions, sides * n_pairs, n_ff)` float16, the wanted sides first.
@@ -83,7 +83,7 @@ class BankProduct:
                 raise AlignezError(f"cannot read {printable(str(path))}, which was just written")
         return cls(bank, gguf, cells)
 
-    def exact_edit(self, turn: Turn, position: str) -> ExactEdit:
+    def exact_edit(self, turn: QueryEdit, position: str) -> ExactEdit:
         """The adapter and the constants of a turn's edit at one position: what `exact.exact_edit`
         makes of `turn.edit(position)`, to the rounding of half precision.
 
