@@ -26,7 +26,7 @@ from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.requests import Sampling
 from alignez_edge.runtime.score import Scorer
 from alignez_edge.runtime.session import Session
-from alignez_edge.steering.inject import Turns
+from alignez_edge.steering.binding import Turns
 from alignez_edge.steering.steering import Steering
 from tests.profiles import random_profile
 

@@ -1,4 +1,4 @@
-"""The ways in which a steering gets into a model; `inject.py` says what they do."""
+"""The ways in which a steering gets into a model; `steering/binding.py` says what they do."""
 
 from __future__ import annotations
 

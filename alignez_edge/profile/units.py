@@ -16,7 +16,7 @@ from alignez_edge.calibration.verdict import judge
 from alignez_edge.interventions.ways import Way
 from alignez_edge.preferences.prompts import SIDES, is_plain
 from alignez_edge.profile.profile import Profile
-from alignez_edge.steering.inject import way_into
+from alignez_edge.steering.binding import way_into
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model

@@ -1,7 +1,7 @@
 """A steering is a value: a sum of profiles, each with a strength.
 
 `polite * 0.8 + terse * -0.3` does the same in whatever order it is written: terms of one profile
-are joined, and the sum is taken in a canonical order. How it gets into a model is `inject.py`'s.
+are joined, and the sum is taken in a canonical order. How it gets into a model is `binding.py`'s.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, TypedDict
 from alignez_edge.errors import BadInputError
 from alignez_edge.files.text import printable
 from alignez_edge.interventions.ways import WAYS, Way
-from alignez_edge.steering.compatibility import check_fit
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.injection import Conditional, Injection
     from alignez_edge.runtime.weights import Weights
+    from alignez_edge.steering.binding import Binding
     from alignez_edge.steering.steerable import Steerable
 
 
@@ -84,39 +84,25 @@ class Steering:
         sums = [(parts[key][0], sum_of(parts[key][1])) for key in sorted(parts)]
         return tuple((profile, strength) for profile, strength in sums if strength)
 
-    def injection(self, model: Weights) -> Injection | Conditional | None:
-        """What is injected into `model`: the sum of what the terms add; None for nothing.
-
-        It depends on the prompt where a profile looks at the query.
+    def bind(self, model: Weights) -> Binding:
+        """The sum for `model`: that every profile fits is checked, and its way is decided, once.
 
         Raises `ProfileFileError` where a profile was made for another model, naming what differs,
-        and `BadInputError` where a strength is so large that the sum overflows, or where a profile
-        cannot be injected in the way that was asked for.
+        and `BadInputError` where one cannot be injected in the way that was asked for.
         """
-        from alignez_edge.steering.inject import injected
+        from alignez_edge.steering.binding import bind
 
-        terms = self.joined()
-        for profile, _ in terms:
-            check_fit(profile, model)
-        return injected(model, terms, self.way) if terms else None
+        return bind(model, self.joined(), self.way)
+
+    def injection(self, model: Weights) -> Injection | Conditional | None:
+        """What is injected into `model`; None for nothing. Raises as `bind`, and `BadInputError`
+        where a strength is so large that the sum overflows."""
+        return self.bind(model).injection
 
     def notices(self, model: Weights) -> list[str]:
-        """What a user should know about how the profiles fit `model`, one line each.
-
-        Raises `ProfileFileError` where one does not fit, `BadInputError` where one cannot be
-        injected as asked.
-        """
-        from alignez_edge.steering.inject import way_into
-
-        found = []
-        for profile, _ in self.joined():
-            notice = check_fit(profile, model)
-            if notice is not None:
-                found.append(notice)
-            _, reason = way_into(model, profile, self.way)
-            if reason is not None:
-                found.append(f"{printable(profile.name)} is injected as a control vector: {reason}")
-        return found
+        """What a user should know about how the profiles fit `model`, one line each. Raises as
+        `bind`."""
+        return list(self.bind(model).notices)
 
     def describe(self) -> list[Term]:
         """The terms as plain data: `profile` (the axis' name) and `strength`."""

@@ -1,4 +1,4 @@
-"""From a profile to what llama.cpp is given: the ways in which a steering gets into a model.
+"""A steering bound to one model: whether its profiles fit, and the way in which each gets in.
 
 - `control-vector`: one constant vector a layer and position. Any model, any profile.
 - `exact`: the profile's exact form as LoRA adapters and constants, at native speed.
@@ -10,6 +10,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -19,6 +21,7 @@ from alignez_edge.errors import BadInputError
 from alignez_edge.files.text import printable
 from alignez_edge.interventions.intervention import Share, ShareByQuery
 from alignez_edge.interventions.ways import Way
+from alignez_edge.steering.compatibility import check_fit
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.injection import Conditional, Injection
@@ -28,19 +31,51 @@ if TYPE_CHECKING:
 _LARGEST = float(np.finfo(np.float32).max)
 
 
-def injected(
-    model: Weights, terms: Sequence[tuple[Steerable, float]], way: Way
-) -> Injection | Conditional | None:
-    """What profiles with strengths add up to; None for nothing.
+@dataclass(frozen=True, eq=False)
+class Binding:
+    """A steering bound to one model: that the profiles fit is known, and which way each takes.
 
-    Raises `BadInputError` where one cannot be injected by `way`, where the sum overflows, and where
-    two look at different states of a query.
+    `parts` are the profiles with their strengths and ways, in canonical order; `notices` what a
+    user should know about how they fit, one line each.
     """
-    parts = [(profile, s, way_into(model, profile, way)[0]) for profile, s in terms]
-    shares = [share_of(model, *part) for part in parts]
-    fixed = [share for share in shares if isinstance(share, Share)]
-    turning = [share for share in shares if not isinstance(share, Share)]
-    return Turns(model, fixed, turning) if turning else _total(model, fixed)
+
+    model: Weights
+    parts: tuple[tuple[Steerable, float, Way], ...]
+    notices: tuple[str, ...]
+
+    @cached_property
+    def injection(self) -> Injection | Conditional | None:
+        """What is injected: the sum of what the parts add; None for nothing. It depends on the
+        prompt where a profile looks at the query.
+
+        Raises `BadInputError` where a strength is so large that the sum overflows, and where two
+        profiles look at different states of a query.
+        """
+        shares = [share_of(self.model, *part) for part in self.parts]
+        fixed = [share for share in shares if isinstance(share, Share)]
+        turning = [share for share in shares if not isinstance(share, Share)]
+        if turning:
+            return Turns(self.model, fixed, turning)
+        return _total(self.model, fixed) if fixed else None
+
+
+def bind(model: Weights, terms: Sequence[tuple[Steerable, float]], way: Way) -> Binding:
+    """Profiles with strengths, in canonical order, bound to `model`.
+
+    Raises `ProfileFileError` where one was made for another model, naming what differs, and
+    `BadInputError` where one cannot be injected by `way`.
+    """
+    fits = [check_fit(profile, model) for profile, _ in terms]
+    parts: list[tuple[Steerable, float, Way]] = []
+    notices: list[str] = []
+    for (profile, strength), notice in zip(terms, fits, strict=True):
+        taken, reason = way_into(model, profile, way)
+        parts.append((profile, strength, taken))
+        if notice is not None:
+            notices.append(notice)
+        if reason is not None:
+            notices.append(f"{printable(profile.name)} is injected as a control vector: {reason}")
+    return Binding(model, tuple(parts), tuple(notices))
 
 
 class Turns:
