@@ -33,7 +33,7 @@ from alignez_edge.preferences.axes import Axis
 from alignez_edge.preferences.pair_store import PairStore
 from alignez_edge.preferences.pairs import PreferencePair
 from alignez_edge.profile.profile import Profile
-from alignez_edge.profile.provenance import ModelFile, Provenance, Source, with_provenance
+from alignez_edge.profile.provenance import ModelFile, Provenance, Source
 from alignez_edge.runtime.injection import Injection
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.score import Scorer
@@ -319,7 +319,7 @@ def test_provenance_tells_which_build_it_was(
     file = ModelFile("m.gguf", "F16", 1, 64 * "0")
     queries = Source("queries", 3, 64 * "0")
     told = Provenance(file, queries, width=8, threads=2)
-    profile = with_provenance(random_profile(llama_model), told)
+    profile = random_profile(llama_model, report=told.report())
     keep_pairs(home / "builds" / "polite-1", profile)
     with pytest.raises(BadInputError, match="are not on this machine"):
         built_from(profile)
@@ -329,7 +329,7 @@ def test_provenance_tells_which_build_it_was(
     assert built_from(profile) == path
     told = replace(told, source=replace(queries, kind="pairs"))
     with pytest.raises(BadInputError, match="built from pairs in a file"):
-        built_from(with_provenance(profile, told))
+        built_from(replace(profile, report=told.report()))
 
 
 def test_profiles_that_files_hold_in_part_or_not_at_all(tmp_path: Path, llama_model: Model) -> None:

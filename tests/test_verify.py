@@ -23,9 +23,9 @@ from alignez_edge.profile.verify import (
     SLACK,
     Effect,
     Verification,
+    measured_pairs,
     recalibrate,
     verify,
-    with_kept_pairs,
 )
 from alignez_edge.runtime.model import Model
 from tests.profiles import random_profile
@@ -109,7 +109,8 @@ def test_another_vector_under_the_same_words_is_found_out(
     turned = ControlVector(-built.vector.deciding, -built.vector.answer)
     # With one unit for both signs, the turned one does exactly the opposite.
     alike = replace(built, unit=1.0, unit_negative=None)
-    built = with_kept_pairs(alike, llama_model, kept_pairs(built))
+    again = measured_pairs(alike, llama_model, kept_pairs(built))
+    built = replace(alike, report={**alike.report, **again})
     before = Effect.of(kept_pairs(built))
     assert abs(before.span) > SLACK, "there is an effect to be missed"
     for vector in (nothing, turned):
@@ -157,7 +158,8 @@ def test_long_texts_are_not_kept(llama_model: Model, tmp_path: Path) -> None:
 
     short = PreferencePair("And tea?", "Yes!", "No.", "", "")
     pairs = [replace(short, chosen="x" * (MAX_CHARS + 1)), short]
-    found = kept_pairs(with_kept_pairs(random_profile(llama_model), llama_model, pairs))
+    report = measured_pairs(random_profile(llama_model), llama_model, pairs)
+    found = kept_pairs(random_profile(llama_model, report=report))
     assert [pair.chosen for pair in found] == ["Yes!"]
 
 

@@ -35,10 +35,10 @@ from alignez_edge.profile.provenance import (
     Source,
     Texts,
     versions,
-    with_provenance,
 )
 from alignez_edge.profile.units import ways_of, with_units
-from alignez_edge.profile.verify import with_kept_pairs
+from alignez_edge.profile.verify import measured_pairs
+from alignez_edge.steering.steerable import Steerable
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model
@@ -132,7 +132,7 @@ def build_profile(
             )
         train, held_back = split(len(usable))
         recipe = None if neighbors is None else Recipe.of(method, neighbors)
-        profile = Profile(
+        parts = Steerable(
             axis=axis,
             fingerprint=model.fingerprint,
             method=method,
@@ -146,15 +146,10 @@ def build_profile(
             **_fields(builder, how, tensor, usable, train, layers, recipe),
         )
         judges = [usable[i] for i in held_back]
-        if choice is not None:
-            profile = replace(profile, report={**profile.report, "request": choice.report()})
         questions = builder.questions(judges, unasked, choice)
         prompted = builder.prompted_cost(usable) if choice is not None else None
-        profile = _calibrated(builder, profile, questions, choice, prompted, keep=texts != "none")
-        profile = replace(profile, report={"held_back": len(judges), **profile.report})
-        if texts != "none":
-            profile = with_kept_pairs(profile, model, judges, ctx)
-        told = Provenance(
+        parts = _calibrated(builder, parts, questions, choice, prompted)
+        made_from = Provenance(
             file,
             source,
             layers=None if layers is None else tuple(layers),
@@ -165,7 +160,15 @@ def build_profile(
             limit=None if choice is None else wanted,
             request=request,
         )
-        return with_provenance(profile, told)
+        report = {
+            **parts.report,
+            **({} if choice is None else {"request": choice.report()}),
+            "held_back": len(judges),
+            "questions": questions if texts != "none" else len(questions),
+            **({} if texts == "none" else measured_pairs(parts, model, judges, ctx)),
+            **made_from.report(),
+        }
+        return Profile.of(replace(parts, report=report))
 
 
 def _fields(
@@ -230,30 +233,25 @@ def _report(
 
 def _calibrated(
     builder: Builder,
-    profile: Profile,
+    parts: Steerable,
     questions: Sequence[str],
     choice: RequestChoice | None,
     asked: tuple[Paid, Paid] | None,
-    *,
-    keep: bool,
-) -> Profile:
-    """`profile` with its units, its curves and the verdict, as measured on its answers to
-    `questions`, which it remembers with `keep`; `asked` is what the pairs' answers cost, where they
-    were prompted for."""
-    ways = ways_of(profile, builder.model)
-    if profile.exact_unit is not None and "exact" not in ways:
-        profile = profile.with_exact_unit(None)  # this model cannot be edited exactly
+) -> Steerable:
+    """`parts` with units, curves and verdict, as measured on answers to `questions`; `asked` is
+    what the pairs' answers cost, where they were prompted for."""
+    ways = ways_of(parts, builder.model)
+    if parts.exact_unit is not None and "exact" not in ways:
+        parts = parts.with_exact_unit(None)  # this model cannot be edited exactly
     if not questions:
         raise BadInputError(
             "no query is left to calibrate with", "use more queries, or a larger window: --ctx"
         )
     read = {
-        way: builder.free_running(questions, profile, way, choice, (step, len(ways)))
+        way: builder.free_running(questions, parts, way, choice, (step, len(ways)))
         for step, way in enumerate(ways)
     }
-    made = with_units(profile, read, asked)
-    told = list(questions) if keep else len(questions)
-    return replace(made, report={**made.report, "questions": told})
+    return with_units(parts, read, asked)
 
 
 def _check_steerable(model: Model, layers: Sequence[int] | None) -> None:

@@ -29,6 +29,9 @@ def build_like(
     *,
     queries: Sequence[str] | None = None,
     pairs: str | Path | None = None,
+    method: str | None = None,
+    layers: Sequence[int] | None = None,
+    neighbors: int | None = None,
     work: str | Path | None = None,
     on_progress: Callable[[str, int, int], None] | None = None,
     on_notice: Callable[[str], None] | None = None,
@@ -36,9 +39,10 @@ def build_like(
     """Build a profile again: the same axis, texts and options, on `model`.
 
     On the same model, with the same number of threads and versions, the result is equal to
-    `profile` but for the time. `queries` or `pairs` (a file) are needed where the profile does not
-    carry its queries and they are not the built-in ones. Raises `BadInputError` where the profile
-    says nothing of its build, and where these are not what it was built from.
+    `profile` but for the time. `method`, `layers` and `neighbors`, where they are given, take the
+    place of those that it was built with. `queries` or `pairs` (a file) are needed where the
+    profile does not carry its queries and they are not the built-in ones. Raises `BadInputError`
+    where the profile says nothing of its build, and where these are not what it was built from.
     """
     from alignez_edge.build.build import build_profile
     from alignez_edge.profile.kept_pairs import kept_pairs
@@ -66,9 +70,9 @@ def build_like(
         profile.axis,
         queries=asked,
         pairs=pairs,
-        method=profile.method,
-        layers=found.layers,
-        neighbors=found.neighbors,
+        method=profile.method if method is None else method,
+        layers=found.layers if layers is None else layers,
+        neighbors=found.neighbors if neighbors is None else neighbors,
         seed=profile.seed,
         width=found.width,
         ctx=found.ctx,

@@ -60,9 +60,9 @@ from alignez_edge.preferences.requests import AUTO, FORMS, RequestForm, RequestT
 
 if TYPE_CHECKING:
     from alignez_edge.directions.hidden_states import States
-    from alignez_edge.profile.profile import Profile
     from alignez_edge.runtime.model import Model
     from alignez_edge.runtime.requests import Completion
+    from alignez_edge.steering.steerable import Steerable
 
 Progress = Callable[[str, int, int], None]
 
@@ -357,7 +357,7 @@ class Builder:
     def free_running(
         self,
         questions: Sequence[str],
-        profile: Profile,
+        profile: Steerable,
         way: Way,
         choice: RequestChoice | None,
         step: tuple[int, int] = (0, 1),

@@ -27,6 +27,7 @@ from alignez_edge.calibration.consensus import Text, answer_tokens, evidence
 from alignez_edge.preferences import prompts
 from alignez_edge.preferences.requests import FORMS, PROBES, RequestForm
 from alignez_edge.repeatable import derive_seed
+from alignez_edge.steering.steering import Steering
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -161,7 +162,7 @@ def read_questions(
 
     axis, chat = profile.axis, model.template is not None
     natural = profile.natural()
-    steerings = [(natural * strength).by(way).injection(model) for strength in GRID]
+    steerings = [Steering(((natural, s),), way).injection(model) for s in GRID]
     one_side = prompts.is_plain(axis, "negative")
 
     def requests() -> Iterator[Request]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from alignez_edge.calibration.unit import Reading
 from alignez_edge.preferences import prompts
+from alignez_edge.steering.steering import Steering
 
 if TYPE_CHECKING:
     from alignez_edge.interventions.ways import Way
@@ -86,5 +87,5 @@ def read_profile(
     texts = [prompts.prompted(pair.query, profile.axis, side) for side in prompts.SIDES]
     asked = [model.ask_tokens(text) for text in texts]
     answers = [model.tokenize(text, begin=False) for text in (pair.chosen, pair.rejected)]
-    steerings = [(profile * strength).by(way).injection(model) for strength in strengths]
+    steerings = [Steering(((profile, s),), way).injection(model) for s in strengths]
     return read_pair(model, plain, asked, answers, steerings, n_ctx)

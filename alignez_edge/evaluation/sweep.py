@@ -20,7 +20,7 @@ from alignez_edge.evaluation.arms import Arm, steered
 from alignez_edge.files.text import near_hint, printable
 from alignez_edge.interventions.ways import WAYS, Way
 from alignez_edge.methods.table import METHODS
-from alignez_edge.profile.provenance import Provenance, with_provenance
+from alignez_edge.profile.provenance import Provenance
 
 if TYPE_CHECKING:
     from alignez_edge.profile.profile import Profile
@@ -128,19 +128,19 @@ def build_with(
             f"the profile {printable(profile.name)} does not say how it was built",
             "build it again to sweep over how it is built",
         )
-    changed = replace(
-        told,
-        layers=_layers(profile, settings) if "layers" in settings else told.layers,
-        neighbors=cast(int, settings["neighbors"]) if "neighbors" in settings else told.neighbors,
-    )
-    other = replace(profile, method=cast(str, settings.get("method", profile.method)))
     offered: dict[str, Any] = {}
     if source is not None:
         is_pairs = told.source.kind == "pairs"
         offered = {"pairs": source} if is_pairs else {"queries": read_queries(source)}
     try:
         return build_like(
-            model, with_provenance(other, changed), on_progress=on_progress, **offered
+            model,
+            profile,
+            method=cast("str | None", settings.get("method")),
+            layers=_layers(profile, settings) if "layers" in settings else None,
+            neighbors=cast("int | None", settings.get("neighbors")),
+            on_progress=on_progress,
+            **offered,
         )
     except BadInputError as failure:
         hint = failure.hint

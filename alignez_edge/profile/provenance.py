@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -117,6 +117,10 @@ class Provenance:
     limit: int | None = None
     request: str = TWO_STEPS
 
+    def report(self) -> dict[str, Any]:
+        """What goes into a profile's report."""
+        return {KEY: asdict(self)}
+
     @classmethod
     def of(cls, profile: Profile) -> Provenance | None:
         """What a profile's report tells; None where it tells nothing that is sound.
@@ -127,11 +131,6 @@ class Provenance:
             return _checked(profile.report[KEY])
         except (KeyError, TypeError, ValueError):
             return None
-
-
-def with_provenance(profile: Profile, found: Provenance) -> Profile:
-    """The profile with this in its report."""
-    return replace(profile, report={**profile.report, KEY: asdict(found)})
 
 
 def queries_digest(queries: Iterable[str]) -> str:

@@ -15,18 +15,18 @@ from alignez_edge.calibration.verdict import KEY as VERDICT
 from alignez_edge.calibration.verdict import judge
 from alignez_edge.interventions.ways import Way
 from alignez_edge.preferences.prompts import SIDES, is_plain
-from alignez_edge.profile.profile import Profile
 from alignez_edge.steering.binding import way_into
+from alignez_edge.steering.steerable import Own, Steerable
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model
 
 
 def with_units(
-    profile: Profile,
+    profile: Own,
     read: Mapping[Way, Sequence[FreeReading]],
     asked: tuple[Paid, Paid] | None = None,
-) -> Profile:
+) -> Own:
     """`profile` with its units, curves and verdict from free-running answers, by way of injection,
     and from what other answers cost that were prompted for either side; the verdict is on the last
     way."""
@@ -53,7 +53,7 @@ def with_units(
     )
 
 
-def ways_of(profile: Profile, model: Model) -> list[Way]:
+def ways_of(profile: Steerable, model: Model) -> list[Way]:
     """The ways whose units are measured on `model`; the last is the one that `auto` takes."""
     exact = profile.exact_unit is not None and way_into(model, profile, "auto")[0] == "exact"
     return [profile.way, "exact"] if exact else [profile.way]

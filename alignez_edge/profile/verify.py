@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -38,12 +38,13 @@ from alignez_edge.profile.kept_pairs import (
     _is_text,
     kept_pairs,
 )
-from alignez_edge.profile.units import ways_of
+from alignez_edge.profile.profile import Profile
+from alignez_edge.profile.units import ways_of, with_units
 from alignez_edge.steering.compatibility import check_fit
+from alignez_edge.steering.steerable import Steerable
 
 if TYPE_CHECKING:
     from alignez_edge.interventions.ways import Way
-    from alignez_edge.profile.profile import Profile
     from alignez_edge.runtime.model import Model
 
 TOLERANCE = 0.25
@@ -96,16 +97,17 @@ class Verification:
         return near and (now > 0) == (then > 0)
 
 
-def with_kept_pairs(
-    profile: Profile,
+def measured_pairs(
+    profile: Steerable,
     model: Model,
     pairs: Sequence[PreferencePair | KeptPair],
     n_ctx: int | None = None,
-) -> Profile:
-    """The profile with the first `N_KEPT` of `pairs` that are not too long, measured on `model`."""
+) -> dict[str, Any]:
+    """The first `N_KEPT` of `pairs` that are not too long, measured on `model`, as a profile's
+    report keeps them."""
     short = [pair for pair in pairs if all(len(getattr(pair, k)) <= MAX_CHARS for k in _TEXTS)]
     found = [asdict(_measured(profile, model, pair, n_ctx)) for pair in short[:N_KEPT]]
-    return replace(profile, report={**profile.report, KEY: found})
+    return {KEY: found}
 
 
 def verify(profile: Profile, model: Model, on_progress: Progress | None = None) -> Verification:
@@ -156,11 +158,11 @@ def recalibrate(profile: Profile, model: Model, on_progress: Progress | None = N
             readings.append(read_profile(profile, model, pair, _natural(profile, way), way))
         found[way] = calibrate(Reading.mean(readings))
     vector = found[ways[0]]
-    made = profile
+    parts = profile.parts()
     if "exact" in found:
-        made = profile.with_exact_unit(found["exact"].unit)
-    made = replace(
-        made,
+        parts = parts.with_exact_unit(found["exact"].unit)
+    parts = replace(
+        parts,
         unit=vector.unit,
         unit_negative=None,
         calibration=vector.curves(),
@@ -172,10 +174,10 @@ def recalibrate(profile: Profile, model: Model, on_progress: Progress | None = N
             "recalibrated": {"from": profile.model, "unit": profile.unit, "pairs": len(kept)},
         },
     )
-    again = [asdict(_measured(made, model, pair)) for pair in kept]
+    again = measured_pairs(parts, model, kept)
     if on_progress:
         on_progress(len(ways) * len(kept), len(ways) * len(kept))
-    return replace(made, report={**made.report, KEY: again})
+    return Profile.of(replace(parts, report={**parts.report, **again}))
 
 
 def kept_questions(profile: Profile) -> tuple[str, ...]:
@@ -197,7 +199,6 @@ def _recalibrated_freely(
 ) -> Profile:
     """`recalibrate` by free-running answers to the questions of the build."""
     from alignez_edge.preferences.choice import RequestChoice
-    from alignez_edge.profile.units import with_units
 
     try:
         choice = RequestChoice.of(profile.report["request"])
@@ -229,26 +230,26 @@ def _recalibrated_freely(
                 tick=tick,
             )
         found[way] = readings
-    made = replace(
-        with_units(profile, found),
+    parts = replace(
+        with_units(profile.parts(), found),
         fingerprint=model.fingerprint,
         model=printable(model.facts.name),
     )
-    again = [asdict(_measured(made, model, pair)) for pair in kept]
+    again = measured_pairs(parts, model, kept)
     if on_progress:
         on_progress(total, total)
     told = {"from": profile.model, "unit": profile.unit, "pairs": len(questions)}
-    return replace(made, report={**made.report, "recalibrated": told, KEY: again})
+    return Profile.of(replace(parts, report={**parts.report, "recalibrated": told, **again}))
 
 
-def _natural(profile: Profile, way: Way) -> list[float]:
+def _natural(profile: Steerable, way: Way) -> list[float]:
     """The strengths at which a profile is injected at the lengths of the grid, + and then -."""
     unit = profile.exact_unit if way == "exact" else profile.unit
     return [sign * strength / (unit or 1.0) for sign in _SIGNS for strength in GRID]
 
 
 def _measured(
-    profile: Profile, model: Model, pair: PreferencePair | KeptPair, n_ctx: int | None = None
+    profile: Steerable, model: Model, pair: PreferencePair | KeptPair, n_ctx: int | None = None
 ) -> KeptPair:
     found = read_profile(profile, model, pair, _SIGNS, profile.way, n_ctx)
     margin, drift = (
