@@ -157,20 +157,6 @@ def test_layers_of_which_nothing_is_kept_hand_on(make: Callable[..., Made]) -> N
     assert condition(made.bank, query, Recipe(opposed=True)).vector(N_LAYER).is_zero()
 
 
-def test_the_best_agreeing_layers_are_taken(make: Callable[..., Made]) -> None:
-    made = make("ffn_out")
-    pairs = made.bank.pairs.copy()
-    pairs[1] = np.random.default_rng(0).standard_normal(pairs[1].shape)
-    arrays = made.bank.to_arrays()
-    for i, kind in enumerate(("deciding.chosen", "deciding.rejected")):
-        arrays[kind] = pairs[:, 0, i]
-    bank = Bank.from_arrays(arrays, "ffn_out")
-    turn = condition(bank, made.queries[0], Recipe(k=5, n_layers=2))
-    assert turn.layers == (1, 4)
-    assert turn.vector(N_LAYER).layers == (1, 4)
-    assert set(turn.edit("deciding").layers) == {1, 4}
-
-
 def test_less_rank_than_asked_for_and_no_difference_at_all(make: Callable[..., Made]) -> None:
     made = make("ffn_out", noise=0.0)
     turn = condition(made.bank, made.queries[0], Recipe(k=5, rank=4))
@@ -199,7 +185,7 @@ def test_large_states_do_not_overflow(make: Callable[..., Made]) -> None:
 
 def test_bad_recipes(make: Callable[..., Made]) -> None:
     made = make()
-    for wrong in ({"k": 0}, {"rank": 0}, {"n_layers": 0}):
+    for wrong in ({"k": 0}, {"rank": 0}):
         with pytest.raises(ValueError, match="counts from 1"):
             Recipe(**wrong)  # type: ignore[arg-type]
     for layers in ((), (3,), (1, 9)):

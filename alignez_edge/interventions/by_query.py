@@ -19,7 +19,6 @@ import numpy.typing as npt
 
 from alignez_edge.arrays import FloatArray, IntArray
 from alignez_edge.directions.hidden_states import POSITIONS
-from alignez_edge.directions.layers import interlayer_cosine
 from alignez_edge.directions.subspace import version_1_edit
 from alignez_edge.interventions.bank import Bank
 from alignez_edge.interventions.control_vector import ANSWER_GAIN, DECIDING_GAIN, ControlVector
@@ -37,16 +36,14 @@ _RESOLVED = 1e-3
 class Recipe:
     """How a turn is made of the `k` nearest pairs.
 
-    `layers` are those that are edited (default: all of the bank); of these, `n_layers` takes only
-    the ones whose directions agree best with the others' (default: all). Version 2 alone: `rank`
-    singular vectors, of which `opposed` keeps only those that the query itself does not have yet:
-    cosine with its state at most 0 (the papers' filter). Raises `ValueError` on numbers below 1.
+    `layers` are those that are edited (default: all of the bank). Version 2 alone: `rank` singular
+    vectors, of which `opposed` keeps only those that the query itself does not have yet: cosine
+    with its state at most 0 (the papers' filter). Raises `ValueError` on numbers below 1.
     """
 
     method: RecipeMethod = "alignez"
     k: int = NEIGHBORS
     layers: tuple[int, ...] | None = None
-    n_layers: int | None = None
     rank: int = 1
     opposed: bool = False
 
@@ -60,7 +57,7 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.method not in get_args(RecipeMethod):
             raise ValueError(f"no recipe has the method {self.method!r}")
-        if min(self.k, self.rank, 1 if self.n_layers is None else self.n_layers) < 1:
+        if min(self.k, self.rank) < 1:
             raise ValueError(f"a recipe counts from 1: {self}")
 
 
@@ -156,18 +153,14 @@ def condition(bank: Bank, states: npt.NDArray[np.floating], recipe: Recipe = Rec
             shift = np.where(towards > 0, np.float32(0), shift)
             directions = np.where(towards[..., None] > 0, np.float32(0), directions)
         displacement = np.matmul(shift[..., None, :], directions)[..., 0, :]
-    picked = list(range(len(layers)))
-    if recipe.n_layers is not None:
-        agreement = interlayer_cosine(directions[:, 0, 0])
-        picked = sorted(np.argsort(-agreement, kind="stable")[: recipe.n_layers].tolist())
     return QueryEdit(
         rows,
-        tuple(layers[i] for i in picked),
+        layers,
         bank.tensor,
         recipe.method == "alignez-v1",
-        directions[picked],
-        coefficients[picked],
-        displacement[picked],
+        directions,
+        coefficients,
+        displacement,
     )
 
 

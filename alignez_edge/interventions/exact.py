@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -26,7 +25,6 @@ import numpy as np
 from alignez_edge.arrays import FloatArray
 from alignez_edge.errors import BadInputError
 from alignez_edge.files.gguffile import GGUFFile, printable
-from alignez_edge.files.writing import write_atomic
 from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
 from alignez_edge.modelfiles.lora import Carried, adapter_file
 
@@ -80,8 +78,8 @@ def exact_edit(
 ) -> ExactEdit:
     """The adapter and the constants of a linear `edit` for the model `gguf` that carries `lora`.
 
-    Raises `BadInputError` where the model or the edit allows no exact injection: an activation, an
-    architecture that is out of reach, a constant in layer 0 or before a norm.
+    Raises `BadInputError` where the model or the edit allows no exact injection: an architecture
+    that is out of reach, a constant in layer 0 or before a norm.
     """
     pairs = list(adapter_tensors(gguf, edit, lora))
     return ExactEdit(adapter_bytes(gguf, pairs, adapter_type), constants(gguf, edit))
@@ -158,29 +156,6 @@ def adapter_bytes(
     )
 
 
-def write_adapter(
-    path: str | Path,
-    gguf: GGUFFile,
-    edit: Edit,
-    *,
-    adapter_type: AdapterType = "F16",
-    lora: Carried = (),
-) -> None:
-    """Write the LoRA of a linear edit for other programs, which inject no constants.
-
-    On a model that carries adapters it is to be set beside them.
-
-    Raises `BadInputError` as `exact_edit` does, and where the edit needs constants.
-    """
-    if constants(gguf, edit).any():
-        raise BadInputError(
-            "this edit needs constants beside its LoRA, which an adapter file cannot hold",
-            "export an edit without constants",
-        )
-    pairs = list(adapter_tensors(gguf, edit, lora))
-    write_atomic(path, adapter_bytes(gguf, pairs, adapter_type))
-
-
 def _n_layer(gguf: GGUFFile) -> int:
     return int(gguf.metadata[f"{gguf.metadata['general.architecture']}.block_count"])
 
@@ -222,11 +197,6 @@ def _reason_against_constants(gguf: GGUFFile, layer: int) -> str | None:
 
 
 def _check(gguf: GGUFFile, edit: Edit) -> None:
-    if not edit.is_linear():
-        raise BadInputError(
-            "an edit with an activation cannot be injected exactly",
-            "only the reference can do that (--inject reference)",
-        )
     for layer, layer_edit in edit.layers.items():
         if layer >= _n_layer(gguf) or layer_edit.n_embd != _n_embd(gguf):
             raise BadInputError(

@@ -33,9 +33,9 @@ MAX_RANK = 64  # of a layer's exact edit
 class ExactForm(Intervention):
     """What is injected in place of the control vector where a model can be edited exactly.
 
-    `deciding` and `answer` are linear edits of the MLP's output in the pass of the last prompt
+    `deciding` and `answer` are edits of the MLP's output in the pass of the last prompt
     token and in those after it; `unit` is the calibrated scale, as a profile's: strength `s` edits
-    with `s * unit`. Raises `ValueError` for edits with an activation and a unit out of range.
+    with `s * unit`. Raises `ValueError` for a unit out of range.
     """
 
     can_mix = True
@@ -45,8 +45,6 @@ class ExactForm(Intervention):
     unit: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (self.deciding.is_linear() and self.answer.is_linear()):
-            raise ValueError("an exact form has no activation")
         if not np.isfinite(self.unit) or self.unit <= 0:
             raise ValueError(f"the calibrated scale must be a positive number, not {self.unit}")
 

@@ -1,10 +1,10 @@
 """Edits of the MLP's output as values with arithmetic: NumPy in, NumPy out.
 
 An edit of one layer is a low-rank affine map of its MLP's output `x`, before that is added to the
-residual stream: `x <- x + s (U act(V x) + c)`. Strength `s` 0 is the base model, 1 the edit as it
+residual stream: `x <- x + s (U V x + c)`. Strength `s` 0 is the base model, 1 the edit as it
 was made. Edits form a vector space: `a * 0.8 + b * -0.3` is an edit again, and the order of the
 terms is irrelevant (to rounding). Every direction that is given is normalized, so its length and
-the sign of a singular vector change nothing in the linear edits.
+the sign of a singular vector change nothing.
 """
 
 from __future__ import annotations
@@ -14,30 +14,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from alignez_edge.arrays import FloatArray
 
-Activation = Literal["linear", "relu", "tanh"]
-_ACTIVATIONS = ("linear", "relu", "tanh")
-
 
 @dataclass(frozen=True, eq=False)
 class LayerEdit:
-    """`x <- x + s (outward @ act(inward @ x) + constant)` for one layer.
+    """`x <- x + s (outward @ inward @ x + constant)` for one layer.
 
     `outward` is `(n_embd, rank)`, `inward` `(rank, n_embd)`, `constant` `(n_embd,)`; float32,
     read-only copies, in the units of the MLP's output. Rank 0 is allowed. Raises `ValueError` on
-    other shapes, on numbers that are not finite and on an unknown activation.
+    other shapes and on numbers that are not finite.
     """
 
     outward: FloatArray
     inward: FloatArray
     constant: FloatArray
-    activation: Activation = "linear"
 
     def __post_init__(self) -> None:
         for name in ("outward", "inward", "constant"):
@@ -49,8 +44,6 @@ class LayerEdit:
         shapes = (self.outward.shape, self.inward.shape, self.constant.shape)
         if self.outward.ndim != 2 or shapes[1:] != (shapes[0][::-1], shapes[0][:1]):
             raise ValueError(f"shapes do not fit each other: {shapes}")
-        if self.activation not in _ACTIVATIONS:
-            raise ValueError(f"unknown activation {self.activation!r}: {', '.join(_ACTIVATIONS)}")
 
     @staticmethod
     def swap(help_direction: npt.ArrayLike, harm_direction: npt.ArrayLike) -> LayerEdit:
@@ -63,10 +56,11 @@ class LayerEdit:
         return _made(np.stack([-d, h], axis=1), np.stack([d, h - (h @ d) * d]), np.zeros(len(h)))
 
     @staticmethod
-    def amplify(directions: npt.ArrayLike, activation: Activation = "linear") -> LayerEdit:
-        """Version 2: `x <- x + sum of act(<x,t>) t` over the unit rows `t` of `(k, n_embd)`."""
+    def amplify(directions: npt.ArrayLike) -> LayerEdit:
+        """Version 2, without an activation: `x <- x + sum of <x,t> t` over the unit rows `t` of
+        `(k, n_embd)`."""
         rows = _unit_rows(directions)
-        return _made(rows.T, rows, np.zeros(rows.shape[1]), activation)
+        return _made(rows.T, rows, np.zeros(rows.shape[1]))
 
     @staticmethod
     def move(directions: npt.ArrayLike, targets: npt.ArrayLike) -> LayerEdit:
@@ -94,16 +88,7 @@ class LayerEdit:
 
     def change(self, x: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
         """What strength 1 adds to the rows of `x`, `(..., n_embd)`, in their precision."""
-        coefficients = x @ self.inward.T
-        if self.activation == "relu":
-            coefficients = np.maximum(coefficients, 0)
-        elif self.activation == "tanh":
-            coefficients = np.tanh(coefficients)
-        return np.asarray(coefficients @ self.outward.T + self.constant, x.dtype)
-
-    def apply(self, x: npt.NDArray[np.floating], strength: float = 1.0) -> npt.NDArray[np.floating]:
-        """`x`, `(..., n_embd)`, edited at `strength`; at 0 it is `x` to the bit."""
-        return x + x.dtype.type(strength) * self.change(x)
+        return np.asarray(x @ self.inward.T @ self.outward.T + self.constant, x.dtype)
 
     def is_zero(self) -> bool:
         """Whether it changes nothing."""
@@ -111,7 +96,7 @@ class LayerEdit:
 
     def __mul__(self, strength: float) -> LayerEdit:
         scale = np.float32(strength)
-        return LayerEdit(self.outward * scale, self.inward, self.constant * scale, self.activation)
+        return LayerEdit(self.outward * scale, self.inward, self.constant * scale)
 
     __rmul__ = __mul__
 
@@ -119,14 +104,11 @@ class LayerEdit:
         return self * -1.0
 
     def __add__(self, other: LayerEdit) -> LayerEdit:
-        """The edit whose change is the sum of both. Raises `ValueError` for two activations."""
-        if self.activation != other.activation:
-            raise ValueError(f"a sum of {self.activation} and {other.activation} edits")
+        """The edit whose change is the sum of both."""
         return LayerEdit(
             np.concatenate([self.outward, other.outward], axis=1),
             np.concatenate([self.inward, other.inward]),
             self.constant + other.constant,
-            self.activation,
         )
 
     def __sub__(self, other: LayerEdit) -> LayerEdit:
@@ -155,25 +137,15 @@ class Edit:
         edit = self.layers.get(layer)
         return edit.change(x) if edit is not None else np.zeros_like(x)
 
-    def apply(
-        self, layer: int, x: npt.NDArray[np.floating], strength: float = 1.0
-    ) -> npt.NDArray[np.floating]:
-        """The MLP output `x`, `(..., n_embd)`, of `layer`, edited at `strength`."""
-        return x + x.dtype.type(strength) * self.change(layer, x)
-
     @cached_property
     def digest(self) -> str:
         """SHA-256 over everything in it, in hexadecimal: equal edits have equal ones."""
         digest = hashlib.sha256()
         for layer, x in self.layers.items():
-            digest.update(f"{layer} {x.activation} {x.rank}".encode())
+            digest.update(f"{layer} linear {x.rank}".encode())
             for part in (x.outward, x.inward, x.constant):
                 digest.update(part.tobytes())
         return digest.hexdigest()
-
-    def is_linear(self) -> bool:
-        """Whether it has no activation: then it can be a LoRA and constants."""
-        return all(edit.activation == "linear" for edit in self.layers.values())
 
     def is_zero(self) -> bool:
         """Whether it changes nothing."""
@@ -201,10 +173,9 @@ def _made(
     outward: npt.NDArray[np.float64],
     inward: npt.NDArray[np.float64],
     constant: npt.NDArray[np.float64],
-    activation: Activation = "linear",
 ) -> LayerEdit:
     u, v, c = (np.asarray(part, np.float32) for part in (outward, inward, constant))
-    return LayerEdit(u, v, c, activation)
+    return LayerEdit(u, v, c)
 
 
 def _vector(values: npt.ArrayLike) -> npt.NDArray[np.float64]:

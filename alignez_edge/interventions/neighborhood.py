@@ -60,7 +60,9 @@ class Neighborhood(Intervention):
     @cached_property
     def digest(self) -> str:
         """See `Intervention`."""
-        return f"{self.bank.digest} {self.recipe} {self.unit!r}"
+        # Mixes keep digests of their parts, so they must stay what they were; `n_layers` went.
+        recipe = repr(self.recipe).replace(", rank=", ", n_layers=None, rank=")
+        return f"{self.bank.digest} {recipe} {self.unit!r}"
 
     def describe(self) -> str:
         """See `Intervention`."""
@@ -107,7 +109,7 @@ class Neighborhood(Intervention):
     def write(self, writer: Any) -> None:
         """Keys `profile.neighbors.*`, tensors `bank.*`."""
         recipe, arrays = self.recipe, self.bank.to_arrays()
-        if recipe.layers is not None or recipe.n_layers is not None:
+        if recipe.layers is not None:
             raise ValueError("a profile file keeps no recipe that leaves out layers of its bank")
         writer.add_string("profile.neighbors.method", recipe.method)
         writer.add_uint32("profile.neighbors.k", recipe.k)
