@@ -24,7 +24,7 @@ from alignez_edge.evaluation.results import results_of
 from alignez_edge.evaluation.run import evaluate
 from alignez_edge.evaluation.runfolder import RunFolder
 from alignez_edge.files.json_log import Log
-from alignez_edge.judges.judging import Comparison, Verdict
+from alignez_edge.judges.judging import Comparison, Judgement
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.requests import Sampling
 from tests.profiles import random_profile
@@ -42,12 +42,12 @@ class Longer:
     scored: bool = True
     name: str = "longer"
 
-    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
+    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Judgement]:
         for asked in comparisons:
             lengths = len(asked.first), len(asked.second)
             sign = 1 if asked.side == "positive" else -1
             scores = {asked.axis.name: (lengths[0] / 100, lengths[1] / 100)}
-            yield Verdict(
+            yield Judgement(
                 sign * float(np.sign(lengths[0] - lengths[1])), scores if self.scored else {}
             )
 
@@ -278,7 +278,7 @@ class Tired(Longer):
         super().__init__()
         self.__dict__.update(after=after, failure=failure)
 
-    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
+    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Judgement]:
         for number, verdict in enumerate(super().compare(comparisons)):
             if number == self.__dict__["after"]:
                 if self.__dict__["failure"] is not None:
@@ -304,9 +304,9 @@ def test_verdicts_are_kept_when_the_judge_stops(
 class Places(Longer):
     """A judge that was shown both orders and took the first one shown in most of them."""
 
-    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
+    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Judgement]:
         for _ in comparisons:
-            yield Verdict(0.25, {}, (1.0, -0.5))
+            yield Judgement(0.25, {}, (1.0, -0.5))
 
 
 def test_the_judges_position_bias_is_told(tiny: Model, tmp_path: Path) -> None:

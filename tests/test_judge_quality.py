@@ -15,17 +15,17 @@ import pytest
 
 from alignez_edge.demo.rules import AXES, judge
 from alignez_edge.errors import BadInputError
-from alignez_edge.judges.judging import Comparison, Verdict
+from alignez_edge.judges.judging import Comparison, Judgement
 from alignez_edge.judges.named import JudgeSettings, identity_of, judge_of
 from alignez_edge.judges.orders import Asked
 from alignez_edge.judges.quality import (
     KnownPair,
     Tally,
     axes_for,
+    guessing_p_value,
     measure,
     read_test_pairs,
     shipped_pairs,
-    sign_test,
 )
 from alignez_edge.preferences.axes import Axis
 from benchmarks import judges
@@ -44,9 +44,9 @@ class Scripted:
     prefer: Callable[[str, str], float]
     name: str = "scripted"
 
-    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
+    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Judgement]:
         for asked in comparisons:
-            yield Verdict(self.prefer(asked.first, asked.second))
+            yield Judgement(self.prefer(asked.first, asked.second))
 
 
 def pairs(n: int, n_equal: int = 0) -> list[KnownPair]:
@@ -117,10 +117,10 @@ def test_guessing_is_found_out() -> None:
     assert passed <= 10
 
 
-def test_sign_test() -> None:
-    assert sign_test(0, 0) == 1
-    assert sign_test(3, 0) == pytest.approx(1 / 8)
-    assert sign_test(2, 1) == pytest.approx(4 / 8)
+def test_how_likely_guessing_is() -> None:
+    assert guessing_p_value(0, 0) == 1
+    assert guessing_p_value(3, 0) == pytest.approx(1 / 8)
+    assert guessing_p_value(2, 1) == pytest.approx(4 / 8)
 
 
 def test_intervals() -> None:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from alignez_edge.errors import AlignezError, BadInputError, ModelFileError, PromptTooLongError
 from alignez_edge.judges.human import HumanJudge
-from alignez_edge.judges.judging import Comparison, Judge, Verdict
+from alignez_edge.judges.judging import Comparison, Judge, Judgement
 from alignez_edge.judges.likelihood import LikelihoodJudge
 from alignez_edge.judges.model import ModelJudge, messages, probabilities
 from alignez_edge.judges.named import JudgeSettings, judge_of
@@ -53,11 +53,11 @@ class Longer:
     bias: float = 0.0
     name: str = "longer"
 
-    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
+    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Judgement]:
         for asked in comparisons:
             one, other = len(asked.first), len(asked.second)
             preference = float(np.clip((one - other) / 100 + self.bias, -1, 1))
-            yield Verdict(preference, {"length": (float(one), float(other))})
+            yield Judgement(preference, {"length": (float(one), float(other))})
 
 
 # Both orders, equal answers -----------------------------------------------------------------------
@@ -101,17 +101,17 @@ def test_what_lies_within_the_band_is_a_tie() -> None:
 
 
 def test_scores_of_one_order_only_are_left_out() -> None:
-    both = merged(Verdict(1, {"a": (1, 0), "b": (1, 1)}), Verdict(-1, {"a": (0, 0.5)}))
-    assert both == Verdict(1, {"a": (0.75, 0)}, (1, 1))
+    both = merged(Judgement(1, {"a": (1, 0), "b": (1, 1)}), Judgement(-1, {"a": (0, 0.5)}))
+    assert both == Judgement(1, {"a": (0.75, 0)}, (1, 1))
 
 
 def test_nobody_is_asked_about_equal_answers() -> None:
     seen: list[str] = []
 
-    def ask(comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
+    def ask(comparisons: Iterable[Comparison]) -> Iterator[Judgement]:
         for asked in comparisons:
             seen.append(asked.first)
-            yield Verdict(1.0)
+            yield Judgement(1.0)
 
     asked = [pair(c, "b ") for c in "babb"]
     found = [v.preference for v in ask_where_different(ask, asked)]

@@ -73,7 +73,7 @@ def read_pair(
     )
 
 
-def read_profile(
+def read_strengths(
     profile: Steerable,
     model: Model,
     pair: Pair,

@@ -54,7 +54,7 @@ _IT_CLAIM = re.compile(r"\bit (?!may be|should be|is a |all |is an )[a-z]+ ")
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RuleScores:
     """What the judge says of one answer.
 
     `scores` maps each axis to a number in [-1, 1]; `knowledge` is in [0, 1] or None; `coherence`
@@ -78,7 +78,7 @@ class _Rules:
     vocabulary: frozenset[str]
 
 
-def judge(text: str, topic: str) -> Verdict:
+def judge(text: str, topic: str) -> RuleScores:
     """Score an answer to a query about `topic` (a topic of the world; `topic_of` finds it)."""
     sentences = split_sentences(text)
     scores = {axis: _style_score(sentences, axis) for axis in STYLE_AXES}
@@ -91,7 +91,7 @@ def judge(text: str, topic: str) -> Verdict:
     repeated = len(sentences) - len(set(sentences))
     words = _WORD.findall(" ".join(sentences))
     known = sum(word in _rules().vocabulary for word in words) / len(words) if words else 0.0
-    return Verdict(
+    return RuleScores(
         scores={axis: scores[axis] for axis in AXES},
         knowledge=kinds["true"] / claims if claims else None,
         coherence=known * (1 - repeated / len(sentences)) if sentences else 0.0,

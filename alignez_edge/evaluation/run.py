@@ -22,7 +22,7 @@ from alignez_edge.evaluation.arms import ASKING, PLAIN, Aim, Arm
 from alignez_edge.evaluation.plan import Plan, prompt_of
 from alignez_edge.evaluation.results import results_of
 from alignez_edge.evaluation.runfolder import RunFolder
-from alignez_edge.judges.judging import Comparison, Judge, Verdict
+from alignez_edge.judges.judging import Comparison, Judge, Judgement
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model
@@ -306,7 +306,9 @@ class _Work:
         return Comparison(asked.text, own, plain_one, aim.axis, aim.side, asked.facts)
 
 
-def _verdict_record(arm: Arm, aim: Aim, query: int, seed: int, verdict: Verdict) -> dict[str, Any]:
+def _verdict_record(
+    arm: Arm, aim: Aim, query: int, seed: int, verdict: Judgement
+) -> dict[str, Any]:
     axis, side = aim.key
     return {
         "arm": arm.name,

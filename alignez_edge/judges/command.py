@@ -27,7 +27,7 @@ from typing import IO
 from alignez_edge.errors import AlignezError, BadInputError
 from alignez_edge.files.records import parse_record
 from alignez_edge.files.text import printable
-from alignez_edge.judges.judging import Comparison, Verdict
+from alignez_edge.judges.judging import Comparison, Judgement
 from alignez_edge.preferences.prompts import trait
 
 TIMEOUT = 300.0
@@ -66,7 +66,7 @@ class CommandJudge:
             raise BadInputError(f"a timeout of {timeout:g} seconds; it must be above 0")
         return cls(printable(shlex.join(words), 120), words, timeout)
 
-    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
+    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Judgement]:
         """See `Judge`. Raises `AlignezError` where the program dies, stalls or says nonsense."""
         lines = [_line(asked) for asked in comparisons]
         if not lines:
@@ -217,7 +217,7 @@ def _line(asked: Comparison) -> bytes:
     return json.dumps(values, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
 
 
-def _verdict(line: bytes, where: str) -> Verdict:
+def _verdict(line: bytes, where: str) -> Judgement:
     try:
         record = parse_record(line.decode("utf-8"), where)
     except UnicodeDecodeError:
@@ -237,7 +237,7 @@ def _verdict(line: bytes, where: str) -> Verdict:
         )
     else:
         raise AlignezError(f"{where}: neither 'preference' nor 'winner': {_shown(line)}")
-    return Verdict(preference, _scores(record.get("scores", {}), where))
+    return Judgement(preference, _scores(record.get("scores", {}), where))
 
 
 def _scores(value: object, where: str) -> dict[str, tuple[float, float]]:

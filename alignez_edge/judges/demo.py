@@ -10,7 +10,7 @@ from alignez_edge.demo.rules import AXES, judge, topic_of
 from alignez_edge.demo.world import world
 from alignez_edge.errors import BadInputError
 from alignez_edge.files.text import printable
-from alignez_edge.judges.judging import Comparison, Verdict
+from alignez_edge.judges.judging import Comparison, Judgement
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,13 @@ class DemoJudge:
     name: str = "demo"
     instant: ClassVar[bool] = True
 
-    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
+    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Judgement]:
         """See `Judge`. Raises `BadInputError` for an axis or a query that is not of its world."""
         for comparison in comparisons:
             yield _verdict(comparison)
 
 
-def _verdict(asked: Comparison) -> Verdict:
+def _verdict(asked: Comparison) -> Judgement:
     if asked.axis.name not in AXES:
         raise BadInputError(
             f"the demo judge knows no axis called {asked.axis.name}",
@@ -48,4 +48,4 @@ def _verdict(asked: Comparison) -> Verdict:
         scores["knowledge"] = first.knowledge, second.knowledge
     one, other = scores[asked.axis.name]
     preference = float((one > other) - (one < other))
-    return Verdict(preference if asked.side == "positive" else 0.0 - preference, scores)
+    return Judgement(preference if asked.side == "positive" else 0.0 - preference, scores)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from alignez_edge.judges.judging import Comparison, Verdict
+from alignez_edge.judges.judging import Comparison, Judgement
 from alignez_edge.judges.orders import swapped
 from alignez_edge.repeatable import derive_seed
 
@@ -25,10 +25,10 @@ class HumanJudge:
     seed: int = 0
     name: str = "human"
 
-    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
+    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Judgement]:
         """See `Judge`."""
         for asked in comparisons:
             texts = sorted((asked.first, asked.second))
             swap = derive_seed(self.seed, asked.query, *texts) % 2 == (asked.first == texts[0])
             preference = self.ask(swapped(asked) if swap else asked)
-            yield Verdict(0.0 - preference if swap else preference)
+            yield Judgement(0.0 - preference if swap else preference)

@@ -30,7 +30,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Judgement:
     """What a judge found.
 
     `preference` is from −1 (the second answer is better) to 1 (the first is); 0 is a tie. `scores`
@@ -61,7 +61,7 @@ class Judge(Protocol):
         """What it is called in results."""
         ...
 
-    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
+    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Judgement]:
         """One verdict for each comparison, in their order, as they come.
 
         Raises `AlignezError` where it cannot go on.

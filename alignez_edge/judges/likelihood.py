@@ -20,7 +20,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from alignez_edge.errors import PromptTooLongError
-from alignez_edge.judges.judging import Comparison, Verdict
+from alignez_edge.judges.judging import Comparison, Judgement
 from alignez_edge.judges.model import too_long
 from alignez_edge.preferences import prompts
 from alignez_edge.preferences.prompts import SIDES
@@ -45,7 +45,7 @@ class LikelihoodJudge:
         """The judging model."""
         return self._load()
 
-    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
+    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Judgement]:
         """See `Judge`. Raises `PromptTooLongError` where an answer is too long for the model."""
         from alignez_edge.runtime.score import Scorer
 
@@ -57,7 +57,7 @@ class LikelihoodJudge:
                     )
                 except PromptTooLongError as failure:
                     raise too_long(self.name, asked, failure) from None
-                yield Verdict(math.tanh((first - second) / 2), {"margin": (first, second)})
+                yield Judgement(math.tanh((first - second) / 2), {"margin": (first, second)})
 
     def _margin(self, scorer: Scorer, asked: Comparison, text: str) -> float:
         from alignez_edge.runtime.score import answer_log_prob

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from alignez_edge.errors import PromptTooLongError
 from alignez_edge.files.text import printable
-from alignez_edge.judges.judging import Comparison, Verdict
+from alignez_edge.judges.judging import Comparison, Judgement
 from alignez_edge.preferences.prompts import trait, with_article
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class ModelJudge:
         """The judging model."""
         return self._load()
 
-    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
+    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Judgement]:
         """See `Judge`. Raises `PromptTooLongError` where two answers are too long for the model."""
         from alignez_edge.runtime.score import Scorer
 
@@ -163,16 +163,16 @@ def _next_probabilities(
     return np.exp(rows[-1].astype(np.float64))
 
 
-def _verdict(likely: Sequence[tuple[int, int, float]], form: PromptForm) -> Verdict:
+def _verdict(likely: Sequence[tuple[int, int, float]], form: PromptForm) -> Judgement:
     """The verdict out of (score of the first, score of the second, probability)."""
     mass = sum(p for _, _, p in likely)
     if not mass > 0:
-        return Verdict(0.0)
+        return Judgement(0.0)
     preference = sum(p * ((a > b) - (a < b)) for a, b, p in likely) / mass
     if form == "short":
-        return Verdict(preference)
+        return Judgement(preference)
     means = sum(p * a for a, _, p in likely) / mass, sum(p * b for _, b, p in likely) / mass
-    return Verdict(preference, {"overall": means})
+    return Judgement(preference, {"overall": means})
 
 
 def _short_verdicts() -> dict[str, tuple[int, int]]:

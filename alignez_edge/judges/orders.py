@@ -6,9 +6,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from alignez_edge.judges.judging import Comparison, Judge, Verdict
+from alignez_edge.judges.judging import Comparison, Judge, Judgement
 
-Ask = Callable[[Iterable[Comparison]], Iterator[Verdict]]
+Ask = Callable[[Iterable[Comparison]], Iterator[Judgement]]
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Asked:
         """The inner judge's, and that both orders were asked for."""
         return f"{self.inner.name}, both orders" if self.both_orders else self.inner.name
 
-    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
+    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Judgement]:
         """See `Judge`."""
         return ask_where_different(self._in_orders, comparisons)
 
-    def _in_orders(self, comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
+    def _in_orders(self, comparisons: Iterable[Comparison]) -> Iterator[Judgement]:
         if not self.both_orders:
             for verdict in self.inner.compare(comparisons):
                 yield self._settled(verdict)
@@ -43,7 +43,7 @@ class Asked:
         for verdict in verdicts:
             yield self._settled(merged(verdict, next(verdicts)))
 
-    def _settled(self, verdict: Verdict) -> Verdict:
+    def _settled(self, verdict: Judgement) -> Judgement:
         if abs(verdict.preference) > self.tie_band:
             return verdict
         return replace(verdict, preference=0.0)
@@ -54,7 +54,7 @@ def swapped(comparison: Comparison) -> Comparison:
     return replace(comparison, first=comparison.second, second=comparison.first)
 
 
-def merged(verdict: Verdict, other_way: Verdict) -> Verdict:
+def merged(verdict: Judgement, other_way: Judgement) -> Judgement:
     """The verdict on a comparison out of those on it and on it swapped."""
     orders = verdict.preference, 0.0 - other_way.preference
     scores = {
@@ -65,10 +65,10 @@ def merged(verdict: Verdict, other_way: Verdict) -> Verdict:
         for aspect, (first, second) in verdict.scores.items()
         if aspect in other_way.scores
     }
-    return Verdict(sum(orders) / 2, scores, orders)
+    return Judgement(sum(orders) / 2, scores, orders)
 
 
-def ask_where_different(ask: Ask, comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
+def ask_where_different(ask: Ask, comparisons: Iterable[Comparison]) -> Iterator[Judgement]:
     """Verdicts in order: ties where the answers are the same text, what `ask` says elsewhere."""
     same: deque[bool] = deque()  # of the comparisons that `ask` has looked ahead to
 
@@ -80,6 +80,6 @@ def ask_where_different(ask: Ask, comparisons: Iterable[Comparison]) -> Iterator
 
     for verdict in ask(different()):
         while same.popleft():
-            yield Verdict(0.0)
+            yield Judgement(0.0)
         yield verdict
-    yield from (Verdict(0.0) for _ in same)
+    yield from (Judgement(0.0) for _ in same)

@@ -200,11 +200,11 @@ def measure(
         both_orders=both_orders,
         position_bias=None if blind else sum(a - b for a, b in singles) / (2 * len(pairs)),
         contradicted=None if blind else sum(a * b < 0 for a, b in singles) / len(pairs),
-        p_value=sign_test(tally.right, tally.wrong),
+        p_value=guessing_p_value(tally.right, tally.wrong),
     )
 
 
-def sign_test(right: int, wrong: int) -> float:
+def guessing_p_value(right: int, wrong: int) -> float:
     """The probability that guessing decides at least `right` of `right + wrong` rightly."""
     from scipy.stats import binom
 

@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 from alignez_edge.errors import BadInputError
 from alignez_edge.files.reading import parse_toml, read_text
 from alignez_edge.files.text import near_hint, printable
-from alignez_edge.judges.judging import Comparison, Verdict
+from alignez_edge.judges.judging import Comparison, Judgement
 from alignez_edge.judges.phrases import Phrases, is_word, sentences
 from alignez_edge.preferences.axes import NAME
 
@@ -112,7 +112,7 @@ class RuleJudge:
             )
         return cls(f"{name}-{digest}", {a: _aspect(a, v, shown) for a, v in aspects.items()})
 
-    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
+    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Judgement]:
         """See `Judge`. Raises `BadInputError` where no aspect belongs to the axis."""
         for asked in comparisons:
             deciding = self._aspect_of(asked.axis.name)
@@ -122,7 +122,7 @@ class RuleJudge:
             }
             one, other = scores[deciding]
             preference = float((one > other) - (one < other))
-            yield Verdict(preference if asked.side == "positive" else 0.0 - preference, scores)
+            yield Judgement(preference if asked.side == "positive" else 0.0 - preference, scores)
 
     def _aspect_of(self, axis: str) -> str:
         if axis in self.aspects:

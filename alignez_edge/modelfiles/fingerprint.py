@@ -55,7 +55,7 @@ class Fit(Enum):
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ModelMatch:
     """How two models agree, and the names of the facts that differ."""
 
     fit: Fit
@@ -170,7 +170,7 @@ def identity(gguf: GGUFFile, lora: Carried = ()) -> str:
     ).hexdigest()
 
 
-def compare(a: Fingerprint, b: Fingerprint) -> Comparison:
+def compare(a: Fingerprint, b: Fingerprint) -> ModelMatch:
     """How the models of two fingerprints agree, and in which facts they do not.
 
     `weights` is named when any tensor that both have sampled differs by more than what the two
@@ -186,8 +186,8 @@ def compare(a: Fingerprint, b: Fingerprint) -> Comparison:
     if a.adapter != b.adapter:
         differing.append("adapter")
     if any(fact in differing for fact in _DECISIVE):
-        return Comparison(Fit.DIFFERENT, tuple(differing))
-    return Comparison(Fit.SAME_SHAPE if differing else Fit.SAME, tuple(differing))
+        return ModelMatch(Fit.DIFFERENT, tuple(differing))
+    return ModelMatch(Fit.SAME_SHAPE if differing else Fit.SAME, tuple(differing))
 
 
 def misfits(there: Fingerprint, here: Fingerprint) -> str:

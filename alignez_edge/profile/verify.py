@@ -23,11 +23,11 @@ from alignez_edge.calibration.free_running import (
     probe_for,
     read_questions,
 )
-from alignez_edge.calibration.teacher_forced import read_profile
+from alignez_edge.calibration.teacher_forced import read_strengths
 from alignez_edge.calibration.unit import GRID, Reading, calibrate
 from alignez_edge.errors import BadInputError
 from alignez_edge.files.text import printable
-from alignez_edge.modelfiles.fingerprint import Comparison, compare
+from alignez_edge.modelfiles.fingerprint import ModelMatch, compare
 from alignez_edge.preferences.pairs import PreferencePair
 from alignez_edge.profile.kept_pairs import (
     _TEXTS,
@@ -82,7 +82,7 @@ class Effect:
 class Verification:
     """What was found: how the models agree, and the effect then and now (None: no pairs kept)."""
 
-    comparison: Comparison
+    comparison: ModelMatch
     pairs: int = 0
     before: Effect | None = None
     now: Effect | None = None
@@ -155,7 +155,7 @@ def recalibrate(profile: Profile, model: Model, on_progress: Progress | None = N
         for done, pair in enumerate(kept, step * len(kept)):
             if on_progress:
                 on_progress(done, len(ways) * len(kept))
-            readings.append(read_profile(profile, model, pair, _natural(profile, way), way))
+            readings.append(read_strengths(profile, model, pair, _natural(profile, way), way))
         found[way] = calibrate(Reading.mean(readings))
     vector = found[ways[0]]
     parts = profile.parts()
@@ -251,7 +251,7 @@ def _natural(profile: Steerable, way: Way) -> list[float]:
 def _measured(
     profile: Steerable, model: Model, pair: PreferencePair | KeptPair, n_ctx: int | None = None
 ) -> KeptPair:
-    found = read_profile(profile, model, pair, _SIGNS, profile.way, n_ctx)
+    found = read_strengths(profile, model, pair, _SIGNS, profile.way, n_ctx)
     margin, drift = (
         (round(float(a), 6), round(float(b), 6)) for a, b in (found.margin, found.drift)
     )
