@@ -86,6 +86,11 @@ def test_the_papers_edit_reads_the_mlp_and_the_others_the_residual_stream() -> N
     assert {displacing(name).tensor for name in (DEFAULT_METHOD, *TWO_POSITIONS)} == {"l_out"}
 
 
+def test_every_method_of_the_table_has_its_file() -> None:
+    for name in METHODS:
+        assert callable(method(name).reads) and callable(method(name).find)
+
+
 @pytest.mark.parametrize("method", RESIDUAL)
 def test_a_planted_shift_is_found_where_it_is(states: HiddenStates, method: str) -> None:
     found = fit(states, range(N_PAIRS), method)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from alignez_edge.directions.hidden_states import HiddenStates
-from alignez_edge.errors import BadInputError
+from alignez_edge.errors import BadInputError, ProfileFileError
 from alignez_edge.files.folders import cache_dir
 from alignez_edge.interventions.bank import Bank
 from alignez_edge.interventions.by_query import Recipe
@@ -148,6 +149,38 @@ def test_a_profile_keeps_its_exact_form(home: Path, tiny_model: Callable[..., Pa
         read = Profile.load(home / "polite.gguf")
         assert read.order == profile.order
         assert np.array_equal(logits(model, read, "exact"), logits(model, profile, "exact"))
+
+
+def test_a_file_with_two_kinds_is_refused(
+    home: Path, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Model.load(tiny_model("llama", n_layer=5), threads=1) as model:
+        profile, near = profile_for(model), conditioned_profile(model, home).neighbors
+        write = ExactForm.write
+
+        def both(self: ExactForm, writer: Any) -> None:
+            assert near is not None
+            write(self, writer)
+            near.write(writer)
+
+        monkeypatch.setattr(ExactForm, "write", both)
+        profile.save(home / "both.gguf")
+        with pytest.raises(ProfileFileError, match="a profile can have one only"):
+            Profile.load(home / "both.gguf")
+
+
+def test_a_binding_decides_the_ways_once(
+    home: Path, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Model.load(tiny_model("llama", n_layer=5), threads=1) as model:
+        exact, plain = profile_for(model), random_profile(model, name="terse")
+        bound = (exact * 0.5 + plain * 0.0 + plain * -0.3).bind(model)
+        assert {(p.name, s, way) for p, s, way in bound.parts} == {
+            ("polite", 0.5, "exact"),
+            ("terse", -0.3, "control-vector"),
+        }
+        assert bound.notices == () and bound.injection is bound.injection
+        assert Steering().bind(model).injection is None
 
 
 def test_an_unknown_way_is_refused(home: Path) -> None:

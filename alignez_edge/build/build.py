@@ -132,8 +132,12 @@ def build_profile(
             )
         train, held_back = split(len(usable))
         recipe = None if neighbors is None else Recipe.of(method, neighbors)
+        finding, report = _finding(builder, how, tensor, usable, train, layers, recipe)
         parts = Steerable(
             axis=axis,
+            vector=finding.vector,
+            layers=finding.layers,
+            intervention=finding.intervention,
             fingerprint=model.fingerprint,
             method=method,
             seed=seed,
@@ -143,7 +147,7 @@ def build_profile(
             author=author,
             licence=licence,
             model=printable(model.facts.name),
-            **_fields(builder, how, tensor, usable, train, layers, recipe),
+            report=report,
         )
         judges = [usable[i] for i in held_back]
         questions = builder.questions(judges, unasked, choice)
@@ -160,18 +164,16 @@ def build_profile(
             limit=None if choice is None else wanted,
             request=request,
         )
-        report = {
-            **parts.report,
-            **({} if choice is None else {"request": choice.report()}),
-            "held_back": len(judges),
-            "questions": questions if texts != "none" else len(questions),
-            **({} if texts == "none" else measured_pairs(parts, model, judges, ctx)),
-            **made_from.report(),
-        }
+        report = {**parts.report, "held_back": len(judges), **made_from.report()}
+        report["questions"] = questions if texts != "none" else len(questions)
+        if choice is not None:
+            report["request"] = choice.report()
+        if texts != "none":
+            report |= measured_pairs(parts, model, judges, ctx)
         return Profile.of(replace(parts, report=report))
 
 
-def _fields(
+def _finding(
     builder: Builder,
     how: Method,
     tensor: Tensor | None,
@@ -179,54 +181,36 @@ def _fields(
     rows: Sequence[int],
     layers: Sequence[int] | None,
     recipe: Recipe | None,
-) -> dict[str, Any]:
-    """What a method makes of the pairs `rows`, as fields of a profile, at natural length; with a
-    `recipe` it is made anew for each query, of the pairs that are remembered."""
-
-    def find(states: HiddenStates | None) -> Finding:
-        return how.find(
-            Material(
-                builder.model,
-                pairs,
-                rows,
-                states,
-                layers,
-                builder.seed,
-                builder.ctx,
-                builder.progress,
-            )
-        )
-
+) -> tuple[Finding, dict[str, Any]]:
+    """What a method makes of the pairs `rows`, at natural length, and what the profile's report
+    tells of it; with a `recipe` it is made anew for each query, of pairs that are remembered."""
+    material = Material(
+        builder.model, pairs, rows, None, layers, builder.seed, builder.ctx, builder.progress
+    )
     if tensor is None:
-        found = find(None)
-        return {"vector": found.vector, "layers": found.layers, "intervention": found.intervention}
+        return how.find(material), {}
     with builder.states(pairs, tensor) as states:
-        found = find(states)
-        intervention = found.intervention
-        report = _report(found, states, rows, len(pairs))
+        finding = how.find(replace(material, states=states))
+        report = _report(finding, states, rows, len(pairs))
         if recipe is not None:
             remembered = rows[:BANK_PAIRS]
             asked = builder.query_states([pairs[i].query for i in remembered], tensor.name)
-            bank = Bank.from_states(states, remembered, asked, found.layers, tensor.name)
-            unit = None if intervention is None else intervention.exact_unit
-            intervention = Neighborhood(bank, recipe, unit)
-    return {
-        "vector": found.vector,
-        "layers": found.layers,
-        "intervention": intervention,
-        "report": report,
-    }
+            bank = Bank.from_states(states, remembered, asked, finding.layers, tensor.name)
+            edit = finding.intervention
+            near = Neighborhood(bank, recipe, None if edit is None else edit.exact_unit)
+            finding = replace(finding, intervention=near)
+    return finding, report
 
 
 def _report(
-    found: Finding, states: HiddenStates, rows: Sequence[int], n_pairs: int
+    finding: Finding, states: HiddenStates, rows: Sequence[int], n_pairs: int
 ) -> dict[str, Any]:
     """What the profile tells of its pairs' states, layer by layer."""
     geometry = Geometry.measure(states, rows)
     return {
-        "separation": [round(float(x), 4) for x in found.separation],
-        "interlayer_cosine": [round(float(x), 4) for x in found.interlayer],
-        "agreement": round(agreement(states, found.layers, n_pairs), 4),
+        "separation": [round(float(x), 4) for x in finding.separation],
+        "interlayer_cosine": [round(float(x), 4) for x in finding.interlayer],
+        "agreement": round(agreement(states, finding.layers, n_pairs), 4),
         **geometry.to_report(),
     }
 
