@@ -203,7 +203,7 @@ def turns(model: Model, repeat: int) -> Figures:
             Chat(session, texts, steerings).turn
             for session, steerings in zip(sessions, kinds, strict=True)
         ]
-        plain, stays, changes = alternate(8 * CHATS * TURNS * repeat, *chats)
+        plain, stays, changes = alternate(4 * CHATS * TURNS * repeat, *chats)
         talks = [Chat(sessions[0], texts, [None]), Chat(sessions[1], texts, own[:1])]
         first, first_steered = alternate(TURNS * repeat, *(talk.quoting_turn for talk in talks))
         writing = seconds_of_injecting([chats[2]] * (TURNS * repeat))
