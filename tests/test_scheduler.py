@@ -267,9 +267,9 @@ def test_an_unknown_ticket_is_nothing(model: Model) -> None:
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
-        (Sampler, "draw"), (Context, "decode"), (Context, "remove"), (Context, "inject"),
-        (Slots, "enter"), (Slots, "extend"), (Slots, "cut"), (Slots, "leave"), (Fixed, "at"),
-        (Answer, "__init__"),
+        (Sampler, "draw"), (Context, "decode"), (Context, "remove"),
+        (Context, "set_control_vector"), (Slots, "enter"), (Slots, "extend"), (Slots, "cut"),
+        (Slots, "leave"), (Fixed, "at"), (Answer, "__init__"),
     ],
 )  # fmt: skip
 def test_after_an_interrupt_all_go_on(

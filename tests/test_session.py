@@ -108,7 +108,7 @@ def test_the_phases_are_those_of_the_injection(llama_model: Model, prompt: list[
         expected = []
         token, vectors = prompt[-1], injection.deciding
         for position in range(n - 1, n + 19):
-            context.inject(vectors)
+            context.set_control_vector(vectors)
             context.decode([token], [position], [0], [True])
             logits = context.logits(0).copy()
             logits[[t for t in range(llama_model.n_vocab) if llama_model.is_end(t)]] = -np.inf

@@ -93,7 +93,7 @@ class OutputMatrix:
         few = np.linspace(0, model.n_vocab - 1, min(_PROBED, model.n_vocab)).astype(np.int64)
         probe = [int(few[len(few) // 3]), int(few[2 * len(few) // 3])]
         with Context(model, n_ctx=min(32, model.n_ctx_train), n_batch=2) as context:
-            context.give_hidden(True)
+            context.set_embeddings(True)
             context.decode(probe, [0, 1], [0, 0], [True, True])
             hidden = context.hidden(1) - context.hidden(0)
             logits = (context.logits(1) - context.logits(0))[few].astype(np.float64)

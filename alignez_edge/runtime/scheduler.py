@@ -355,9 +355,9 @@ class Scheduler:
             for tensor, wanted in work.reads(at, self.model.n_layer).items():
                 reads.setdefault(tensor, []).append(row)
                 layers.setdefault(tensor, set()).update(wanted)
-        context.inject(uniform)
-        context.adapt(spans[0].edits)
-        context.give_hidden(any(span.hidden for span in spans))
+        context.set_control_vector(uniform)
+        context.set_adapters(spans[0].edits)
+        context.set_embeddings(any(span.hidden for span in spans))
         context.decode(
             [token for span in spans for token in span.tokens],
             [at for _, at in rows],
