@@ -162,7 +162,7 @@ def test_the_pairs_are_the_edited_matrices(tiny_model: Callable[..., Path]) -> N
     """`B @ A` is `U V W`, per expert where there are some; blocks of rows change nothing."""
     for architecture, options in (KINDS[0], KINDS[1], KINDS[8]):
         gguf = read_gguf(tiny_model(architecture, n_layer=5, **options))
-        size = int(gguf.metadata[f"{architecture}.embedding_length"])
+        size = int(gguf.hparam("embedding_length"))
         swap = LayerEdit.swap(*np.random.default_rng(0).standard_normal((2, size)))
         names = []
         for name, a, b in adapter_tensors(gguf, Edit({0: swap, 3: swap})):

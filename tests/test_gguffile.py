@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from alignez_edge.errors import ModelFileError, ProfileFileError
-from alignez_edge.files.gguffile import StringArray, printable, read_gguf
+from alignez_edge.files.gguf_values import StringArray
+from alignez_edge.files.gguffile import read_gguf
+from alignez_edge.files.text import printable_name
 
 U32, U64, STRING, ARRAY, FLOAT = 4, 10, 8, 9, 6
 
@@ -234,8 +236,8 @@ def test_random_mutations_are_read_or_refused(written: Write, tiny_llama: Path) 
     assert refused > 1000
 
 
-def test_printable_escapes_and_cuts() -> None:
-    assert printable("a\x1b[31mb\n\u202e") == "a\\x1b[31mb\\n\\u202e"
-    assert printable(b"\xff\x00") == "\\xff\\x00"
-    assert printable("é" * 100, 10) == "é" * 9 + "…"
-    assert printable("日本") == "日本"
+def test_names_are_shown_escaped_and_cut() -> None:
+    assert printable_name("a\x1b[31mb\n\u202e") == "a\\x1b[31mb\\n\\u202e"
+    assert printable_name(b"\xff\x00") == "\\xff\\x00"
+    assert printable_name("é" * 100, 10) == "é" * 9 + "…"
+    assert printable_name("日本") == "日本"
