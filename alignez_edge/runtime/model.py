@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +96,7 @@ class Model(Weights):
         if isinstance(prompts, str):
             raise BadInputError("the prompts are one text", "give a list of texts")
 
-        sampling = replace(sampling, stop=(*sampling.stop, *self.stops))
+        sampling = sampling.with_stops(self.stops)
         own: list[Any] = [steering] * len(prompts)
         if isinstance(steering, Sequence) and not isinstance(steering, str):
             own = list(steering)

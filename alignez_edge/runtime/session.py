@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from alignez_edge.chat.messages import Message
@@ -69,8 +68,7 @@ class Session:
         """`stream` for the next turn of a conversation, in the model's prompt form."""
         prompt = self._model.prompt(messages)
         injection = steering.injection(self._model) if steering is not None else None
-        stop = tuple(dict.fromkeys((*sampling.stop, *self._model.stops)))
-        return self.stream(prompt.tokens, replace(sampling, stop=stop), injection)
+        return self.stream(prompt.tokens, sampling.with_stops(self._model.stops), injection)
 
     def close(self) -> None:
         """End a running answer and free the context; a second call does nothing."""
