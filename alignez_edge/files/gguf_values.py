@@ -81,6 +81,11 @@ class HeaderValues:
         """The error to raise, with the file in front."""
         return self._error(f"{self._shown}: {what}", hint)
 
+    def first(self, n: int) -> bytes:
+        """The first `n` bytes, fewer where the file has no more, stepped over."""
+        self.at = min(n, self.size)
+        return self._data[: self.at]
+
     def _take(self, length: int, what: str) -> int:
         """Step over `length` bytes and return where they began."""
         start = self.at

@@ -205,10 +205,9 @@ class _Reader:
 
     def read(self) -> GGUFFile:
         """The whole header, checked."""
-        head = self._data[:4]
+        head = self._values.first(len(MAGIC))
         if head != MAGIC:
             raise self._fail(f"not a GGUF file (it begins with '{printable_name(head)}')")
-        self._values.at = 4
         version = self._values.scalar("I", "the header")
         if version not in VERSIONS:
             if version & 0xFFFF == 0:
