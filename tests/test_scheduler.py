@@ -20,6 +20,7 @@ from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.injection import Conditional, Injection
 from alignez_edge.runtime.llama import cpp
 from alignez_edge.runtime.model import Model
+from alignez_edge.runtime.passes import Passes
 from alignez_edge.runtime.requests import Completion, Given, Request, Sampling
 from alignez_edge.runtime.sampler import Answer, Sampler
 from alignez_edge.runtime.scheduler import PROMPT_BUDGET, Event, Scheduler
@@ -508,13 +509,13 @@ def test_layer_0_is_steered_in_rows_only(model: Model) -> None:
 def spied(monkeypatch: pytest.MonkeyPatch) -> list[list[Span]]:
     """The spans of every pass, as they come."""
     found: list[list[Span]] = []
-    real = Scheduler._compute
+    real = Passes.compute
 
-    def compute(scheduler: Scheduler, spans: list[Span]) -> None:
+    def compute(passes: Passes, spans: list[Span]) -> None:
         found.append(spans)
-        real(scheduler, spans)
+        real(passes, spans)
 
-    monkeypatch.setattr(Scheduler, "_compute", compute)
+    monkeypatch.setattr(Passes, "compute", compute)
     return found
 
 

@@ -6,6 +6,8 @@ import difflib
 import unicodedata
 from collections.abc import Callable, Iterable
 
+MAX_TEXT = 2000
+"""Characters of one text of a person: a wording, a query, a description."""
 # Joiners are format characters that ordinary Persian, Hindi and emoji text needs.
 _JOINERS = "\u200c\u200d"
 
