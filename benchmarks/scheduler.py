@@ -227,22 +227,22 @@ def turns(model: Model, repeat: int) -> Figures:
 def seconds_of_injecting(turns: Iterable[Job]) -> list[float]:
     """Processor time that each turn spends in setting control vectors: all that another steering
     adds to a turn once, and far less than turns differ from each other by chance."""
-    real, spent, found = Context.inject, 0.0, []
+    real, spent, found = Context.set_control_vector, 0.0, []
 
-    def inject(context: Context, vectors: FloatArray | None) -> None:
+    def set_timed(context: Context, vectors: FloatArray | None) -> None:
         nonlocal spent
         begin = time.thread_time()
         real(context, vectors)
         spent += time.thread_time() - begin
 
-    Context.inject = inject  # type: ignore[assignment, method-assign]
+    Context.set_control_vector = set_timed  # type: ignore[assignment, method-assign]
     try:
         for turn in turns:
             spent = 0.0
             turn()
             found.append(spent)
     finally:
-        Context.inject = real  # type: ignore[method-assign]
+        Context.set_control_vector = real  # type: ignore[method-assign]
     return found
 
 

@@ -20,11 +20,11 @@ from .output import Output, shown
 from .run import answer_record, unindented
 
 if TYPE_CHECKING:
-    from alignez_edge.chat.messages import Message
     from alignez_edge.chat.preamble import Preamble
     from alignez_edge.runtime.model import Model
     from alignez_edge.runtime.requests import Sampling
     from alignez_edge.runtime.session import Session
+    from alignez_edge.runtime.weights import Prompt
     from alignez_edge.steering.steering import Steering
 
 HELP = """\
@@ -69,7 +69,7 @@ class Conversation:
         self._turns: list[Turn] = []
         self._first_kept = 0
         self._n_asked = 0
-        self._last: tuple[list[Message], Sampling] | None = None
+        self._last: tuple[Prompt, Sampling] | None = None
         self._written: set[Path] = set()
 
     def take(self, line: str) -> bool:
@@ -103,20 +103,20 @@ class Conversation:
 
     def _ask(self, question: str) -> None:
         sampling = self._sampling.with_seed(self._sampling.seed + self._n_asked)
-        messages = self._fitting(question)
+        prompt = self._fitting(question)
         said: list[str] = []
         try:
-            self._answer(messages, sampling, said)
+            self._answer(question, prompt, sampling, said)
         except KeyboardInterrupt:
             # What was said before Ctrl-C has been said, and is what the next turn builds on.
-            self._remember(messages, sampling, said)
+            self._remember(question, prompt, sampling, said)
             raise
-        self._remember(messages, sampling, said)
+        self._remember(question, prompt, sampling, said)
 
-    def _answer(self, messages: list[Message], sampling: Sampling, said: list[str]) -> None:
+    def _answer(self, question: str, prompt: Prompt, sampling: Sampling, said: list[str]) -> None:
         """Stream the answer, and keep what has been said of it in `said`."""
         steering = self._now()
-        pieces = self._session.answer(messages, steering=steering, sampling=sampling)
+        pieces = self._session.answer(prompt, steering=steering, sampling=sampling)
         try:
             for piece in unindented(pieces):
                 said.append(piece)
@@ -126,25 +126,25 @@ class Conversation:
             self._out.result()
         answer = self._session.completion
         assert answer is not None
-        asked, text = messages[-1]["content"], self._model.prompt(messages).text
         record = answer_record(
-            self._model, steering, self._preamble, asked, text, sampling.seed, answer
+            self._model, steering, self._preamble, question, prompt.text, sampling.seed, answer
         )
         self._out.record(record)
 
-    def _remember(self, messages: list[Message], sampling: Sampling, said: list[str]) -> None:
-        self._last = messages, sampling
+    def _remember(self, question: str, prompt: Prompt, sampling: Sampling, said: list[str]) -> None:
+        self._last = prompt, sampling
         self._n_asked += 1
         if answer := "".join(said).strip():
-            self._turns.append(Turn(messages[-1]["content"], answer, self.steered_by()))
+            self._turns.append(Turn(question, answer, self.steered_by()))
 
     def _now(self) -> Steering:
         from alignez_edge.steering.steering import Steering
 
         return Steering() if self._is_plain else self._steering
 
-    def _fitting(self, question: str) -> list[Message]:
-        """The conversation so far with `question`, the oldest turns dropped where it is long.
+    def _fitting(self, question: str) -> Prompt:
+        """What asks for the answer to `question` after the conversation so far, the oldest turns
+        dropped where it is long.
 
         Raises `PromptTooLongError`, and drops nothing, where the question alone is too long.
         """
@@ -159,7 +159,8 @@ class Conversation:
                 messages.append({"role": "user", "content": turn.question})
                 messages.append({"role": "assistant", "content": turn.answer})
             messages.append({"role": "user", "content": question})
-            n_tokens = len(self._model.prompt(messages).tokens)
+            prompt = self._model.prompt(messages)
+            n_tokens = len(prompt.tokens)
             if first == len(self._turns) or n_tokens <= room:
                 break
             first += 1
@@ -169,7 +170,7 @@ class Conversation:
             turns = "the oldest turn does" if n == 1 else f"the {n} oldest turns do"
             self._out.notice(f"({turns} not fit into the context any more and will be forgotten)")
             self._first_kept = first
-        return messages
+        return prompt
 
     def _profile(self, rest: str) -> None:
         if rest:
@@ -212,15 +213,15 @@ class Conversation:
         if not self._steering.terms:
             raise BadInputError("there is nothing to compare with", "say /profile NAME first")
         if rest:
-            messages, sampling = self._fitting(rest), self._sampling
+            prompt, sampling = self._fitting(rest), self._sampling
         elif self._last is not None:
-            messages, sampling = self._last
+            prompt, sampling = self._last
         else:
             raise BadInputError("nothing was asked yet", "say /compare TEXT")
         sides = [("plain", Steering()), (_words(self._steering), self._steering)]
         texts = []
         for _, steering in sides:
-            pieces = self._session.answer(messages, steering=steering, sampling=sampling)
+            pieces = self._session.answer(prompt, steering=steering, sampling=sampling)
             texts.append("".join(pieces).strip())
         self._out.result(compared([title for title, _ in sides], texts, terminal_width()))
         for (_, steering), text in zip(sides, texts, strict=True):

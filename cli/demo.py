@@ -126,7 +126,7 @@ def _profile(model: Model, axis: Axis, fresh: bool, seed: int, out: Output) -> P
 def _answers(model: Model, prompts: Sequence[str], steering: Steers | None, seed: int) -> list[str]:
     from alignez_edge.runtime.requests import Sampling
 
-    sampling = Sampling(seed=seed, max_tokens=MAX_TOKENS, stop=model.stops)
+    sampling = Sampling(seed=seed, max_tokens=MAX_TOKENS)
     answers = model.generate(prompts, steering=steering, sampling=sampling)
     ordered = sorted(answers, key=lambda answer: answer.index)
     return [answer.text.strip() for answer in ordered]

@@ -135,8 +135,8 @@ def _answer_one(
                     print(shown(piece), end="", flush=True)
         finally:
             out.result()
-        assert session.completion is not None
-        text, answer = model.prompt(messages).text, session.completion
+        assert session.completion is not None and session.prompt is not None
+        text, answer = session.prompt.text, session.completion
         out.record(answer_record(model, steering, preamble, asked, text, sampling.seed, answer))
 
 

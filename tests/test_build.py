@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignez_edge.build import choice
+from alignez_edge.build import choice, generate
 from alignez_edge.build.build import MAX_HELD_BACK, MIN_PAIRS, build_profile, split
 from alignez_edge.build.steps import STATES_CHUNK, Builder
 from alignez_edge.calibration import free_running
@@ -22,7 +22,6 @@ from alignez_edge.directions.hidden_states import Tensor
 from alignez_edge.errors import AlignezError, BadInputError
 from alignez_edge.files.writing import alone_in
 from alignez_edge.methods.names import BY_QUERY, METHODS
-from alignez_edge.preferences import pairs as pairs_module
 from alignez_edge.preferences.axes import Axis
 from alignez_edge.preferences.pairs import PreferencePair
 from alignez_edge.preferences.requests import FORMS
@@ -42,7 +41,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ALIGNEZ_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
     monkeypatch.setattr("alignez_edge.preferences.answers.DESCRIPTION_TOKENS", 32)
-    monkeypatch.setattr(pairs_module, "ANSWER_TOKENS", 12)
+    monkeypatch.setattr(generate, "ANSWER_TOKENS", 12)
     monkeypatch.setattr(free_running, "N_TOKENS", 6)
     monkeypatch.setattr(free_running, "N_QUESTIONS", 4)
     return tmp_path / "home"
@@ -256,13 +255,13 @@ def test_a_larger_limit_goes_on_with_the_kept_pairs(
     build_profile(llama_model, AXIS, queries=queries, limit=4, work=work, request="style")
     before = (work / "pairs.jsonl").read_text("utf-8").splitlines()
     asked: list[str] = []
-    write = pairs_module.write_answers
+    write = generate.write_answers
 
     def watched(complete: Any, axis: Axis, tasks: Any, **more: Any) -> Any:
         asked.extend(query for query, _ in tasks)
         return write(complete, axis, tasks, **more)
 
-    monkeypatch.setattr(pairs_module, "write_answers", watched)
+    monkeypatch.setattr(generate, "write_answers", watched)
     build_profile(llama_model, AXIS, queries=queries, limit=6, work=work, request="style")
     after = (work / "pairs.jsonl").read_text("utf-8").splitlines()
     assert after[: len(before)] == before and len(after) > len(before)

@@ -57,7 +57,7 @@ def pytorch_logits(model: Llama, tokens: tuple[int, ...]) -> FloatArray:
 def llama_logits(model: Model, tokens: tuple[int, ...], edits: Edits = ()) -> FloatArray:
     n = len(tokens)
     with Context(model, n_ctx=512) as context:
-        context.adapt(edits)
+        context.set_adapters(edits)
         context.decode(tokens, range(n), [0] * n, [True] * n)
         return np.array([context.logits(i).copy() for i in range(n)])
 

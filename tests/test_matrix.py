@@ -178,10 +178,10 @@ def _last_token(
         for vectors in injected:
             tap.found = {}
             context.clear()
-            context.inject(None)
+            context.set_control_vector(None)
             context.prefill(prompt[:-1])
             tap.found = {}
-            context.inject(vectors)
+            context.set_control_vector(vectors)
             context.decode(prompt[-1:], [len(prompt) - 1], [0], [True])
             found.append(
                 np.stack([tap.found[f"l_out-{layer}"][0] for layer in range(model.n_layer)])

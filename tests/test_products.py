@@ -36,9 +36,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def bank_for(gguf: GGUFFile, folder: Path, seed: int = 0) -> Bank:
     rng = np.random.default_rng(seed)
-    architecture = gguf.metadata["general.architecture"]
-    n_layer = int(gguf.metadata[f"{architecture}.block_count"])
-    n_embd = int(gguf.metadata[f"{architecture}.embedding_length"])
+    n_layer = int(gguf.hparam("block_count"))
+    n_embd = int(gguf.hparam("embedding_length"))
     with HiddenStates(folder / f"states-{seed}", (n_layer, n_embd)) as states:
         for _ in range(N_PAIRS):
             pair = rng.standard_normal((2, 2, n_layer, n_embd)).astype(np.float32) + 0.5

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from alignez_edge.build import generate
 from alignez_edge.build.build import build_profile
 from alignez_edge.build.rebuild import build_like, differences, threads_of
 from alignez_edge.errors import BadInputError
-from alignez_edge.preferences import pairs as pairs_module
 from alignez_edge.preferences.axes import Axis
 from alignez_edge.profile import provenance
 from alignez_edge.profile.kept_pairs import kept_pairs
@@ -35,7 +35,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ALIGNEZ_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
     monkeypatch.setattr("alignez_edge.preferences.answers.DESCRIPTION_TOKENS", 32)
-    monkeypatch.setattr(pairs_module, "ANSWER_TOKENS", 12)
+    monkeypatch.setattr(generate, "ANSWER_TOKENS", 12)
     return tmp_path / "home"
 
 

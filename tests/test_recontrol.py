@@ -64,7 +64,7 @@ def states_and_logits(model: Model) -> tuple[FloatArray, FloatArray]:
     tokens = list(range(5, 11))
     n = len(tokens)
     with Context(model, n_batch=8) as context:
-        context.give_hidden(True)
+        context.set_embeddings(True)
         context.decode(tokens, range(n), [0] * n, [True] * n)
         hidden = np.array([context.hidden(i) for i in range(n)])
         return hidden, np.array([context.logits(i) for i in range(n)])
@@ -139,7 +139,7 @@ def test_reading_hidden_states_changes_no_logits(llama_model: Model) -> None:
     with Context(llama_model, n_batch=8) as context:
         for on in (False, True, False):
             context.clear()
-            context.give_hidden(on)
+            context.set_embeddings(on)
             context.decode(tokens, range(n), [0] * n, [True] * n)
             found.append(np.array([context.logits(i) for i in range(n)]))
         with pytest.raises(Exception, match="no hidden state"):
@@ -228,7 +228,7 @@ def test_last_states_are_those_of_one_pass(
     tokens = prompt + answer
     n = len(tokens)
     with Context(llama_model) as context:
-        context.give_hidden(True)
+        context.set_embeddings(True)
         context.decode(tokens, range(n), [0] * n, [True] * n)
         expected = np.array([context.hidden(i) for i in range(len(prompt) - 1, n)])
     found = list(last_states(llama_model, [(prompt, answer), (prompt, answer[:3])]))

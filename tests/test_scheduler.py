@@ -20,6 +20,7 @@ from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.injection import Conditional, Injection
 from alignez_edge.runtime.llama import cpp
 from alignez_edge.runtime.model import Model
+from alignez_edge.runtime.passes import Passes
 from alignez_edge.runtime.requests import Completion, Given, Request, Sampling
 from alignez_edge.runtime.sampler import Answer, Sampler
 from alignez_edge.runtime.scheduler import PROMPT_BUDGET, Event, Scheduler
@@ -267,9 +268,9 @@ def test_an_unknown_ticket_is_nothing(model: Model) -> None:
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
-        (Sampler, "draw"), (Context, "decode"), (Context, "remove"), (Context, "inject"),
-        (Slots, "enter"), (Slots, "extend"), (Slots, "cut"), (Slots, "leave"), (Fixed, "at"),
-        (Answer, "__init__"),
+        (Sampler, "draw"), (Context, "decode"), (Context, "remove"),
+        (Context, "set_control_vector"), (Slots, "enter"), (Slots, "extend"), (Slots, "cut"),
+        (Slots, "leave"), (Fixed, "at"), (Answer, "__init__"),
     ],
 )  # fmt: skip
 def test_after_an_interrupt_all_go_on(
@@ -508,13 +509,13 @@ def test_layer_0_is_steered_in_rows_only(model: Model) -> None:
 def spied(monkeypatch: pytest.MonkeyPatch) -> list[list[Span]]:
     """The spans of every pass, as they come."""
     found: list[list[Span]] = []
-    real = Scheduler._compute
+    real = Passes.compute
 
-    def compute(scheduler: Scheduler, spans: list[Span]) -> None:
+    def compute(passes: Passes, spans: list[Span]) -> None:
         found.append(spans)
-        real(scheduler, spans)
+        real(passes, spans)
 
-    monkeypatch.setattr(Scheduler, "_compute", compute)
+    monkeypatch.setattr(Passes, "compute", compute)
     return found
 
 

@@ -19,7 +19,8 @@ import pytest
 
 from alignez_edge.errors import BadInputError
 from alignez_edge.exchange.vectorfile import read_control_vector
-from alignez_edge.files.gguffile import MAX_KEYS, MAX_STRINGS, MAX_TENSORS, MAX_TEXT, read_gguf
+from alignez_edge.files.gguf_values import MAX_STRINGS, MAX_TEXT
+from alignez_edge.files.gguffile import MAX_KEYS, MAX_TENSORS, read_gguf
 from alignez_edge.files.reading import MAX_DOTS, MAX_LINE
 from alignez_edge.interventions.bank import MOST_PAIRS, Bank
 from alignez_edge.interventions.by_query import Neighbourhood, Recipe

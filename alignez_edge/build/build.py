@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignez_edge.build.steps import Builder, Progress, queries_of
+from alignez_edge.build.steps import Builder, queries_of
+from alignez_edge.build.workplace import Progress
 from alignez_edge.calibration.free_running import Paid
 from alignez_edge.directions.geometry import Geometry, agreement
 from alignez_edge.directions.hidden_states import Tensor
@@ -36,8 +37,7 @@ from alignez_edge.profile.provenance import (
     versions,
     with_provenance,
 )
-from alignez_edge.profile.units import with_units
-from alignez_edge.profile.units import ways_of
+from alignez_edge.profile.units import ways_of, with_units
 from alignez_edge.profile.verify import with_kept_pairs
 
 if TYPE_CHECKING:
