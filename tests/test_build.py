@@ -37,15 +37,13 @@ MORE = [f"And what of {topic}?" for topic in TOPICS]
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder of the user's own, and texts that are short."""
-    monkeypatch.setenv("ALIGNEZ_HOME", str(tmp_path / "home"))
+def short_and_repeatable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pinned time, and texts that are short."""
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
     monkeypatch.setattr("alignez_edge.preferences.answers.DESCRIPTION_TOKENS", 32)
     monkeypatch.setattr(pairs_module, "ANSWER_TOKENS", 12)
     monkeypatch.setattr(free_running, "N_TOKENS", 6)
     monkeypatch.setattr(free_running, "N_QUESTIONS", 4)
-    return tmp_path / "home"
 
 
 @pytest.fixture
@@ -444,7 +442,7 @@ def test_another_model_in_the_same_work_folder_gets_its_own_states(
 
 
 def test_models_that_differ_in_one_matrix_share_no_work(
-    home: Path, tiny_model: Callable[..., Path], tmp_path: Path
+    home: Path, tiny_model: Callable[..., Path]
 ) -> None:
     """Not even where no sample of the fingerprint lies in it."""
 

@@ -38,14 +38,6 @@ STRENGTHS = st.floats(-3, 3).filter(lambda s: abs(s) > 1e-3)
 
 
 @pytest.fixture
-def alignez(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Alignez:
-    monkeypatch.setenv("ALIGNEZ_HOME", str(tmp_path / "home"))
-    return Alignez(monkeypatch, capsys)
-
-
-@pytest.fixture
 def overlapping(llama_model: Model) -> list[Profile]:
     """Three profiles on different layers that overlap pairwise, in other units."""
     a, b, c = (

@@ -29,11 +29,6 @@ from alignez_edge.steering.exact import exact_edit
 N_PAIRS, LAYERS = 9, (1, 3)
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ALIGNEZ_HOME", str(tmp_path))
-
-
 def bank_for(gguf: GGUFFile, folder: Path, seed: int = 0) -> Bank:
     rng = np.random.default_rng(seed)
     architecture = gguf.metadata["general.architecture"]

@@ -30,13 +30,11 @@ QUERIES = [f"Tell me about {topic}." for topic in TOPICS]
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder of the user's own, a pinned time, and texts that are short."""
-    monkeypatch.setenv("ALIGNEZ_HOME", str(tmp_path / "home"))
+def short_and_repeatable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pinned time, and texts that are short."""
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
     monkeypatch.setattr("alignez_edge.preferences.answers.DESCRIPTION_TOKENS", 32)
     monkeypatch.setattr(pairs_module, "ANSWER_TOKENS", 12)
-    return tmp_path / "home"
 
 
 @pytest.fixture(scope="module")
