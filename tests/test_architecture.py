@@ -1,4 +1,4 @@
-"""The arrows of `docs/architecture.md`: face, core, ground, cellar; imports only go downwards."""
+"""The house of `docs/architecture.md`: rooms in order, imports only downwards, bounded sizes."""
 
 from __future__ import annotations
 
@@ -13,87 +13,141 @@ import pytest
 
 from tests.terminal import ROOT
 
-CELLAR = ("errors", "waiting", "files", "gguffile", "ggufwriter", "lora", "fingerprint")
-"""What anybody may import: it knows no model, no axis and no command."""
-FLOORS = ("cellar", "ground", "core", "face")
-MATHEMATICS = (
-    *("bank", "calibration", "conditioned", "edits", "evaluation.measures", "forms", "geometry"),
-    *("heads", "layers", "mix", "subspace", "value", "vectors"),
+FLOORS = (
+    ("errors", "_version", "arrays", "repeatable", "threads"),
+    ("files",),
+    ("demo", "modelfiles", "directions", "chat"),
+    ("preferences",),
+    ("runtime",),
+    ("interventions",),
+    ("methods", "steering"),
+    ("judges", "calibration"),
+    ("profile",),
+    ("build", "exchange", "speed"),
+    ("evaluation",),
+    ("pictures",),
+    ("reports",),
+    ("cli",),
 )
-LIBRARY = ROOT / "alignez_edge"
-FILES = sorted([*LIBRARY.rglob("*.py"), *(ROOT / "cli").rglob("*.py")])
+"""The rooms, from the ground up. A file may import from floors below its own, and from its room."""
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+MATHEMATICS = (
+    *("calibration.unit", "calibration.verdict", "directions.geometry", "directions.layers"),
+    *("directions.subspace", "evaluation.measures", "interventions.bank"),
+    *("interventions.by_query", "interventions.control_vector", "interventions.exact_form"),
+    *("interventions.mlp_edit", "interventions.value_function", "methods.iti", "profile.mix"),
+)
+"""NumPy in, NumPy out: none of these needs llama.cpp."""
+MOST_LINES = 400
+MOST_OF_A_COMMAND = 80
 
 
-def name_of(path: Path) -> str:
-    """The module's name; `cli/` is installed as `alignez_edge.cli`."""
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    if parts[0] == "cli":
-        parts = ("alignez_edge", *parts)
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+def files() -> dict[str, Path]:
+    """Every module of the product by name; `cli` is installed as `alignez_edge.cli`."""
+    found = {}
+    for top in ("alignez_edge", "cli"):
+        for path in (ROOT / top).rglob("*.py"):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
 
 
-def floor_of(module: str) -> str:
-    parts = module.split(".")[1:]
-    if not parts or parts[0] in CELLAR:  # the package itself only names things lazily
-        return "cellar"
-    return {"cli": "face", "runtime": "ground"}.get(parts[0], "core")
+FILES = files()
 
 
-MODULES = {name_of(path): path for path in FILES}
-
-
-def imported(path: Path) -> Iterator[str]:
-    """The modules that a file imports, anywhere in it; not those imported for type hints only."""
-    package = name_of(path) if path.name == "__init__.py" else name_of(path).rpartition(".")[0]
-    pending: list[ast.AST] = [ast.parse(path.read_text("utf-8"))]
-    while pending:
-        node = pending.pop()
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            pending += node.orelse
-            continue
-        pending += ast.iter_child_nodes(node)
+def imports(name: str) -> Iterator[str]:
+    """The modules of the product that a module imports, type-only and late imports included."""
+    path = FILES[name]
+    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from (alias.name for alias in node.names if alias.name in FILES)
         elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
+            home = node.module or ""
             if node.level:
-                above = package.split(".")[: len(package.split(".")) - node.level + 1]
-                base = ".".join([*above, *([base] if base else [])])
-            inner = [f"{base}.{alias.name}" for alias in node.names]
-            yield from (name if name in MODULES else base for name in inner)
+                home = ".".join([*package[: len(package) - node.level + 1], *filter(None, [home])])
+            for alias in node.names:
+                whole = f"{home}.{alias.name}"
+                if whole in FILES or home in FILES:
+                    yield whole if whole in FILES else home
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_go_downwards(module: str) -> None:
-    here = FLOORS.index(floor_of(module))
-    for name in imported(MODULES[module]):
-        if name == "alignez_edge" or name.startswith("alignez_edge."):
-            above = FLOORS.index(floor_of(name)) > here
-            assert not above, f"{module} ({floor_of(module)}) imports {name} ({floor_of(name)})"
+GRAPH = {name: set(imports(name)) - {name} for name in FILES}
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_only_the_ground_knows_ctypes_and_llama_cpp(module: str) -> None:
-    roots = {name.partition(".")[0] for name in imported(MODULES[module])}
-    if floor_of(module) != "ground":
+def room(name: str) -> str:
+    """The room of a module: the package below the top, or the file itself."""
+    top, _, rest = name.partition(".")
+    return "cli" if top == "cli" else rest.partition(".")[0]
+
+
+def test_every_room_has_its_floor() -> None:
+    rooms = {room(name) for name in FILES} - {""}
+    assert rooms == set(FLOOR)
+
+
+@pytest.mark.parametrize("name", sorted(set(FILES) - {"alignez_edge"}))
+def test_imports_go_downwards(name: str) -> None:
+    own = room(name)
+    for other in GRAPH[name] - {"alignez_edge", "cli"}:
+        there = room(other)
+        assert there == own or FLOOR[there] < FLOOR[own], f"{name} imports {other}"
+
+
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    # The package itself names what it offers, and imports it when it is asked for.
+    left = {name: others - {"alignez_edge"} for name, others in GRAPH.items()}
+    del left["alignez_edge"]
+    while ends := [name for name, others in left.items() if not others & left.keys()]:
+        for name in ends:
+            del left[name]
+    assert not left, f"in circles: {sorted(left)}"
+
+
+def test_few_modules_stand_in_the_hall() -> None:
+    assert len(list((ROOT / "alignez_edge").glob("*.py"))) <= 12
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_file_can_be_read_in_one_sitting(name: str) -> None:
+    n_lines = len(FILES[name].read_text("utf-8").splitlines())
+    assert n_lines <= MOST_LINES
+
+
+@pytest.mark.parametrize("name", sorted(name for name in FILES if room(name) == "cli"))
+def test_a_command_is_short(name: str) -> None:
+    for node in ast.walk(ast.parse(FILES[name].read_text("utf-8"))):
+        if isinstance(node, ast.FunctionDef):
+            last = node.end_lineno or node.lineno
+            assert last - node.lineno < MOST_OF_A_COMMAND, f"{name}.{node.name}"
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_only_the_runtime_knows_ctypes_and_llama_cpp(name: str) -> None:
+    roots = set()
+    for node in ast.walk(ast.parse(FILES[name].read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            roots |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            roots.add((node.module or "").partition(".")[0])
+    if room(name) != "runtime":
         assert not roots & {"ctypes", "llama_cpp"}
-    if module != "alignez_edge.runtime.llama":
+    if name != "alignez_edge.runtime.llama":
         assert "llama_cpp" not in roots
+
+
+def test_the_imports_are_seen() -> None:
+    """The tests above look at something."""
+    assert "alignez_edge.runtime.llama" in GRAPH["alignez_edge.runtime.context"]
+    assert "cli.build" in GRAPH["cli.main"]
 
 
 def test_the_page_of_the_house_names_every_module() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
-    modules = [path for path in LIBRARY.rglob("*.py") if path.name != "__init__.py"]
-    assert [path.name for path in modules if f"`{path.name}`" not in page] == []
-    missing = [name for name in re.findall(r"`(\w+\.py)`", page) if not list(ROOT.rglob(name))]
-    assert missing == []
-
-
-def test_the_arrows_are_seen() -> None:
-    """The two tests above look at something."""
-    assert {floor_of(module) for module in MODULES} == set(FLOORS)
-    assert "llama_cpp" in set(imported(MODULES["alignez_edge.runtime.llama"]))
-    assert "alignez_edge.cli.build" in set(imported(MODULES["alignez_edge.cli.main"]))
+    modules = [path for path in (ROOT / "alignez_edge").rglob("*.py") if path.name != "__init__.py"]
+    named = set(re.findall(r"`((?:\w+/)*\w+\.py)`", page))
+    assert [path.name for path in modules if not any(path.match(name) for name in named)] == []
+    assert [name for name in named if not list(ROOT.rglob(name))] == []
 
 
 @pytest.mark.parametrize("module", MATHEMATICS)

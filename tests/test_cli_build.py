@@ -140,7 +140,7 @@ def test_a_folder_that_may_not_be_written_is_known_before_the_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Root may write anywhere, so that a folder's mode would not do here.
-    monkeypatch.setattr("alignez_edge.files.reading.os.access", lambda *_: False)
+    monkeypatch.setattr("alignez_edge.files.writing.os.access", lambda *_: False)
     target = tmp_path / "x.gguf"
     said = alignez("build", *NEW_AXIS, *use, "--quiet", "--pairs", pairs_file, "-o", target)
     assert (said.code, said.out) == (1, "")

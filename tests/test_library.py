@@ -235,7 +235,7 @@ def test_a_damaged_file_is_neither_used_nor_replaced(of_others: Callable[..., Pr
 WRITER = """
 import sys
 from dataclasses import replace
-from alignez_edge.library import ProfileLibrary
+from alignez_edge.profile.library import ProfileLibrary
 from alignez_edge.profile import Profile
 
 source, who, count = sys.argv[1:]

@@ -230,7 +230,8 @@ def test_a_torn_character(tmp_path: Path) -> None:
 def test_a_killed_writer_loses_no_finished_chunk(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     script = f"""
-        from alignez_edge.pairs import PairStore, PreferencePair
+        from alignez_edge.preferences.pair_store import PairStore
+        from alignez_edge.preferences.pairs import PreferencePair
         store = PairStore({str(path)!r}, {SETTINGS!r})
         for n in range(100000):
             store.append([(PreferencePair(str(n), "a" * 5000, "b", "c", "d"), None)])

@@ -21,7 +21,7 @@ TOPICS = (
     "bread rain trains cats snow tea maps birds salt glue wool milk iron sand moss rope figs kelp"
 ).split()
 CHUNKS = (16, 2)
-"""How `pairs.CHUNK` divides these queries."""
+"""How `generate.CHUNK` divides these queries."""
 
 N_EACH = 3 + len(GRID)
 CALIBRATION = 3 * N_EACH
@@ -29,21 +29,23 @@ CALIBRATION = 3 * N_EACH
 
 CHILD = """
 import os, signal, sys
-from alignez_edge import answers, builder, choice, free_running, pairs
-from alignez_edge.axes import Axis
-from alignez_edge.build import build_profile
+from alignez_edge.build import choice, generate, steps
+from alignez_edge.build.build import build_profile
+from alignez_edge.calibration import free_running
+from alignez_edge.preferences import answers
+from alignez_edge.preferences.axes import Axis
 from alignez_edge.runtime import batch
 from alignez_edge.runtime.model import Model
 
 path, work, out, doomed, moment, *topics = sys.argv[1:]
 left = int(moment)
-generate = batch.generate_batch
-answers.DESCRIPTION_TOKENS = pairs.ANSWER_TOKENS = choice.N_TOKENS = 12
+real = batch.generate_batch
+answers.DESCRIPTION_TOKENS = generate.ANSWER_TOKENS = choice.N_TOKENS = 12
 free_running.N_TOKENS, free_running.N_QUESTIONS, free_running.CHUNK = 6, 3, 2
-builder.CHUNK = 2
+steps.CHUNK = 2
 
 def counted(*arguments, **options):
-    for completion in generate(*arguments, **options):
+    for completion in real(*arguments, **options):
         os.write(1, b".")
         yield completion
 

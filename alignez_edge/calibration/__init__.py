@@ -1,0 +1,1 @@
+"""What strength 1 means, and whether a profile works."""

@@ -1,0 +1,1 @@
+"""Hidden states and the mathematics of directions. NumPy and SciPy."""

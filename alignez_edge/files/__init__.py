@@ -1,0 +1,1 @@
+"""Strangers' files read, our own written."""

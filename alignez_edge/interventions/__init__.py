@@ -1,0 +1,1 @@
+"""What a profile adds to a model, as values."""

@@ -1,0 +1,1 @@
+"""Axes, queries, requests and pairs."""

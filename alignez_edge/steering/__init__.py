@@ -1,0 +1,1 @@
+"""From profiles with strengths to what one model is given."""
