@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignez_edge.build import choice
+from alignez_edge.build import choice, generate
 from alignez_edge.build.build import MAX_HELD_BACK, MIN_PAIRS, build_profile, split
 from alignez_edge.build.steps import STATES_CHUNK, Builder
 from alignez_edge.calibration import free_running
@@ -22,7 +22,6 @@ from alignez_edge.directions.hidden_states import Tensor
 from alignez_edge.errors import AlignezError, BadInputError
 from alignez_edge.files.writing import alone_in
 from alignez_edge.methods.names import BY_QUERY, METHODS
-from alignez_edge.preferences import pairs as pairs_module
 from alignez_edge.preferences.axes import Axis
 from alignez_edge.preferences.pairs import PreferencePair
 from alignez_edge.preferences.requests import FORMS
@@ -41,7 +40,7 @@ def short_and_repeatable(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pinned time, and texts that are short."""
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
     monkeypatch.setattr("alignez_edge.preferences.answers.DESCRIPTION_TOKENS", 32)
-    monkeypatch.setattr(pairs_module, "ANSWER_TOKENS", 12)
+    monkeypatch.setattr(generate, "ANSWER_TOKENS", 12)
     monkeypatch.setattr(free_running, "N_TOKENS", 6)
     monkeypatch.setattr(free_running, "N_QUESTIONS", 4)
 
@@ -143,7 +142,7 @@ def test_exchanged_sides_turn_the_profile_round(
     sides = [(r["query"], r["rejected"], r["chosen"]) for r in records]
     write(turned, [dict(zip(("query", "chosen", "rejected"), s, strict=True)) for s in sides])
     there = build_profile(llama_model, AXIS, pairs=labelled, layers=[2, 4])
-    other = Axis("dim", positive=AXIS.negative, negative=AXIS.positive)
+    other = Axis("dim", positive="dark", negative=AXIS.positive)
     back = build_profile(llama_model, other, pairs=turned, layers=[2, 4])
     # Equal but for what the order of texts in a batch rounds differently.
     np.testing.assert_allclose(back.vector.deciding, -there.vector.deciding, atol=0.01)
@@ -174,7 +173,7 @@ def test_two_builds_do_not_write_the_same_files(
     work.mkdir()
     for source in ({"queries": QUERIES[:8]}, {"pairs": labelled}):
         with alone_in(work), pytest.raises(AlignezError, match="another process is at work"):
-            build_profile(llama_model, AXIS, work=work, **source)  # type: ignore[arg-type]
+            build_profile(llama_model, AXIS, work=work, **source)
     assert not list(work.iterdir())
     build_profile(llama_model, AXIS, queries=QUERIES, request="style", work=work)
 
@@ -254,13 +253,13 @@ def test_a_larger_limit_goes_on_with_the_kept_pairs(
     build_profile(llama_model, AXIS, queries=queries, limit=4, work=work, request="style")
     before = (work / "pairs.jsonl").read_text("utf-8").splitlines()
     asked: list[str] = []
-    write = pairs_module.write_answers
+    write = generate.write_answers
 
     def watched(complete: Any, axis: Axis, tasks: Any, **more: Any) -> Any:
         asked.extend(query for query, _ in tasks)
         return write(complete, axis, tasks, **more)
 
-    monkeypatch.setattr(pairs_module, "write_answers", watched)
+    monkeypatch.setattr(generate, "write_answers", watched)
     build_profile(llama_model, AXIS, queries=queries, limit=6, work=work, request="style")
     after = (work / "pairs.jsonl").read_text("utf-8").splitlines()
     assert after[: len(before)] == before and len(after) > len(before)
@@ -330,7 +329,7 @@ def test_the_states_come_with_the_answers(
             zip(found.pairs, real(builder, found.pairs, tensor), strict=True)
         ):
             for side in (0, 1):
-                kept = [np.stack(part[side]) for part in states.record(n)]
+                kept = [np.asarray(part[side]) for part in states.record(n)]
                 size = np.linalg.norm(kept[0])
                 assert np.linalg.norm(kept[0] - deciding[side]) < 0.02 * size, pair
     edited = [replace(found.pairs[0], chosen="Bright!"), *found.pairs[1:]]

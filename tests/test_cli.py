@@ -319,7 +319,7 @@ def test_streams_may_be_closed(
     use: list[object], arguments: list[str], closed: list[int], out: bytes, code: int
 ) -> None:
     given = [part for word in arguments for part in (use if word == "MODEL" else [word])]
-    running = process(*given, preexec_fn=lambda: [os.close(number) for number in closed])
+    running = process(*given, preexec_fn=lambda: list(map(os.close, closed)))
     said, err = running.communicate()
     assert running.returncode == code
     assert said.startswith(out) and bool(said) == bool(out)

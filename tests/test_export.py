@@ -366,6 +366,7 @@ def test_llama_cpps_own_program_answers_alike(way: Way) -> None:
         bench = Bench(model, completion, demo_queries("unseen")[:2])
         if way == "exact":
             form = exact_profile(model).exact
+            assert form is not None
             profile = replace(exact_profile(model), exact=replace(form, unit=40.0))
         else:
             profile = replace(random_profile(model), unit=1.5)

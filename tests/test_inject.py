@@ -80,7 +80,7 @@ def test_an_adapter_is_made_once_and_kept(
         profile = profile_for(model)
         first = logits(model, profile, "exact")
         injections = [(profile * s).injection(model) for s in (1.0, -0.5)]
-        assert injections[0] is not None and injections[1] is not None
+        assert isinstance(injections[0], Injection) and isinstance(injections[1], Injection)
         assert injections[0].deciding_edits[0][0] is injections[1].deciding_edits[0][0]
         assert len(list((cache_dir() / "adapters").iterdir())) == 2
 
@@ -102,7 +102,7 @@ def test_strengths_that_llama_cpp_cannot_take(tiny_model: Callable[..., Path]) -
         profile = profile_for(model)
         for way in ("control-vector", "exact", "reference"):
             with pytest.raises(BadInputError, match="overflows"):
-                (profile * 1e45).by(way).injection(model)  # type: ignore[arg-type]
+                (profile * 1e45).by(way).injection(model)
 
 
 def test_a_control_vector_has_no_exact_form(tiny_model: Callable[..., Path]) -> None:
@@ -113,7 +113,7 @@ def test_a_control_vector_has_no_exact_form(tiny_model: Callable[..., Path]) -> 
         )
         for way in ("exact", "reference"):
             with pytest.raises(BadInputError, match="is a control vector by nature"):
-                (profile * 1.0).by(way).injection(model)  # type: ignore[arg-type]
+                (profile * 1.0).by(way).injection(model)
 
 
 def test_auto_says_where_it_falls_back(
@@ -186,9 +186,9 @@ def test_a_turns_exact_edit_is_its_reference(
         profile = conditioned_profile(model, tmp_path, method=method)
         states = np.random.default_rng(0).standard_normal((5, model.n_embd)).astype(np.float32)
         tokens = model.tokenize("How do I bake bread? With flour.", begin=True)
-        rows = []
+        rows: list[np.ndarray] = []
         for way in ("exact", "reference"):
-            steering = (profile * 3.0).by(way).injection(model)  # type: ignore[arg-type]
+            steering = (profile * 3.0).by(way).injection(model)
             assert isinstance(steering, Turns)
             with Scorer(model) as scorer:
                 rows += scorer.log_probs(tokens[:6], tokens[6:], [None, steering.at(states)])

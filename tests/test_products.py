@@ -18,7 +18,7 @@ from alignez_edge.files.gguffile import GGUFFile, read_gguf
 from alignez_edge.interventions.bank import Bank
 from alignez_edge.interventions.by_query import Recipe, condition
 from alignez_edge.modelfiles.lora import Lora, adapter_file, read_lora
-from alignez_edge.runtime.injection import Injection
+from alignez_edge.runtime.injection import Edits, Injection
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.requests import Sampling
 from alignez_edge.runtime.session import Session
@@ -158,7 +158,8 @@ class Neighbours:
 
     def at(self, states: FloatArray) -> Injection | None:
         turn = condition(self.bank, states, Recipe("alignez-v1", k=4))
-        rows, edits = [], []
+        rows: list[FloatArray] = []
+        edits: list[Edits] = []
         for position in POSITIONS:
             if self.product is None:
                 rows.append(np.zeros_like(states))

@@ -8,14 +8,14 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from alignez_edge.build import generate
 from alignez_edge.build.build import build_profile
 from alignez_edge.build.rebuild import build_like, differences, threads_of
 from alignez_edge.errors import BadInputError
-from alignez_edge.preferences import pairs as pairs_module
 from alignez_edge.preferences.axes import Axis
 from alignez_edge.profile import provenance
 from alignez_edge.profile.kept_pairs import kept_pairs
@@ -34,7 +34,7 @@ def short_and_repeatable(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pinned time, and texts that are short."""
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
     monkeypatch.setattr("alignez_edge.preferences.answers.DESCRIPTION_TOKENS", 32)
-    monkeypatch.setattr(pairs_module, "ANSWER_TOKENS", 12)
+    monkeypatch.setattr(generate, "ANSWER_TOKENS", 12)
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +185,7 @@ def record() -> dict[str, Any]:
     found = Provenance(
         ModelFile("m.gguf", "Q8_0", 7, "0" * 64), Source("queries", 2, "1" * 64, ("a", "b"))
     )
-    return json.loads(json.dumps(asdict(found)))  # type: ignore[no-any-return]
+    return cast("dict[str, Any]", json.loads(json.dumps(asdict(found))))
 
 
 def changed(keys: Sequence[str], value: Any) -> dict[str, Any]:
