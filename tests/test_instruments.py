@@ -168,7 +168,8 @@ def test_an_instrument_tells_the_sides_apart(axis: str) -> None:
 
 @pytest.mark.parametrize("axis", INSTRUMENTS)
 def test_the_answers_are_20_a_side_to_the_same_questions(axis: str) -> None:
-    rows = [json.loads(line) for line in (instruments.ANSWERS / f"{axis}.jsonl").open("rb")]
+    lines = (instruments.ANSWERS / f"{axis}.jsonl").read_bytes().splitlines()
+    rows = [json.loads(line) for line in lines]
     assert all(list(row) == ["question", "text", "side"] for row in rows)
     sides = [[r["question"] for r in rows if r["side"] == s] for s in ("positive", "negative")]
     assert sides[0] == sides[1] and len(set(sides[0])) == 20
