@@ -351,7 +351,8 @@ def test_a_reader_that_leaves_is_no_error(use: list[object]) -> None:
     running.stdin.close()
     assert running.stdout.readline()
     running.stdout.close()
-    assert running.stderr.read() == b""
+    with running.stderr as complaint:
+        assert complaint.read() == b""
     assert running.wait() == 1
 
 

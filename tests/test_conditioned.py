@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
@@ -45,8 +46,15 @@ class Made:
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Callable[..., Made]:
-    return lambda tensor="l_out", **options: Made(tmp_path / f"{tensor}.f32", tensor, **options)
+def make(tmp_path: Path) -> Iterator[Callable[..., Made]]:
+    with ExitStack() as stack:
+
+        def made(tensor: str = "l_out", **options: float) -> Made:
+            found = Made(tmp_path / f"{tensor}.f32", tensor, **options)
+            stack.enter_context(found.states)
+            return found
+
+        yield made
 
 
 def assert_parallel(a: np.ndarray, b: np.ndarray) -> None:

@@ -227,7 +227,7 @@ def test_two_processes_are_not_let_into_one_folder(
     before = (tmp_path / "run" / "answers.jsonl").read_bytes()
     script = f"""
         from pathlib import Path
-        from alignez_edge.files import alone_in
+        from alignez_edge.files.writing import alone_in
         with alone_in(Path({str(tmp_path / "run")!r})):
             print("in", flush=True)
             input()
