@@ -319,7 +319,7 @@ def test_streams_may_be_closed(
     use: list[object], arguments: list[str], closed: list[int], out: bytes, code: int
 ) -> None:
     given = [part for word in arguments for part in (use if word == "MODEL" else [word])]
-    running = process(*given, preexec_fn=lambda: [os.close(number) for number in closed])
+    running = process(*given, preexec_fn=lambda: list(map(os.close, closed)))
     said, err = running.communicate()
     assert running.returncode == code
     assert said.startswith(out) and bool(said) == bool(out)
@@ -351,7 +351,8 @@ def test_a_reader_that_leaves_is_no_error(use: list[object]) -> None:
     running.stdin.close()
     assert running.stdout.readline()
     running.stdout.close()
-    assert running.stderr.read() == b""
+    with running.stderr as complaint:
+        assert complaint.read() == b""
     assert running.wait() == 1
 
 

@@ -11,6 +11,7 @@ import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -143,11 +144,14 @@ def test_an_unchanged_injection_calls_nothing(
 ) -> None:
     from alignez_edge.runtime import context as module
 
-    calls = []
+    calls: list[Any] = []
     real = module.cpp.llama_set_adapter_cvec
-    monkeypatch.setattr(
-        module.cpp, "llama_set_adapter_cvec", lambda *a: calls.append(a) or real(*a)
-    )
+
+    def counted(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return real(*arguments)
+
+    monkeypatch.setattr(module.cpp, "llama_set_adapter_cvec", counted)
     vectors = layer_vectors(llama_model, 2)
     with Context(llama_model) as context:
         context.set_control_vector(None)

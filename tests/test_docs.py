@@ -17,7 +17,7 @@ import typer
 from cli.main import UsageError, app
 from tests.terminal import ROOT
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 WRITTEN = [page for page in PAGES if page.name != "cli.md"]
 """All but the one that a program writes."""
 COMMANDS = typer.main.get_command(app)

@@ -103,7 +103,7 @@ def test_tensors_agree_with_the_reference_reader(tmp_path: Path, kind: str) -> N
     values = np.random.default_rng(0).standard_normal((6, 256)).astype(np.float32)
     form = gguf.GGMLQuantizationType[kind]
     if kind == "F16":
-        raw = values.astype(np.float16)
+        raw: np.ndarray = values.astype(np.float16)
     elif kind == "F32":
         raw = values
     else:

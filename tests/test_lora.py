@@ -504,15 +504,6 @@ def test_the_option(tmp_path: Path) -> None:
             parse_lora_option(f"a.gguf:{scale}")
 
 
-@pytest.fixture
-def alignez(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Alignez:
-    monkeypatch.setenv("ALIGNEZ_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("ALIGNEZ_MODEL", raising=False)
-    return Alignez(monkeypatch, capsys)
-
-
 def test_commands_take_it(alignez: Alignez, tiny_chat: Path, tuned_file: Path) -> None:
     use = ["-m", tiny_chat, "--threads", 1, "--json"]
     run = ["run", "hello", *use, "--max-tokens", 4, "--temperature", 0]

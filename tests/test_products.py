@@ -18,7 +18,7 @@ from alignez_edge.files.gguffile import GGUFFile, read_gguf
 from alignez_edge.interventions.bank import Bank
 from alignez_edge.interventions.by_query import Recipe, condition
 from alignez_edge.modelfiles.lora import Lora, adapter_file, read_lora
-from alignez_edge.runtime.injection import Injection
+from alignez_edge.runtime.injection import Edits, Injection
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.requests import Sampling
 from alignez_edge.runtime.session import Session
@@ -27,11 +27,6 @@ from alignez_edge.steering.bank_products import BankProduct
 from alignez_edge.steering.exact import exact_edit
 
 N_PAIRS, LAYERS = 9, (1, 3)
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ALIGNEZ_HOME", str(tmp_path))
 
 
 def bank_for(gguf: GGUFFile, folder: Path, seed: int = 0) -> Bank:
@@ -162,7 +157,8 @@ class Neighbours:
 
     def at(self, states: FloatArray) -> Injection | None:
         turn = condition(self.bank, states, Recipe("alignez-v1", k=4))
-        rows, edits = [], []
+        rows: list[FloatArray] = []
+        edits: list[Edits] = []
         for position in POSITIONS:
             if self.product is None:
                 rows.append(np.zeros_like(states))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -343,7 +344,7 @@ def test_a_flat_value_function_is_said_to_be_one(
 ) -> None:
     from alignez_edge.methods import recontrol
 
-    def flat(*arguments: object, **options: object) -> object:
+    def flat(*arguments: Any, **options: Any) -> object:
         fitted = fit(*arguments, **options)
         arrays = fitted.value.to_arrays()
         value = ValueFunction.from_arrays({**arrays, "w3": 0 * arrays["w3"]})

@@ -26,6 +26,7 @@ from alignez_edge.runtime.sampler import Answer, Sampler
 from alignez_edge.runtime.scheduler import PROMPT_BUDGET, Event, Scheduler
 from alignez_edge.runtime.session import Session
 from alignez_edge.runtime.slots import Slots
+from alignez_edge.runtime.weights import Weights
 from alignez_edge.runtime.work import Span, Work
 from tests.test_batch import assert_same_answers
 from tests.test_conditional import Fixed
@@ -161,13 +162,13 @@ class Scripted:
         self.logits: dict[tuple[int, int], FloatArray] = {}
         real = Work.computed
 
-        def computed(work: Work, context: Context, position: int, entry: int) -> str:
+        def computed(work: Work, context: Context, position: int, entry: int) -> None:
             logits = context.logits(entry)
             index = work.request.index
             self.logits[index, position] = logits.copy()
             logits[:] = -1.0
             logits[1 + (31 * index + 7 * position) % 200] = 1.0
-            return real(work, context, position, entry)
+            real(work, context, position, entry)
 
         monkeypatch.setattr(Work, "computed", computed)
 
@@ -701,7 +702,7 @@ class Gives:
     def __init__(self, injection: Injection | Conditional) -> None:
         self.given = injection
 
-    def injection(self, model: Model) -> Injection | Conditional | None:
+    def injection(self, model: Weights) -> Injection | Conditional | None:
         return self.given
 
 

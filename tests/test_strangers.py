@@ -52,20 +52,6 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("ALIGNEZ_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("ALIGNEZ_MODEL", raising=False)
-    return tmp_path / "home"
-
-
-@pytest.fixture
-def alignez(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], home: Path
-) -> Alignez:
-    return Alignez(monkeypatch, capsys)
-
-
 def string(text: str | bytes) -> bytes:
     raw = text.encode() if isinstance(text, str) else text
     return struct.pack("<IQ", STRING, len(raw)) + raw
@@ -395,7 +381,7 @@ def test_the_library_lists_what_it_cannot_use(seeds: Path, alignez: Alignez, hom
 # --- models and adapters ------------------------------------------------------------------------
 
 
-def test_a_model_that_talks_to_the_terminal(tmp_path: Path, home: Path) -> None:
+def test_a_model_that_talks_to_the_terminal(tmp_path: Path) -> None:
     """Its name, its tokenizer's name and all that it says are full of control characters."""
     model = tiny_model(
         tmp_path,
