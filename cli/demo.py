@@ -10,9 +10,9 @@ import typer
 
 from alignez_edge.errors import AlignezError
 
-from .build import check_seed
+from .groups import grouped
 from .layout import compared, pad, signed_bar, terminal_width, wrap
-from .options import grouped
+from .options import SeedOption, ThreadsOption, check_seed
 from .output import Output, duration
 
 if TYPE_CHECKING:
@@ -35,10 +35,8 @@ def demo(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Build the profile anew even if it is there.")
     ] = False,
-    threads: Annotated[
-        int | None, typer.Option(metavar="N", help="CPU threads; else the physical cores.")
-    ] = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="Seed of all chance.")] = 0,
+    threads: ThreadsOption = None,
+    seed: SeedOption = 0,
     out: Output,
 ) -> None:
     """Show the whole story on the bundled model in about a minute.

@@ -16,6 +16,8 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
+from alignez_edge.files.text import is_unprintable, printable
+
 
 @dataclass(frozen=True)
 class Output:
@@ -51,8 +53,6 @@ class Output:
 
 def complain(message: str, hint: str | None = None) -> None:
     """An error on standard error, as every command says it: one line, and one for the hint."""
-    from alignez_edge.files.text import printable
-
     tell(f"error: {printable(message, 1000)}")
     if hint:
         tell(f"hint: {printable(hint, 1000)}")
@@ -78,10 +78,11 @@ def shown(text: str) -> str:
 
     A model's words could otherwise move the cursor or change the colours of the terminal.
     """
-    if not sys.stdout.isatty():
-        return text
-    from alignez_edge.files.text import is_unprintable
+    return escaped(text) if sys.stdout.isatty() else text
 
+
+def escaped(text: str) -> str:
+    """`text` with escapes for what could move the cursor or reorder what is around it."""
     return "".join(ascii(c)[1:-1] if is_unprintable(c) and c not in "\n\t" else c for c in text)
 
 
@@ -89,8 +90,6 @@ def _plain(line: str) -> str:
     """The same JSON with what could steer a terminal as escapes; JSON itself escapes but a part."""
     if line.isprintable():
         return line
-    from alignez_edge.files.text import is_unprintable
-
     return "".join(_json.dumps(c)[1:-1] if is_unprintable(c) else c for c in line)
 
 
