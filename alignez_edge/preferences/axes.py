@@ -16,7 +16,6 @@ from alignez_edge.errors import AxisError
 from alignez_edge.files.folders import builtin_folder
 from alignez_edge.files.reading import parse_toml, read_text
 from alignez_edge.files.text import is_unprintable, near_hint, printable
-from alignez_edge.files.untrusted import MAX_TEXT
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 MAX_TRAIT = 200
@@ -77,6 +76,8 @@ class Axis:
     negative_wording: Wording = Wording()
 
     def __post_init__(self) -> None:
+        from alignez_edge.files.untrusted import MAX_TEXT  # NumPy, without which --help must do
+
         if not isinstance(self.name, str) or not NAME.fullmatch(self.name):
             raise AxisError(
                 f"an axis cannot be named '{printable(str(self.name), 80)}'",
