@@ -153,16 +153,16 @@ class DirectionOptions:
     ] = None
 
     def __post_init__(self) -> None:
-        check_method(self.method, self.neighbors, self.wanted)
+        check_method(self.method, self.neighbors, self.layer_numbers)
 
     @property
-    def wanted(self) -> list[int] | None:
+    def layer_numbers(self) -> list[int] | None:
         """The layers to edit; None where the best are to be found."""
         return parse_layers(self.layers) if self.layers is not None else None
 
 
 @dataclass(frozen=True)
-class TellingOptions:
+class CardOptions:
     """What a profile tells of its making."""
 
     author: Annotated[
@@ -210,13 +210,13 @@ def build(
     *,
     like: LikeOption = None,
     sides: SideOptions,
-    paired: PairOptions,
-    finding: DirectionOptions,
+    pairing: PairOptions,
+    directions: DirectionOptions,
     parallel: ParallelOption = DEFAULT_WIDTH,
     output: ProfileOutput = None,
     seed: SeedOption = 0,
     ctx: ContextOption = None,
-    telling: TellingOptions,
+    card: CardOptions,
     loading: ModelOptions,
     out: Output,
 ) -> None:
@@ -230,41 +230,41 @@ def build(
     check_seed(seed)
     make: Make
     if like is not None:
-        own = (axis, sides, finding, paired.limit, paired.request, telling.texts)
+        own = (axis, sides, directions, pairing.limit, pairing.request, card.texts)
         usual = (None, SideOptions(), DirectionOptions(), None, AUTO, "some")
         if own != usual or (parallel, seed, ctx) != (DEFAULT_WIDTH, 0, None):
             raise BadInputError(
                 "--like takes the axis and every option of the build from the profile",
                 "give no more than -m, --lora, --threads, --queries, --pairs, --author, -o",
             )
-        what, loading, make = _like(like, paired, loading, out)
+        built_axis, loading, make = _like(like, pairing, loading, out)
     elif axis is None:
         raise BadInputError("no axis is named", "like this: alignez build polite")
     else:
         from alignez_edge.build.build import build_profile
 
-        what = sides.axis(axis)
+        built_axis = sides.axis(axis)
         make = partial(
             build_profile,
-            axis=what,
-            queries=paired.asked(loading, out),
-            pairs=paired.pairs,
-            method=finding.method,
-            layers=finding.wanted,
-            neighbors=finding.neighbors,
-            limit=paired.limit,
-            request=paired.request,
+            axis=built_axis,
+            queries=pairing.asked(loading, out),
+            pairs=pairing.pairs,
+            method=directions.method,
+            layers=directions.layer_numbers,
+            neighbors=directions.neighbors,
+            limit=pairing.limit,
+            request=pairing.request,
             seed=seed,
             width=parallel,
             ctx=ctx,
-            texts=telling.texts,
+            texts=card.texts,
         )
     if output is not None:
         place_of(output)  # before the work
     with loading.load(out) as model:
-        target = Path(output) if output is not None else _target(what, model)
-        profile, seconds = _made(model, make, out)
-    profile = telling.sign(profile)
+        target = Path(output) if output is not None else _target(built_axis, model)
+        profile, seconds = _built(model, make, out)
+    profile = card.sign(profile)
     profile.save(target)
     out.record(record(profile, target, seconds))
     suggestion = f"{loading.try_it(output or profile.name)}  (or -p {output or profile.name}:-1)"
@@ -272,7 +272,7 @@ def build(
 
 
 def _like(
-    name: str, paired: PairOptions, loading: ModelOptions, out: Output
+    name: str, pairing: PairOptions, loading: ModelOptions, out: Output
 ) -> tuple[Axis, ModelOptions, Make]:
     """How to build a profile again: its axis, the model with as many threads, and the build."""
     from alignez_edge.build.rebuild import build_like, differences, threads_of
@@ -280,26 +280,22 @@ def _like(
     from alignez_edge.profile.profile import Profile
 
     original = Profile.load(loading.find(name))
-    asked = read_queries(paired.queries) if paired.queries is not None else None
+    asked = read_queries(pairing.queries) if pairing.queries is not None else None
     if loading.threads is None:
         loading = replace(loading, threads=threads_of(original))
 
     def make(model: Model, **more: Any) -> Profile:
         if difference := differences(original, model):
             out.notice(f"not the same as then, so that the profile will differ: {difference}")
-        return build_like(model, original, queries=asked, pairs=paired.pairs, **more)
+        return build_like(model, original, queries=asked, pairs=pairing.pairs, **more)
 
     return original.axis, loading, make
 
 
-def _made(model: Model, make: Make, out: Output) -> tuple[Profile, dict[str, float]]:
+def _built(model: Model, make: Make, out: Output) -> tuple[Profile, dict[str, float]]:
     """The profile, and the seconds that each step took."""
-    try:
-        with out.progress() as progress:
-            profile = make(model, on_progress=progress, on_notice=out.notice)
-    except KeyboardInterrupt:
-        out.notice("interrupted: start the same build again and it goes on where it was")
-        raise
+    with out.resumable("the same build"), out.progress() as progress:
+        profile = make(model, on_progress=progress, on_notice=out.notice)
     return profile, {step: round(spent, 2) for step, spent in progress.seconds.items()}
 
 

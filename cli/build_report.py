@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .layout import terminal_width, wrap
+from .layout import paragraph
 from .output import duration
 from .profile.cards import (
     carried,
@@ -76,5 +76,4 @@ def summary(profile: Profile, path: Path, seconds: float, suggestion: str) -> st
     ]
     if effect := effect_table(profile, indent="  "):
         lines += ["", effect_title(profile), effect]
-    lines += ["", *wrap(verdict_line(profile, long=True), min(terminal_width(), 80))]
-    return "\n".join([*lines, "", suggestion])
+    return "\n".join([*lines, "", paragraph(verdict_line(profile, long=True)), "", suggestion])

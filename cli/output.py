@@ -10,7 +10,8 @@ import json as _json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, TextIO
 
@@ -45,6 +46,15 @@ class Output:
         """One line that is good to know."""
         if not self.quiet:
             tell(text)
+
+    @contextmanager
+    def resumable(self, work: str) -> Iterator[None]:
+        """Around work that goes on where it was when it is started again: Ctrl-C says so."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.notice(f"interrupted: start {work} again and it goes on where it was")
+            raise
 
     def progress(self) -> Progress:
         """What shows how far a long job is."""

@@ -13,7 +13,7 @@ from alignez_edge.files.text import printable
 
 from ..options import ModelOptions, SteeringOptions, check_fit, load_steering
 from ..output import Output
-from .options import BesideOptions, StrengthOptions, SweepOptions
+from .options import BaselineOptions, StrengthOptions, SweepOptions
 
 if TYPE_CHECKING:
     from alignez_edge.chat.preamble import Preamble
@@ -28,7 +28,7 @@ GRID = (-1.0, -0.5, 0.0, 0.5, 1.0)
 
 
 @dataclass(frozen=True)
-class Tried:
+class Treatments:
     """What is tried: profiles as they were named, each at a `scale` of its strength or swept.
 
     `sweeps` are combined within each list; `built_from` is for those that build a profile again.
@@ -47,7 +47,7 @@ class Tried:
         strengths: StrengthOptions,
         sweeping: SweepOptions,
         loading: ModelOptions,
-    ) -> Tried:
+    ) -> Treatments:
         """Raises `BadInputError` if no profile is named, or options exclude each other."""
         if strengths.grid is not None and steered.profile:
             raise BadInputError("--grid and -p exclude each other", "a grid names its two profiles")
@@ -195,26 +195,26 @@ def _swept(
 
 
 def all_arms(
-    tried: Sequence[Arm],
-    beside: BesideOptions,
+    steered: Sequence[Arm],
+    baselines: BaselineOptions,
     preamble: Preamble,
     loading: ModelOptions,
     way: str,
 ) -> list[Arm]:
-    """What is tried, and all that is measured beside it; the plain answers come first."""
+    """The steered arms, and those that they are measured against; the plain one comes first."""
     from alignez_edge.evaluation import arms
 
     reference = []
-    if beside.reference is not None:
-        reference = [arms.reference(Path(beside.reference).name, tried)]
-    elif beside.against is not None:
-        name, steering = _named(beside.against, loading, way)
-        reference = [arms.reference(name, tried, steering)]
+    if baselines.reference is not None:
+        reference = [arms.reference(Path(baselines.reference).name, steered)]
+    elif baselines.against is not None:
+        name, steering = _named(baselines.against, loading, way)
+        reference = [arms.reference(name, steered, steering)]
     return [
         arms.plain(),
         *reference,
-        *(arms.asked(tried) if beside.asking else ()),
-        *tried,
-        *(arms.both(tried) if beside.asking else ()),
-        *(arms.prompted(preamble, tried) if preamble.messages else ()),
+        *(arms.asked(steered) if baselines.asking else ()),
+        *steered,
+        *(arms.both(steered) if baselines.asking else ()),
+        *(arms.prompted(preamble, steered) if preamble.messages else ()),
     ]

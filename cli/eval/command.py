@@ -26,9 +26,9 @@ from ..options import (
     model_file,
 )
 from ..output import Output
-from .arms import Tried, all_arms
+from .arms import Treatments, all_arms
 from .options import (
-    BesideOptions,
+    BaselineOptions,
     FolderOption,
     JudgeOption,
     NeutralOption,
@@ -52,7 +52,7 @@ def eval_(
     strengths: StrengthOptions,
     asking: QueryOptions,
     judge: JudgeOption = None,
-    beside: BesideOptions,
+    baselines: BaselineOptions,
     sweeping: SweepOptions,
     neutral: NeutralOption = None,
     prompting: PromptOptions,
@@ -69,41 +69,37 @@ def eval_(
     of the run; interrupted and started again with the same options, it goes on where it was.
     """
     at_least("--parallel", parallel, 1)
-    tried = Tried.parse(steered, strengths, sweeping, loading)
+    treatments = Treatments.parse(steered, strengths, sweeping, loading)
     queries = asking.load(loading, out)
     preamble = prompting.load()
     who, identity = _judge(judge, loading, judging, drawing.seed)
-    other_model = model_file(beside.reference) if beside.reference is not None else None
+    other_model = model_file(baselines.reference) if baselines.reference is not None else None
 
     from alignez_edge.evaluation.plan import Plan, that_fit
     from alignez_edge.evaluation.run import evaluate
 
-    try:
-        with loading.load(out) as model:
-            tried.check_fit(model, out)
-            check_preamble(preamble, model, ctx, out)
-            arms = all_arms(tried.arms(model, out), beside, preamble, loading, steered.inject)
-            fitting = that_fit(model, arms, queries, ctx)
-            if left_out := len(queries) - len(fitting):
-                out.notice(f"left out {left_out} queries longer than the context")
-            plan = Plan(
-                arms=tuple(arms),
-                queries=tuple(fitting),
-                # The stop strings are each model's own: a reference may have another prompt form.
-                sampling=replace(drawing.sampling(model), stop=()),
-                seeds=asking.seeds,
-                n_ctx=ctx,
-                reference=other_model,
-                neutral=_texts(neutral),
-            )
-            plan.check(who)
-            folder = Path(output) if output is not None else _folder(plan, model, who)
-            axes = {aim.axis.name for arm in arms for aim in arm.aims}
-            with tested(who, axes, folder, out, identity), out.progress() as progress:
-                results = evaluate(model, plan, who, folder, width=parallel, on_progress=progress)
-    except KeyboardInterrupt:
-        out.notice("interrupted: start the same evaluation again and it goes on where it was")
-        raise
+    with out.resumable("the same evaluation"), loading.load(out) as model:
+        treatments.check_fit(model, out)
+        check_preamble(preamble, model, ctx, out)
+        arms = all_arms(treatments.arms(model, out), baselines, preamble, loading, steered.inject)
+        fitting = that_fit(model, arms, queries, ctx)
+        if left_out := len(queries) - len(fitting):
+            out.notice(f"left out {left_out} queries longer than the context")
+        plan = Plan(
+            arms=tuple(arms),
+            queries=tuple(fitting),
+            # The stop strings are each model's own: a reference may have another prompt form.
+            sampling=replace(drawing.sampling(model), stop=()),
+            seeds=asking.seeds,
+            n_ctx=ctx,
+            reference=other_model,
+            neutral=_texts(neutral),
+        )
+        plan.check(who)
+        folder = Path(output) if output is not None else _folder(plan, model, who)
+        axes = {aim.axis.name for arm in arms for aim in arm.aims}
+        with tested(who, axes, folder, out, identity), out.progress() as progress:
+            results = evaluate(model, plan, who, folder, width=parallel, on_progress=progress)
     _tell(results, folder, out)
 
 

@@ -95,8 +95,8 @@ class QueryOptions:
 
 
 @dataclass(frozen=True)
-class BesideOptions:
-    """What is measured beside the profiles."""
+class BaselineOptions:
+    """What the profiles are measured against."""
 
     asking: Annotated[
         bool,
