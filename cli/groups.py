@@ -23,9 +23,12 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
         parameters += [_parameter(f.name, inner[f.name], _default(f)) for f in fields(groups[name])]
 
     def call(**values: Any) -> None:
-        for name, group in groups.items():
-            values[name] = group(**{f.name: values.pop(f.name) for f in fields(group)})
-        command(**values)
+        # Not into `values` one by one: an option may be called like a group.
+        whole = {
+            name: group(**{f.name: values.pop(f.name) for f in fields(group)})
+            for name, group in groups.items()
+        }
+        command(**values, **whole)
 
     call.__name__, call.__doc__ = command.__name__, command.__doc__
     call.__annotations__ = {p.name: p.annotation for p in parameters}

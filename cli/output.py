@@ -76,6 +76,11 @@ def tell(text: str, end: str = "\n") -> None:
         abandon(sys.stderr)
 
 
+def can_ask() -> bool:
+    """Whether somebody sits at a terminal who can read a question and answer it."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
 def abandon(stream: TextIO) -> None:
     """Let what could not be written to a stream go nowhere: the interpreter would try once more."""
     nowhere = os.open(os.devnull, os.O_WRONLY)

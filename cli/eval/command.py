@@ -50,7 +50,7 @@ def eval_(
     loading: ModelOptions,
     steered: SteeringOptions,
     strengths: StrengthOptions,
-    asking: QueryOptions,
+    questions: QueryOptions,
     judge: JudgeOption = None,
     baselines: BaselineOptions,
     sweeping: SweepOptions,
@@ -70,7 +70,7 @@ def eval_(
     """
     at_least("--parallel", parallel, 1)
     treatments = Treatments.parse(steered, strengths, sweeping, loading)
-    queries = asking.load(loading, out)
+    queries = questions.load(loading, out)
     preamble = prompting.load()
     who, identity = _judge(judge, loading, judging, drawing.seed)
     other_model = model_file(baselines.reference) if baselines.reference is not None else None
@@ -90,7 +90,7 @@ def eval_(
             queries=tuple(fitting),
             # The stop strings are each model's own: a reference may have another prompt form.
             sampling=replace(drawing.sampling(model), stop=()),
-            seeds=asking.seeds,
+            seeds=questions.seeds,
             n_ctx=ctx,
             reference=other_model,
             neutral=_texts(neutral),

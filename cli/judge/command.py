@@ -22,7 +22,7 @@ from alignez_edge.files.writing import alone_in, make_folder, write_atomic
 from ..groups import grouped
 from ..layout import table
 from ..options import GpuLayersOption, SeedOption, ThreadsOption, at_least, find_axis
-from ..output import Output
+from ..output import Output, can_ask
 from . import person
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class JudgeOptions:
             threads=threads,
             gpu_layers=gpu_layers,
             timeout=self.judge_timeout,
-            ask=person.ask if person.is_there() else None,
+            ask=person.ask if can_ask() else None,
             seed=seed,
         )
 

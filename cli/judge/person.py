@@ -14,11 +14,6 @@ if TYPE_CHECKING:
 _KEYS = {"1": 1.0, "2": -1.0, "0": 0.0}
 
 
-def is_there() -> bool:
-    """Whether somebody sits at a terminal who can read and press keys."""
-    return sys.stdin.isatty() and sys.stderr.isatty()
-
-
 def ask(asked: Comparison) -> float:
     """Show the two answers on standard error and read which is better: 1, −1 or 0 for a tie.
 

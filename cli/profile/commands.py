@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +15,7 @@ from alignez_edge.files.writing import check_apart
 from ..groups import grouped
 from ..layout import table
 from ..options import ProfileOutput, WhoseOptions, load_steering
-from ..output import Output
+from ..output import Output, can_ask
 from . import exchange
 from .cards import (
     card,
@@ -160,7 +159,7 @@ def remove(
     model = whose.fingerprint() if asked else None
     place = library.check_removable(name, model)
     if not yes:
-        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        if not can_ask():
             raise BadInputError(
                 "nobody is there to confirm that", f"alignez profile remove {name} --yes"
             )
