@@ -36,8 +36,7 @@ from alignez_edge.profile.provenance import (
     versions,
     with_provenance,
 )
-from alignez_edge.profile.units import with_units
-from alignez_edge.profile.units import ways_of
+from alignez_edge.profile.units import ways_of, with_units
 from alignez_edge.profile.verify import with_kept_pairs
 
 if TYPE_CHECKING:

@@ -17,9 +17,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from alignez_edge.arrays import DoubleArray, FloatArray
-from alignez_edge.build.choice import N_FIRST, N_JUDGES, N_KEPT, N_MOST, N_QUERIES, N_TOKENS, choose_request, n_trials
-from alignez_edge.preferences.choice import RequestChoice
+from alignez_edge.arrays import DoubleArray, FloatArray, TensorName
+from alignez_edge.build.choice import (
+    N_FIRST,
+    N_JUDGES,
+    N_KEPT,
+    N_MOST,
+    N_QUERIES,
+    N_TOKENS,
+    choose_request,
+    n_trials,
+)
+from alignez_edge.build.generate import ANSWER_TOKENS, generate_pairs
 from alignez_edge.calibration import free_running
 from alignez_edge.calibration.consensus import N_TOKENS as N_READ
 from alignez_edge.calibration.consensus import Text, evidence, spans
@@ -40,22 +49,21 @@ from alignez_edge.errors import BadInputError
 from alignez_edge.files.folders import cache_dir, user_dir
 from alignez_edge.files.json_log import _whole_lines
 from alignez_edge.files.writing import append_whole, make_folder, write_atomic
-from alignez_edge.arrays import TensorName
-from alignez_edge.steering.ways import Way
 from alignez_edge.preferences import prompts
 from alignez_edge.preferences.answers import DESCRIPTION_TOKENS
 from alignez_edge.preferences.axes import Axis
-from alignez_edge.build.generate import ANSWER_TOKENS, generate_pairs
-from alignez_edge.preferences.pairs import PairSet, PreferencePair
+from alignez_edge.preferences.choice import RequestChoice
 from alignez_edge.preferences.pair_store import PairStore
+from alignez_edge.preferences.pairs import PairSet, PreferencePair
 from alignez_edge.preferences.requests import AUTO, FORMS, RequestForm, RequestText
+from alignez_edge.steering.ways import Way
 
 if TYPE_CHECKING:
+    from alignez_edge.directions.hidden_states import States
     from alignez_edge.interventions.value_function import ReControl
     from alignez_edge.profile.profile import Profile
     from alignez_edge.runtime.model import Model
     from alignez_edge.runtime.requests import Completion
-    from alignez_edge.directions.hidden_states import States
 
 Progress = Callable[[str, int, int], None]
 
