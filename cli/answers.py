@@ -29,12 +29,16 @@ class Answers:
     def stream(
         self,
         session: Session,
+        asked: str,
         messages: Sequence[Message],
         steering: Steering,
         sampling: Sampling,
         said: list[str],
     ) -> None:
-        """Answer piece by piece. What has been given is in `said`, even where it is cut short."""
+        """Answer what was `asked` last in `messages`, piece by piece.
+
+        What has been given is in `said`, even where it is cut short.
+        """
         pieces = session.answer(messages, steering=steering, sampling=sampling)
         try:
             for piece in _unindented(pieces):
@@ -44,7 +48,7 @@ class Answers:
         finally:
             self.out.result()
         assert session.completion is not None
-        asked, text = messages[-1]["content"], self.model.prompt(messages).text
+        text = self.model.prompt(messages).text
         self.record(asked, text, steering, sampling.seed, session.completion)
 
     def record(

@@ -98,7 +98,7 @@ class Conversation:
         messages = self._fitting(question)
         said: list[str] = []
         try:
-            self._answers.stream(self._session, messages, self._now(), sampling, said)
+            self._answers.stream(self._session, question, messages, self._now(), sampling, said)
         except KeyboardInterrupt:
             # What was said before Ctrl-C has been said, and is what the next turn builds on.
             self._remember(messages, sampling, said)

@@ -71,7 +71,7 @@ def run(
         if prompt is not None:
             messages = preamble.before([{"role": "user", "content": prompt}])
             with Session(model, n_ctx=ctx) as session:
-                answers.stream(session, messages, steering, sampling, [])
+                answers.stream(session, prompt, messages, steering, sampling, [])
             return
         lines = _Lines(answers, sampling, ctx)
         _answer_lines(lines, steering, parallel)
