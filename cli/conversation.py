@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alignez_edge.errors import BadInputError
+from alignez_edge.files.reading import is_there
+from alignez_edge.files.writing import write_atomic
 
+from .answers import Answers, steered_by
 from .layout import compared, terminal_width
 from .options import check_fit, load_steering
-from .output import Output, shown
-from .run import answer_record, unindented
 
 if TYPE_CHECKING:
-    from alignez_edge.chat.preamble import Preamble
-    from alignez_edge.runtime.model import Model
     from alignez_edge.runtime.requests import Sampling
     from alignez_edge.runtime.session import Session
     from alignez_edge.runtime.weights import Prompt
@@ -51,20 +50,13 @@ class Conversation:
     """One chat: what was said, what steers it now, and the commands that change that."""
 
     def __init__(
-        self,
-        model: Model,
-        session: Session,
-        sampling: Sampling,
-        steering: Steering,
-        preamble: Preamble,
-        out: Output,
+        self, answers: Answers, session: Session, sampling: Sampling, steering: Steering
     ) -> None:
-        self._model = model
+        self._answers = answers
+        self._model, self._preamble, self._out = answers.model, answers.preamble, answers.out
         self._session = session
         self._sampling = sampling
         self._steering = steering
-        self._preamble = preamble
-        self._out = out
         self._is_plain = False
         self._turns: list[Turn] = []
         self._first_kept = 0
@@ -106,30 +98,12 @@ class Conversation:
         prompt = self._fitting(question)
         said: list[str] = []
         try:
-            self._answer(question, prompt, sampling, said)
+            self._answers.stream(self._session, question, prompt, self._now(), sampling, said)
         except KeyboardInterrupt:
             # What was said before Ctrl-C has been said, and is what the next turn builds on.
             self._remember(question, prompt, sampling, said)
             raise
         self._remember(question, prompt, sampling, said)
-
-    def _answer(self, question: str, prompt: Prompt, sampling: Sampling, said: list[str]) -> None:
-        """Stream the answer, and keep what has been said of it in `said`."""
-        steering = self._now()
-        pieces = self._session.answer(prompt, steering=steering, sampling=sampling)
-        try:
-            for piece in unindented(pieces):
-                said.append(piece)
-                if not self._out.json:
-                    print(shown(piece), end="", flush=True)
-        finally:
-            self._out.result()
-        answer = self._session.completion
-        assert answer is not None
-        record = answer_record(
-            self._model, steering, self._preamble, question, prompt.text, sampling.seed, answer
-        )
-        self._out.record(record)
 
     def _remember(self, question: str, prompt: Prompt, sampling: Sampling, said: list[str]) -> None:
         self._last = prompt, sampling
@@ -233,9 +207,6 @@ class Conversation:
         self._out.notice("(the conversation is forgotten)")
 
     def _save(self, rest: str) -> None:
-        from alignez_edge.files.reading import is_there
-        from alignez_edge.files.writing import write_atomic
-
         if not rest:
             raise BadInputError("/save needs the name of a file")
         path = Path(rest).absolute()
@@ -248,5 +219,4 @@ class Conversation:
 
 
 def _words(steering: Steering) -> str:
-    terms = [f"{term['profile']} {term['strength']:+g}" for term in steering.describe()]
-    return "steered by " + ", ".join(terms) if terms else "plain"
+    return f"steered by {steered_by(steering)}" if steering.terms else "plain"

@@ -29,7 +29,7 @@ from alignez_edge.profile.profile import Profile
 from alignez_edge.profile.provenance import Provenance
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.requests import Sampling
-from cli.eval.command import SWEPT
+from cli.eval.options import SWEPT
 from tests.profiles import random_profile
 from tests.test_evaluation import Longer
 
