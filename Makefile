@@ -28,15 +28,14 @@ real: $(VENV)/installed-smollm2
 	        | $(BIN)/alignez chat -m smollm2 -p $(REAL):$$strength --max-tokens 64 --quiet || exit 1; \
 	done
 
-test: $(VENV)/installed-dev
-	$(BIN)/python -m ruff check .
-	$(BIN)/python -m mypy
+test: lint
 	$(BIN)/python -m pytest
 
 install: $(VENV)/installed
 
 lint: $(VENV)/installed-dev
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
 demo-model: $(VENV)/installed-demo-model

@@ -38,10 +38,10 @@ def complete_everywhere(
     with Scheduler(model, n_slots=width) as scheduler:
         context = scheduler._context
 
-        def inject(_: FloatArray | None) -> None:
-            Context.inject(context, vectors)
+        def set_own(_: FloatArray | None) -> None:
+            Context.set_control_vector(context, vectors)
 
-        context.inject = inject  # type: ignore[method-assign, assignment]
+        context.set_control_vector = set_own  # type: ignore[method-assign, assignment]
         yield from scheduler.complete(requests)
 
 

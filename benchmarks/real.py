@@ -4,7 +4,9 @@ For each axis a profile is built by the library as it is. Questions of just-eval
 build has seen are then answered plain, prompted for either side, steered to either side, and both
 together. The prompt is the strongest form of request, by the instrument, on other questions.
 Instruments that nobody here wrote judge the answers; what they cost is what the plain model thinks
-of them. Everything is kept in a folder, and a run goes on where it was interrupted.
+of them. Everything is kept in a folder, and a run goes on where it was interrupted. The answers
+behind the tables of the docs are in `benchmarks/answers/`, to be read, or judged by somebody else's
+instrument: where the folder is empty, a run begins with them.
 """
 
 from __future__ import annotations
@@ -15,8 +17,10 @@ from alignez_edge.threads import calm
 calm()  # before NumPy and llama.cpp are loaded
 
 import argparse
+import gzip
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +31,7 @@ import numpy as np
 from alignez_edge.build.build import build_profile
 from alignez_edge.build.steps import takes_system
 from alignez_edge.evaluation.measures import Figure, Resamples
-from alignez_edge.files.writing import make_folder
+from alignez_edge.files.writing import make_folder, write_atomic
 from alignez_edge.methods.table import DEFAULT_METHOD
 from alignez_edge.modelfiles.names import ModelNames
 from alignez_edge.preferences.axes import Axis
@@ -46,6 +50,7 @@ from benchmarks.steering_report import insert
 AXES = ("cheerful", "concise", "formal", "simple", "lists", "questions", "polite")
 QUESTIONS = Path(__file__).parent / "questions"
 CACHE = Path(__file__).parent.parent / ".cache" / "real"
+PUBLISHED = Path(__file__).parent / "answers"
 MARKER = "real"
 N_SHOWN = 5
 LONG = {"concise": 2}
@@ -149,9 +154,28 @@ def prompting(model: Model, axis: Axis) -> list[RequestForm]:
 
 
 def answers_folder(model: Model, given: Path | None) -> Path:
-    """Where everything about a model is kept: the `given` folder, else one of its own."""
+    """Where everything about a model is kept: the `given` folder, else one of its own, which begins
+    with what is published."""
+    if given is not None:
+        return make_folder(given)
     key = f"{model.path.stem}-{model.fingerprint.digest()[:16]}"
-    return make_folder(given or CACHE / key)
+    folder, published = CACHE / key, PUBLISHED / key
+    if published.is_dir() and not folder.exists():
+        make_folder(folder)
+        for profile in published.glob("*.gguf"):
+            shutil.copy(profile, folder)
+        answers = gzip.decompress((published / "answers.jsonl.gz").read_bytes())
+        write_atomic(folder / "answers.jsonl", answers)
+    return make_folder(folder)
+
+
+def publish(folder: Path, axes: Sequence[str]) -> None:
+    """Put the answers of a folder, and the profiles of these axes, where the docs' are."""
+    target = make_folder(PUBLISHED / folder.name)
+    for name in axes:
+        shutil.copy(folder / f"{name}.gguf", target)
+    answers = (folder / "answers.jsonl").read_bytes()
+    write_atomic(target / "answers.jsonl.gz", gzip.compress(answers, 9, mtime=0))
 
 
 def strongest(
@@ -267,6 +291,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="answers to each question")
     parser.add_argument("--tokens", type=int, default=48, help="tokens of an answer at most")
     parser.add_argument("--readme", type=Path, help="put the first table between its markers")
+    parser.add_argument(
+        "--publish", action="store_true", help="put the answers into benchmarks/answers"
+    )
     options = parser.parse_args(arguments)
 
     queries = read_queries(QUESTIONS / "report.jsonl", options.queries)
@@ -312,6 +339,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     for row, query in enumerate(queries[:N_SHOWN])
                 ],
             }
+    if options.publish:
+        publish(folder, options.axes)
     result = {
         "model": model.path.name,
         "queries": len(queries),

@@ -141,7 +141,7 @@ def measure(model: Model, name: str, axis_name: str, n: int, texts: Path | None)
         unseen = queries[N_MOST:][:n]
         tasks = [(query, form) for query in unseen for form in forms]
         written = write_answers(
-            builder._complete, axis, tasks, chat=builder.chat, seed=1, max_tokens=ANSWER_TOKENS
+            builder.complete, axis, tasks, chat=builder.chat, seed=1, max_tokens=ANSWER_TOKENS
         )
     asked = [
         Text(query, cut_next_turn(answer.text), form.name, answer.ended)

@@ -204,7 +204,7 @@ def turns(model: Model, repeat: int) -> Figures:
             Chat(session, texts, steerings).turn
             for session, steerings in zip(sessions, kinds, strict=True)
         ]
-        plain, stays, changes = alternate(8 * CHATS * TURNS * repeat, *chats)
+        plain, stays, changes = alternate(4 * CHATS * TURNS * repeat, *chats)
         talks = [Chat(sessions[0], texts, [None]), Chat(sessions[1], texts, own[:1])]
         first, first_steered = alternate(TURNS * repeat, *(talk.quoting_turn for talk in talks))
         writing = seconds_of_injecting([chats[2]] * (TURNS * repeat))
@@ -228,22 +228,22 @@ def turns(model: Model, repeat: int) -> Figures:
 def seconds_of_injecting(turns: Iterable[Job]) -> list[float]:
     """Processor time that each turn spends in setting control vectors: all that another steering
     adds to a turn once, and far less than turns differ from each other by chance."""
-    real, spent, found = Context.inject, 0.0, []
+    real, spent, found = Context.set_control_vector, 0.0, []
 
-    def inject(context: Context, vectors: FloatArray | None) -> None:
+    def set_timed(context: Context, vectors: FloatArray | None) -> None:
         nonlocal spent
         begin = time.thread_time()
         real(context, vectors)
         spent += time.thread_time() - begin
 
-    Context.inject = inject  # type: ignore[assignment, method-assign]
+    Context.set_control_vector = set_timed  # type: ignore[assignment, method-assign]
     try:
         for turn in turns:
             spent = 0.0
             turn()
             found.append(spent)
     finally:
-        Context.inject = real  # type: ignore[method-assign]
+        Context.set_control_vector = real  # type: ignore[method-assign]
     return found
 
 

@@ -10,14 +10,16 @@ import typer
 
 from alignez_edge.errors import BadInputError
 
+from .answers import steered_by
+from .groups import grouped
+from .layout import table
 from .options import (
     DEFAULT_WIDTH,
     ModelOptions,
     ParallelOption,
     SteeringOptions,
+    at_least,
     check_fit,
-    check_width,
-    grouped,
 )
 from .output import Output
 
@@ -53,11 +55,9 @@ def bench(
     the steering is a built-in profile, or else a random control vector: speed does not depend on
     its values. On a slow machine the least that can be measured may take longer than --seconds.
     """
-    check_width(parallel)
-    if tokens < LEAST_TOKENS:
-        raise BadInputError(f"--tokens is {tokens}; it must be at least {LEAST_TOKENS}")
-    if repeat < 1:
-        raise BadInputError(f"--repeat is {repeat}; it must be at least 1")
+    at_least("--parallel", parallel, 1)
+    at_least("--tokens", tokens, LEAST_TOKENS)
+    at_least("--repeat", repeat, 1)
     if not (math.isfinite(seconds) and seconds > 0):
         raise BadInputError(f"--seconds is {seconds}; it must be a number above 0")
     steering = steered.load(loading)
@@ -109,11 +109,8 @@ def _steerings(
 
 
 def _report(model: Model, steering: Steering, speed: Speed) -> str:
-    from .layout import table
-
     facts = model.facts
-    terms = [f"{term['profile']} {term['strength']:+g}" for term in steering.describe()]
-    by = ", ".join(terms) or "a random control vector"
+    by = steered_by(steering) or "a random control vector"
     rows = [
         _row("prefill", speed.prefill, "tokens/s"),
         _row("reading hidden states", speed.capture_time, "x the time of a prefill"),

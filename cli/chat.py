@@ -7,8 +7,11 @@ import sys
 from collections.abc import Iterator
 
 from alignez_edge.errors import AlignezError
+from alignez_edge.files.text import printable
 
+from .answers import Answers, stdin_lines
 from .conversation import Conversation
+from .groups import grouped
 from .options import (
     ContextOption,
     ModelOptions,
@@ -17,10 +20,8 @@ from .options import (
     SteeringOptions,
     check_fit,
     check_preamble,
-    grouped,
 )
 from .output import Output, complain
-from .run import stdin_lines
 
 PROMPT = "> "
 
@@ -41,7 +42,6 @@ def chat(
     --seed + i, counted from 0.
     """
     from alignez_edge.calibration.verdict import Verdict
-    from alignez_edge.files.text import printable
     from alignez_edge.runtime.session import Session
 
     steering, preamble = steered.load(loading), prompted.load()
@@ -52,8 +52,8 @@ def chat(
             found = Verdict.of(profile)
             if found is not None and not found.works:
                 out.notice(f"{printable(profile.name)}: {found}")
-        sampling = drawing.sampling(model)
-        conversation = Conversation(model, session, sampling, steering, preamble, out)
+        answers = Answers(model, preamble, out)
+        conversation = Conversation(answers, session, drawing.sampling(model), steering)
         terminal = sys.stdin.isatty() and sys.stdout.isatty()
         if terminal:
             out.notice(f"{model.facts.name}, {conversation.steered_by()}; /help lists commands")

@@ -13,18 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alignez_edge.errors import BadInputError
+from alignez_edge.files.reading import is_there
+from alignez_edge.files.writing import write_atomic
 
+from .answers import Answers, steered_by
 from .layout import compared, terminal_width
 from .options import check_fit, load_steering
-from .output import Output, shown
-from .run import answer_record, unindented
 
 if TYPE_CHECKING:
-    from alignez_edge.chat.messages import Message
-    from alignez_edge.chat.preamble import Preamble
-    from alignez_edge.runtime.model import Model
     from alignez_edge.runtime.requests import Sampling
     from alignez_edge.runtime.session import Session
+    from alignez_edge.runtime.weights import Prompt
     from alignez_edge.steering.steering import Steering
 
 HELP = """\
@@ -51,25 +50,18 @@ class Conversation:
     """One chat: what was said, what steers it now, and the commands that change that."""
 
     def __init__(
-        self,
-        model: Model,
-        session: Session,
-        sampling: Sampling,
-        steering: Steering,
-        preamble: Preamble,
-        out: Output,
+        self, answers: Answers, session: Session, sampling: Sampling, steering: Steering
     ) -> None:
-        self._model = model
+        self._answers = answers
+        self._model, self._preamble, self._out = answers.model, answers.preamble, answers.out
         self._session = session
         self._sampling = sampling
         self._steering = steering
-        self._preamble = preamble
-        self._out = out
         self._is_plain = False
         self._turns: list[Turn] = []
         self._first_kept = 0
         self._n_asked = 0
-        self._last: tuple[list[Message], Sampling] | None = None
+        self._last: tuple[Prompt, Sampling] | None = None
         self._written: set[Path] = set()
 
     def take(self, line: str) -> bool:
@@ -103,48 +95,30 @@ class Conversation:
 
     def _ask(self, question: str) -> None:
         sampling = self._sampling.with_seed(self._sampling.seed + self._n_asked)
-        messages = self._fitting(question)
+        prompt = self._fitting(question)
         said: list[str] = []
         try:
-            self._answer(messages, sampling, said)
+            self._answers.stream(self._session, question, prompt, self._now(), sampling, said)
         except KeyboardInterrupt:
             # What was said before Ctrl-C has been said, and is what the next turn builds on.
-            self._remember(messages, sampling, said)
+            self._remember(question, prompt, sampling, said)
             raise
-        self._remember(messages, sampling, said)
+        self._remember(question, prompt, sampling, said)
 
-    def _answer(self, messages: list[Message], sampling: Sampling, said: list[str]) -> None:
-        """Stream the answer, and keep what has been said of it in `said`."""
-        steering = self._now()
-        pieces = self._session.answer(messages, steering=steering, sampling=sampling)
-        try:
-            for piece in unindented(pieces):
-                said.append(piece)
-                if not self._out.json:
-                    print(shown(piece), end="", flush=True)
-        finally:
-            self._out.result()
-        answer = self._session.completion
-        assert answer is not None
-        asked, text = messages[-1]["content"], self._model.prompt(messages).text
-        record = answer_record(
-            self._model, steering, self._preamble, asked, text, sampling.seed, answer
-        )
-        self._out.record(record)
-
-    def _remember(self, messages: list[Message], sampling: Sampling, said: list[str]) -> None:
-        self._last = messages, sampling
+    def _remember(self, question: str, prompt: Prompt, sampling: Sampling, said: list[str]) -> None:
+        self._last = prompt, sampling
         self._n_asked += 1
         if answer := "".join(said).strip():
-            self._turns.append(Turn(messages[-1]["content"], answer, self.steered_by()))
+            self._turns.append(Turn(question, answer, self.steered_by()))
 
     def _now(self) -> Steering:
         from alignez_edge.steering.steering import Steering
 
         return Steering() if self._is_plain else self._steering
 
-    def _fitting(self, question: str) -> list[Message]:
-        """The conversation so far with `question`, the oldest turns dropped where it is long.
+    def _fitting(self, question: str) -> Prompt:
+        """What asks for the answer to `question` after the conversation so far, the oldest turns
+        dropped where it is long.
 
         Raises `PromptTooLongError`, and drops nothing, where the question alone is too long.
         """
@@ -159,7 +133,8 @@ class Conversation:
                 messages.append({"role": "user", "content": turn.question})
                 messages.append({"role": "assistant", "content": turn.answer})
             messages.append({"role": "user", "content": question})
-            n_tokens = len(self._model.prompt(messages).tokens)
+            prompt = self._model.prompt(messages)
+            n_tokens = len(prompt.tokens)
             if first == len(self._turns) or n_tokens <= room:
                 break
             first += 1
@@ -169,7 +144,7 @@ class Conversation:
             turns = "the oldest turn does" if n == 1 else f"the {n} oldest turns do"
             self._out.notice(f"({turns} not fit into the context any more and will be forgotten)")
             self._first_kept = first
-        return messages
+        return prompt
 
     def _profile(self, rest: str) -> None:
         if rest:
@@ -212,15 +187,15 @@ class Conversation:
         if not self._steering.terms:
             raise BadInputError("there is nothing to compare with", "say /profile NAME first")
         if rest:
-            messages, sampling = self._fitting(rest), self._sampling
+            prompt, sampling = self._fitting(rest), self._sampling
         elif self._last is not None:
-            messages, sampling = self._last
+            prompt, sampling = self._last
         else:
             raise BadInputError("nothing was asked yet", "say /compare TEXT")
         sides = [("plain", Steering()), (_words(self._steering), self._steering)]
         texts = []
         for _, steering in sides:
-            pieces = self._session.answer(messages, steering=steering, sampling=sampling)
+            pieces = self._session.answer(prompt, steering=steering, sampling=sampling)
             texts.append("".join(pieces).strip())
         self._out.result(compared([title for title, _ in sides], texts, terminal_width()))
         for (_, steering), text in zip(sides, texts, strict=True):
@@ -232,9 +207,6 @@ class Conversation:
         self._out.notice("(the conversation is forgotten)")
 
     def _save(self, rest: str) -> None:
-        from alignez_edge.files.reading import is_there
-        from alignez_edge.files.writing import write_atomic
-
         if not rest:
             raise BadInputError("/save needs the name of a file")
         path = Path(rest).absolute()
@@ -247,5 +219,4 @@ class Conversation:
 
 
 def _words(steering: Steering) -> str:
-    terms = [f"{term['profile']} {term['strength']:+g}" for term in steering.describe()]
-    return "steered by " + ", ".join(terms) if terms else "plain"
+    return f"steered by {steered_by(steering)}" if steering.terms else "plain"

@@ -10,9 +10,9 @@ import typer
 
 from alignez_edge.errors import AlignezError
 
-from .build import check_seed
-from .layout import compared, pad, signed_bar, terminal_width, wrap
-from .options import grouped
+from .groups import grouped
+from .layout import compared, pad, paragraph, signed_bar, terminal_width
+from .options import SeedOption, ThreadsOption, check_seed
 from .output import Output, duration
 
 if TYPE_CHECKING:
@@ -35,10 +35,8 @@ def demo(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Build the profile anew even if it is there.")
     ] = False,
-    threads: Annotated[
-        int | None, typer.Option(metavar="N", help="CPU threads; else the physical cores.")
-    ] = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="Seed of all chance.")] = 0,
+    threads: ThreadsOption = None,
+    seed: SeedOption = 0,
     out: Output,
 ) -> None:
     """Show the whole story on the bundled model in about a minute.
@@ -51,12 +49,10 @@ def demo(
     from alignez_edge.runtime.model import Model
 
     check_seed(seed)
-    width = terminal_width()
     axis = Axis.builtin(AXIS)
     with Model.demo(threads=threads) as model:
         _say(
             out,
-            width,
             f"The model is a small base model ({model.facts.parameters / 1e6:.1f} million "
             f"parameters, {model.facts.quantization}) that answers questions about everyday "
             f"things. Nothing has tuned it to be {axis.positive} or {axis.negative}.",
@@ -74,8 +70,8 @@ def demo(
     out.result("  alignez build polite -m your-model.gguf")
 
 
-def _say(out: Output, width: int, text: str) -> None:
-    out.result("\n".join(wrap(text, min(width, 80))))
+def _say(out: Output, text: str) -> None:
+    out.result(paragraph(text))
     out.result()
 
 
@@ -96,27 +92,20 @@ def _profile(model: Model, axis: Axis, fresh: bool, seed: int, out: Output) -> P
         else:
             out.result("Steering with the profile of an earlier demo (--fresh rebuilds it).\n")
             return profile
-    width = terminal_width()
     _say(
         out,
-        width,
         f"Now it writes {N_BUILD} pairs of answers itself, one as a {axis.positive} and one as a "
         f"{axis.negative} assistant would give it. What differs inside the model between the two "
         "becomes the profile: no labels, no training.",
     )
     queries = [entry["query"] for entry in demo_queries("build")][:N_BUILD]
-    try:
-        with out.progress() as progress:
-            profile = build_profile(model, axis, queries=queries, seed=seed, on_progress=progress)
-    except KeyboardInterrupt:
-        out.notice("interrupted: start the demo again and it goes on where it was")
-        raise
+    with out.resumable("the demo"), out.progress() as progress:
+        profile = build_profile(model, axis, queries=queries, seed=seed, on_progress=progress)
     path = library.save(NAME, profile)
     spent = duration(sum(progress.seconds.values()))
     size = path.stat().st_size / 1000
     _say(
         out,
-        width,
         f"Done in {spent}: {profile.pairs} usable pairs, "
         f"layers {', '.join(map(str, profile.layers))}, a file of {size:.0f} kB.",
     )
@@ -126,7 +115,7 @@ def _profile(model: Model, axis: Axis, fresh: bool, seed: int, out: Output) -> P
 def _answers(model: Model, prompts: Sequence[str], steering: Steers | None, seed: int) -> list[str]:
     from alignez_edge.runtime.requests import Sampling
 
-    sampling = Sampling(seed=seed, max_tokens=MAX_TOKENS, stop=model.stops)
+    sampling = Sampling(seed=seed, max_tokens=MAX_TOKENS)
     answers = model.generate(prompts, steering=steering, sampling=sampling)
     ordered = sorted(answers, key=lambda answer: answer.index)
     return [answer.text.strip() for answer in ordered]
@@ -185,7 +174,6 @@ def _show_scores(
         progress("measuring", len(conditions) * len(queries), len(conditions) * len(queries))
     _say(
         out,
-        terminal_width(),
         f"How {axis.positive} is that? A rule judge that knows nothing of the model scores the "
         f"answers to {len(queries)} questions that the profile has never seen:",
     )

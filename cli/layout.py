@@ -40,6 +40,11 @@ def wrap(text: str, width: int) -> list[str]:
     return lines
 
 
+def paragraph(text: str) -> str:
+    """`text` in lines that a terminal shows whole and that read well."""
+    return "\n".join(wrap(text, min(terminal_width(), 80)))
+
+
 def compared(titles: Sequence[str], texts: Sequence[str], width: int) -> str:
     """Texts side by side where there is room for them and for their titles, else stacked."""
     each = (width - GAP * (len(texts) - 1)) // len(texts)

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import MODEL_VARIABLE, ModelOptions, grouped
+from alignez_edge.files.text import printable
+from alignez_edge.modelfiles.names import DEMO, PACKAGED, ModelNames, installed_models
+
+from .groups import grouped
+from .layout import table
+from .options import MODEL_VARIABLE, ModelOptions
 from .output import Output
 
 if TYPE_CHECKING:
@@ -36,11 +41,6 @@ def show(*, loading: ModelOptions, out: Output) -> None:
 @grouped
 def list_(*, out: Output) -> None:
     """List the models that have a short name."""
-    from alignez_edge.files.text import printable
-    from alignez_edge.modelfiles.names import DEMO, PACKAGED, ModelNames, installed_models
-
-    from .layout import table
-
     names = ModelNames()
     known = names.all()
     packaged = {name: path for name, path in installed_models().items() if name not in known}
@@ -70,7 +70,6 @@ def add(
 ) -> None:
     """Give a model a short name; the file stays where it is."""
     from alignez_edge.files.gguffile import read_gguf
-    from alignez_edge.modelfiles.names import ModelNames
     from alignez_edge.runtime.check import check_model
 
     check_model(read_gguf(path))
@@ -82,10 +81,6 @@ def add(
 
 
 def _card(facts: ModelFacts, path: Path, lora: list[dict[str, str | float]]) -> str:
-    from alignez_edge.files.text import printable
-
-    from .layout import table
-
     rows = [
         ("file", printable(str(path))),
         ("size", _size(facts.size_bytes)),

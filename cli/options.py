@@ -1,27 +1,28 @@
-"""The options that commands share, in groups: a group is a dataclass with an option a field."""
+"""The options that commands share; those that belong together are groups (`groups.py`)."""
 
 from __future__ import annotations
 
-import inspect
 import math
 import os
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from alignez_edge.errors import BadInputError
+from alignez_edge.files.reading import is_file
 from alignez_edge.interventions.ways import WAYS, Way
-from alignez_edge.modelfiles.names import DEMO
+from alignez_edge.modelfiles.names import DEMO, ModelNames
 
 from .output import Output
 
 if TYPE_CHECKING:
     from alignez_edge.chat.preamble import Preamble
     from alignez_edge.modelfiles.fingerprint import Fingerprint
+    from alignez_edge.preferences.axes import Axis
     from alignez_edge.runtime.model import Model
     from alignez_edge.runtime.requests import Sampling
     from alignez_edge.steering.steering import Steering
@@ -29,44 +30,50 @@ if TYPE_CHECKING:
 MODEL_VARIABLE = "ALIGNEZ_MODEL"
 DEFAULT_WIDTH = 16
 
-
-def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """Let a command take groups: each parameter that is a dataclass becomes its fields' options."""
-    hints = get_type_hints(command, include_extras=True)
-    groups: dict[str, Any] = {
-        name: hint for name, hint in hints.items() if name != "return" and is_dataclass(hint)
-    }
-    parameters: list[inspect.Parameter] = []
-    for name, given in inspect.signature(command).parameters.items():
-        if name not in groups:
-            parameters.append(_parameter(name, hints[name], given.default))
-            continue
-        inner = get_type_hints(groups[name], include_extras=True)
-        parameters += [_parameter(f.name, inner[f.name], _default(f)) for f in fields(groups[name])]
-
-    def call(**values: Any) -> None:
-        for name, group in groups.items():
-            values[name] = group(**{f.name: values.pop(f.name) for f in fields(group)})
-        command(**values)
-
-    call.__name__, call.__doc__ = command.__name__, command.__doc__
-    call.__annotations__ = {p.name: p.annotation for p in parameters}
-    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    return call
-
-
-def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
-    kind = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Parameter(name, kind, default=default, annotation=annotation)
+ContextOption = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Tokens of context; else 4096, or as in training if less."),
+]
+ParallelOption = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        help="Prompts that are worked on at the same time; another N may round otherwise.",
+    ),
+]
+SeedOption = Annotated[int, typer.Option(metavar="N", help="Seed of all chance.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option(metavar="N", help="CPU threads; else the physical cores.")
+]
+GpuLayersOption = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Layers on the GPU, -1 for all; else all, if there is one."),
+]
+ProfileOutput = Annotated[
+    str | None,
+    typer.Option(
+        "-o", "--output", metavar="FILE", help="Where the profile goes; else the library."
+    ),
+]
 
 
-def _default(option: Field[Any]) -> Any:
-    return option.default if option.default_factory is MISSING else option.default_factory()
-
-
-def _at_least(name: str, value: int | None, least: int) -> None:
+def at_least(name: str, value: int | None, least: int) -> None:
+    """Raise `BadInputError` if an option is given, and below what it must be."""
     if value is not None and value < least:
         raise BadInputError(f"{name} is {value}; it must be at least {least}")
+
+
+def check_seed(seed: int) -> None:
+    """Raise `BadInputError` unless a profile can be built with this seed."""
+    if not 0 <= seed < 1 << 63:
+        raise BadInputError(f"--seed is {seed}; it must be at least 0 and below 2**63")
+
+
+def find_axis(name: str) -> Axis:
+    """The axis that is meant: a TOML file, or a built-in one."""
+    from alignez_edge.preferences.axes import Axis
+
+    return Axis.load(name) if name.endswith(".toml") or is_file(name) else Axis.builtin(name)
 
 
 @dataclass(frozen=True)
@@ -98,9 +105,12 @@ class WhoseOptions:
         name = self._named()
         return _fingerprint(name) if name is not None else None
 
-    def words(self) -> str:
-        """What a suggested command needs so that it takes this model: ` -m NAME`, or nothing where
-        it is the one that is taken anyway."""
+    def try_it(self, profile: str) -> str:
+        """A line that suggests a command with the profile, on this model."""
+        return f'try: alignez run{self._words()} -p {profile} "Tell me about bread."'
+
+    def _words(self) -> str:
+        """` -m NAME`, or nothing where the model is the one that is taken anyway."""
         usual = os.environ.get(MODEL_VARIABLE) or DEMO
         if self.model is None or self.model == usual:
             return ""
@@ -112,8 +122,6 @@ class WhoseOptions:
 
 def model_file(name: str) -> Path:
     """The file of a model: a short name, or a path."""
-    from alignez_edge.modelfiles.names import ModelNames
-
     if name == DEMO:
         from alignez_edge.demo.bundled import demo_file
 
@@ -154,17 +162,12 @@ class ModelOptions(WhoseOptions):
             show_default=False,
         ),
     ] = field(default_factory=list)
-    threads: Annotated[
-        int | None, typer.Option(metavar="N", help="CPU threads; else the physical cores.")
-    ] = None
-    gpu_layers: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Layers on the GPU, -1 for all; else all, if there is one."),
-    ] = None
+    threads: ThreadsOption = None
+    gpu_layers: GpuLayersOption = None
 
     def __post_init__(self) -> None:
-        _at_least("--threads", self.threads, 1)
-        _at_least("--gpu-layers", self.gpu_layers, -1)
+        at_least("--threads", self.threads, 1)
+        at_least("--gpu-layers", self.gpu_layers, -1)
 
     @property
     def is_demo(self) -> bool:
@@ -174,7 +177,6 @@ class ModelOptions(WhoseOptions):
     def load(self, out: Output) -> Model:
         """The model, loaded; a model that nobody asked for is said in one notice."""
         from alignez_edge.modelfiles.lora import parse_lora_option
-        from alignez_edge.modelfiles.names import ModelNames
         from alignez_edge.runtime.model import Model
 
         lora = [parse_lora_option(text) for text in self.lora]
@@ -275,7 +277,7 @@ def check_preamble(preamble: Preamble, model: Model, n_ctx: int | None, out: Out
 class SamplingOptions:
     """How answers are drawn. The defaults are those of `Sampling`."""
 
-    seed: Annotated[int, typer.Option(metavar="N", help="Seed of all chance.")] = 0
+    seed: SeedOption = 0
     temperature: Annotated[
         float, typer.Option(metavar="T", help="0 takes the likeliest token always.")
     ] = 0.8
@@ -285,8 +287,8 @@ class SamplingOptions:
     max_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens of an answer at most.")] = 256
 
     def __post_init__(self) -> None:
-        _at_least("--seed", self.seed, 0)
-        _at_least("--max-tokens", self.max_tokens, 1)
+        at_least("--seed", self.seed, 0)
+        at_least("--max-tokens", self.max_tokens, 1)
         if not math.isfinite(self.temperature) or self.temperature < 0:
             raise BadInputError(
                 f"--temperature is {self.temperature}; it must be a number from 0 up"
@@ -305,21 +307,3 @@ class SamplingOptions:
             max_tokens=self.max_tokens,
             stop=model.stops,
         )
-
-
-def check_width(parallel: int) -> None:
-    """Raise `BadInputError` unless `--parallel` can be used."""
-    _at_least("--parallel", parallel, 1)
-
-
-ContextOption = Annotated[
-    int | None,
-    typer.Option(metavar="N", help="Tokens of context; else 4096, or as in training if less."),
-]
-ParallelOption = Annotated[
-    int,
-    typer.Option(
-        metavar="N",
-        help="Prompts that are worked on at the same time; another N may round otherwise.",
-    ),
-]

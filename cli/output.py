@@ -10,11 +10,14 @@ import json as _json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, TextIO
 
 import typer
+
+from alignez_edge.files.text import is_unprintable, printable
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,15 @@ class Output:
         if not self.quiet:
             tell(text)
 
+    @contextmanager
+    def resumable(self, work: str) -> Iterator[None]:
+        """Around work that goes on where it was when it is started again: Ctrl-C says so."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.notice(f"interrupted: start {work} again and it goes on where it was")
+            raise
+
     def progress(self) -> Progress:
         """What shows how far a long job is."""
         return Progress(quiet=self.quiet)
@@ -51,8 +63,6 @@ class Output:
 
 def complain(message: str, hint: str | None = None) -> None:
     """An error on standard error, as every command says it: one line, and one for the hint."""
-    from alignez_edge.files.text import printable
-
     tell(f"error: {printable(message, 1000)}")
     if hint:
         tell(f"hint: {printable(hint, 1000)}")
@@ -64,6 +74,11 @@ def tell(text: str, end: str = "\n") -> None:
         print(text, end=end, file=sys.stderr, flush=True)
     except OSError:
         abandon(sys.stderr)
+
+
+def can_ask() -> bool:
+    """Whether somebody sits at a terminal who can read a question and answer it."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def abandon(stream: TextIO) -> None:
@@ -78,10 +93,11 @@ def shown(text: str) -> str:
 
     A model's words could otherwise move the cursor or change the colours of the terminal.
     """
-    if not sys.stdout.isatty():
-        return text
-    from alignez_edge.files.text import is_unprintable
+    return escaped(text) if sys.stdout.isatty() else text
 
+
+def escaped(text: str) -> str:
+    """`text` with escapes for what could move the cursor or reorder what is around it."""
     return "".join(ascii(c)[1:-1] if is_unprintable(c) and c not in "\n\t" else c for c in text)
 
 
@@ -89,8 +105,6 @@ def _plain(line: str) -> str:
     """The same JSON with what could steer a terminal as escapes; JSON itself escapes but a part."""
     if line.isprintable():
         return line
-    from alignez_edge.files.text import is_unprintable
-
     return "".join(_json.dumps(c)[1:-1] if is_unprintable(c) else c for c in line)
 
 

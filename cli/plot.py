@@ -10,8 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from alignez_edge.errors import BadInputError
+from alignez_edge.files.folders import user_dir
+from alignez_edge.files.reading import is_there
+from alignez_edge.files.text import printable
 
-from .options import WhoseOptions, grouped
+from .groups import grouped
+from .layout import terminal_width
+from .options import WhoseOptions
 from .output import Output
 
 if TYPE_CHECKING:
@@ -51,8 +56,6 @@ class Drawing:
         """Write or print the picture of what the user has named."""
         from alignez_edge.pictures.drawing import save
         from alignez_edge.pictures.text import drawn
-
-        from .layout import terminal_width
 
         path = None
         if self.output is not None or not self.text:
@@ -195,9 +198,6 @@ def _profiles(named: Sequence[str], whose: WhoseOptions) -> list[Profile]:
 
 def _find_run(name: str) -> Path | None:
     """The folder of a run: a path, or the name of one in the user's data folder."""
-    from alignez_edge.files.folders import user_dir
-    from alignez_edge.files.reading import is_there
-
     for path in (Path(name), user_dir() / "runs" / Path(name).name):
         if is_there(path) and path.is_dir():
             return path
@@ -205,8 +205,6 @@ def _find_run(name: str) -> Path | None:
 
 
 def _run(name: str) -> Path:
-    from alignez_edge.files.text import printable
-
     found = _find_run(name)
     if found is None:
         raise BadInputError(

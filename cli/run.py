@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import closing
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from alignez_edge.errors import BadInputError
 
+from .answers import Answers, stdin_lines
+from .groups import grouped
 from .options import (
     DEFAULT_WIDTH,
     ContextOption,
@@ -19,16 +21,13 @@ from .options import (
     PromptOptions,
     SamplingOptions,
     SteeringOptions,
+    at_least,
     check_fit,
     check_preamble,
-    check_width,
-    grouped,
 )
-from .output import Output, complain, shown
+from .output import Output, complain
 
 if TYPE_CHECKING:
-    from alignez_edge.chat.preamble import Preamble
-    from alignez_edge.runtime.model import Model
     from alignez_edge.runtime.requests import Completion, Request, Sampling
     from alignez_edge.steering.steering import Steering
 
@@ -57,7 +56,9 @@ def run(
     is drawn with the seed --seed + i, counted from 0. Empty lines are skipped. A line that cannot
     be answered is reported, the others are answered, and the exit code is 2.
     """
-    check_width(parallel)
+    from alignez_edge.runtime.session import Session
+
+    at_least("--parallel", parallel, 1)
     if prompt is None and sys.stdin.isatty():
         raise BadInputError("there is nothing to answer", 'try: alignez run "Tell me about bread."')
     if prompt is not None and not prompt.strip():
@@ -66,88 +67,16 @@ def run(
     with loading.load(out) as model:
         check_fit(steering, model, out)
         check_preamble(preamble, model, ctx, out)
-        sampling = drawing.sampling(model)
+        answers, sampling = Answers(model, preamble, out), drawing.sampling(model)
         if prompt is not None:
-            _answer_one(model, steering, preamble, sampling, prompt, ctx, out)
+            messages = preamble.before([{"role": "user", "content": prompt}])
+            with Session(model, n_ctx=ctx) as session:
+                answers.stream(session, prompt, messages, steering, sampling, [])
             return
-        lines = _Lines(model, preamble, sampling, ctx)
-        _answer_lines(lines, steering, parallel, out)
+        lines = _Lines(answers, sampling, ctx)
+        _answer_lines(lines, steering, parallel)
     if lines.n_refused:
         raise typer.Exit(2)
-
-
-def answer_record(
-    model: Model,
-    steering: Steering,
-    preamble: Preamble,
-    asked: str,
-    prompt_text: str,
-    seed: int,
-    answer: Completion,
-) -> dict[str, Any]:
-    """One answer as `--json` says it."""
-    speed = len(answer.tokens) / answer.seconds if answer.seconds else 0.0
-    return {
-        "prompt": asked,
-        "prompt_text": prompt_text,
-        "text": answer.text.strip(),
-        "model": model.path.name,
-        **({"lora": model.describe_lora()} if model.lora else {}),
-        "steering": steering.describe(),
-        **({"system": preamble.name} if preamble.messages else {}),
-        "seed": seed,
-        "prompt_tokens": answer.prompt_tokens,
-        "completion_tokens": len(answer.tokens),
-        "tokens_per_second": round(speed, 1),
-        "finish_reason": answer.finish_reason,
-    }
-
-
-def stdin_lines() -> Iterator[tuple[int, str | None]]:
-    """The lines of standard input that are not blank, with their numbers; None if not UTF-8."""
-    for number, raw in enumerate(sys.stdin.buffer, 1):
-        try:
-            line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-        except UnicodeDecodeError:
-            yield number, None
-        else:
-            if line:
-                yield number, line
-
-
-def _answer_one(
-    model: Model,
-    steering: Steering,
-    preamble: Preamble,
-    sampling: Sampling,
-    asked: str,
-    n_ctx: int | None,
-    out: Output,
-) -> None:
-    from alignez_edge.runtime.session import Session
-
-    messages = preamble.before([{"role": "user", "content": asked}])
-    with Session(model, n_ctx=n_ctx) as session:
-        pieces = session.answer(messages, steering=steering, sampling=sampling)
-        try:
-            for piece in unindented(pieces):
-                if not out.json:
-                    print(shown(piece), end="", flush=True)
-        finally:
-            out.result()
-        assert session.completion is not None
-        text, answer = model.prompt(messages).text, session.completion
-        out.record(answer_record(model, steering, preamble, asked, text, sampling.seed, answer))
-
-
-def unindented(pieces: Iterator[str]) -> Iterator[str]:
-    """The pieces of an answer without the blanks that it begins with."""
-    begun = False
-    for piece in pieces:
-        text = piece if begun else piece.lstrip()
-        if text:
-            begun = True
-            yield text
 
 
 class _Lines:
@@ -157,11 +86,8 @@ class _Lines:
     line that was refused and reported.
     """
 
-    def __init__(
-        self, model: Model, preamble: Preamble, sampling: Sampling, n_ctx: int | None
-    ) -> None:
-        self.model = model
-        self.preamble = preamble
+    def __init__(self, answers: Answers, sampling: Sampling, n_ctx: int | None) -> None:
+        self.answers = answers
         self.sampling = sampling
         self.n_ctx = n_ctx
         self.waiting: dict[int, tuple[str, str] | None] = {}
@@ -172,13 +98,14 @@ class _Lines:
         from alignez_edge.runtime.requests import Request
         from alignez_edge.runtime.window import check_fits, window
 
-        limit = window(self.model, self.n_ctx)
+        model, preamble = self.answers.model, self.answers.preamble
+        limit = window(model, self.n_ctx)
         for index, (number, line) in enumerate(stdin_lines()):
             try:
                 if line is None:
                     raise BadInputError("it is not UTF-8 text")
-                messages = self.preamble.before([{"role": "user", "content": line}])
-                prompt = self.model.prompt(messages)
+                messages = preamble.before([{"role": "user", "content": line}])
+                prompt = model.prompt(messages)
                 check_fits(len(prompt.tokens), limit)
             except BadInputError as failure:
                 complain(f"line {number}: {failure.message}", failure.hint)
@@ -190,10 +117,10 @@ class _Lines:
             yield Request(prompt.tokens, sampling, index)
 
 
-def _answer_lines(lines: _Lines, steering: Steering, width: int, out: Output) -> None:
+def _answer_lines(lines: _Lines, steering: Steering, width: int) -> None:
     from alignez_edge.runtime.batch import generate_batch
 
-    model = lines.model
+    model, out = lines.answers.model, lines.answers.out
     finished: dict[int, Completion] = {}
     following = 0
 
@@ -207,7 +134,7 @@ def _answer_lines(lines: _Lines, steering: Steering, width: int, out: Output) ->
                 answer = finished.pop(following)
                 out.result(" ".join(answer.text.split()))
                 seed = lines.sampling.seed + following
-                out.record(answer_record(model, steering, lines.preamble, *entry, seed, answer))
+                lines.answers.record(*entry, steering, seed, answer)
             following += 1
 
     answers = generate_batch(

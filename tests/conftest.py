@@ -10,10 +10,33 @@ from hypothesis import settings
 
 from alignez_edge.runtime.model import Model
 from tests import tinymodels
+from tests.terminal import Alignez
 
 # The same examples on every run; `--hypothesis-profile=default` looks for new ones.
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.load_profile("same")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A user folder for what fixtures of modules and of the session do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ALIGNEZ_HOME", str(tmp_path_factory.mktemp("shared") / "home"))
+        patch.delenv("ALIGNEZ_MODEL", raising=False)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The test's own user folder, which is not there yet; the caches lie in it as well."""
+    monkeypatch.setenv("ALIGNEZ_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def alignez(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Alignez:
+    """The command line, in this process."""
+    return Alignez(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="session")

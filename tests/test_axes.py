@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def test_toml_round_trip(
         negative,
         queries=tuple(queries),
         positive_prompt=prompt,
-        positive_wording=Wording(*words, "So: {query}" if own else None),
+        positive_wording=replace(Wording(*words), own="So: {query}" if own else None),
         negative_wording=Wording() if negative is None else Wording(*words[::-1]),
     )
     path = tmp_path_factory.mktemp("axis") / "axis.toml"

@@ -104,7 +104,7 @@ def test_drawing_in_threads_changes_nothing(
 ) -> None:
     requests = requests_for(llama_model, 10, temperature=1.0)
     alone = by_index(generate_batch(llama_model, requests, width=4))
-    monkeypatch.setattr("alignez_edge.runtime.scheduler._WORTH_THREADS", 1)
+    monkeypatch.setattr("alignez_edge.runtime.passes._WORTH_THREADS", 1)
     threads = by_index(generate_batch(llama_model, requests, width=4))
     assert [c.tokens for c in threads] == [c.tokens for c in alone]
 
@@ -122,7 +122,7 @@ def test_drawing_in_threads_waits_for_the_rows_of_a_recurrent_model(
             )
             for i in range(48)
         ]
-        monkeypatch.setattr("alignez_edge.runtime.scheduler._WORTH_THREADS", 1 << 60)
+        monkeypatch.setattr("alignez_edge.runtime.passes._WORTH_THREADS", 1 << 60)
         alone = by_index(generate_batch(model, requests, width=12))
         monkeypatch.undo()
         for _ in range(5):
@@ -228,13 +228,13 @@ def test_a_shared_preamble_takes_its_cells_once(
 def most_at_a_time(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Filled with how many sequences run together."""
     most: list[int] = []
-    real = Scheduler._compute
+    real = Scheduler._planned
 
-    def compute(self: Scheduler, spans: list[Span]) -> None:
+    def planned(self: Scheduler) -> list[list[Span]]:
         most.append(self.n_running)
-        real(self, spans)
+        return real(self)
 
-    monkeypatch.setattr(Scheduler, "_compute", compute)
+    monkeypatch.setattr(Scheduler, "_planned", planned)
     return most
 
 

@@ -115,7 +115,7 @@ def test_a_cell_injects_the_sum(llama_model: Model) -> None:
     pair = random_profile(llama_model, 0, "a", (1, 2)), random_profile(llama_model, 1, "b")
     found = grid.sum_of(pair, (0.5, -1.0))
     wanted = (pair[0] * 0.5 - pair[1]).injection(llama_model)
-    assert wanted is not None
+    assert isinstance(wanted, Injection)
     np.testing.assert_allclose(found.deciding, wanted.deciding, atol=1e-6)
     np.testing.assert_allclose(found.answer, wanted.answer, atol=1e-6)
 

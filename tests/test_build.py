@@ -36,15 +36,13 @@ MORE = [f"And what of {topic}?" for topic in TOPICS]
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder of the user's own, and texts that are short."""
-    monkeypatch.setenv("ALIGNEZ_HOME", str(tmp_path / "home"))
+def short_and_repeatable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pinned time, and texts that are short."""
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
     monkeypatch.setattr("alignez_edge.preferences.answers.DESCRIPTION_TOKENS", 32)
     monkeypatch.setattr(generate, "ANSWER_TOKENS", 12)
     monkeypatch.setattr(free_running, "N_TOKENS", 6)
     monkeypatch.setattr(free_running, "N_QUESTIONS", 4)
-    return tmp_path / "home"
 
 
 @pytest.fixture
@@ -144,7 +142,7 @@ def test_exchanged_sides_turn_the_profile_round(
     sides = [(r["query"], r["rejected"], r["chosen"]) for r in records]
     write(turned, [dict(zip(("query", "chosen", "rejected"), s, strict=True)) for s in sides])
     there = build_profile(llama_model, AXIS, pairs=labelled, layers=[2, 4])
-    other = Axis("dim", positive=AXIS.negative, negative=AXIS.positive)
+    other = Axis("dim", positive="dark", negative=AXIS.positive)
     back = build_profile(llama_model, other, pairs=turned, layers=[2, 4])
     # Equal but for what the order of texts in a batch rounds differently.
     np.testing.assert_allclose(back.vector.deciding, -there.vector.deciding, atol=0.01)
@@ -175,7 +173,7 @@ def test_two_builds_do_not_write_the_same_files(
     work.mkdir()
     for source in ({"queries": QUERIES[:8]}, {"pairs": labelled}):
         with alone_in(work), pytest.raises(AlignezError, match="another process is at work"):
-            build_profile(llama_model, AXIS, work=work, **source)  # type: ignore[arg-type]
+            build_profile(llama_model, AXIS, work=work, **source)
     assert not list(work.iterdir())
     build_profile(llama_model, AXIS, queries=QUERIES, request="style", work=work)
 
@@ -331,7 +329,7 @@ def test_the_states_come_with_the_answers(
             zip(found.pairs, real(builder, found.pairs, tensor), strict=True)
         ):
             for side in (0, 1):
-                kept = [np.stack(part[side]) for part in states.record(n)]
+                kept = [np.asarray(part[side]) for part in states.record(n)]
                 size = np.linalg.norm(kept[0])
                 assert np.linalg.norm(kept[0] - deciding[side]) < 0.02 * size, pair
     edited = [replace(found.pairs[0], chosen="Bright!"), *found.pairs[1:]]
@@ -443,7 +441,7 @@ def test_another_model_in_the_same_work_folder_gets_its_own_states(
 
 
 def test_models_that_differ_in_one_matrix_share_no_work(
-    home: Path, tiny_model: Callable[..., Path], tmp_path: Path
+    home: Path, tiny_model: Callable[..., Path]
 ) -> None:
     """Not even where no sample of the fingerprint lies in it."""
 

@@ -32,15 +32,6 @@ KEYS = [
 ]
 
 
-@pytest.fixture
-def alignez(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Alignez:
-    monkeypatch.setenv("ALIGNEZ_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("ALIGNEZ_MODEL", raising=False)
-    return Alignez(monkeypatch, capsys)
-
-
 def without_numbers(text: str) -> str:
     return re.sub(r" +", " ", re.sub(r"-?[\d,]*\.?\d+", "N", text))
 

@@ -21,7 +21,6 @@ def alignez(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Alignez:
     """The command line, in an empty folder with an empty home."""
-    monkeypatch.setenv("ALIGNEZ_HOME", str(tmp_path / "home"))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return Alignez(monkeypatch, capsys)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
@@ -46,8 +47,15 @@ class Made:
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Callable[..., Made]:
-    return lambda tensor="l_out", **options: Made(tmp_path / f"{tensor}.f32", tensor, **options)
+def make(tmp_path: Path) -> Iterator[Callable[..., Made]]:
+    with ExitStack() as stack:
+
+        def made(tensor: str = "l_out", **options: float) -> Made:
+            found = Made(tmp_path / f"{tensor}.f32", tensor, **options)
+            stack.enter_context(found.states)
+            return found
+
+        yield made
 
 
 def assert_parallel(a: np.ndarray, b: np.ndarray) -> None:
@@ -130,7 +138,7 @@ def test_opposed_directions_alone_are_kept(make: Callable[..., Made]) -> None:
     made = make()
     everything = condition(made.bank, made.queries[2], Recipe(k=8, rank=6))
     turn = condition(made.bank, made.queries[2], Recipe(k=8, rank=6, opposed=True))
-    kept = turn.directions.any(axis=-1)
+    kept = np.asarray(turn.directions.any(axis=-1))
     assert 0 < kept.sum() < kept.size
     for i, layer in enumerate(LAYERS):
         towards = everything.directions[i] @ made.queries[2][layer]

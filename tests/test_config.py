@@ -32,18 +32,6 @@ def records(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("ALIGNEZ_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("ALIGNEZ_MODEL", raising=False)
-    return tmp_path / "home"
-
-
-@pytest.fixture
-def alignez(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Alignez:
-    return Alignez(monkeypatch, capsys)
-
-
 @pytest.fixture
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
     """Lays down a package with a model; whoever imports it fails."""

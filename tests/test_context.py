@@ -11,6 +11,7 @@ import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,13 +64,13 @@ def test_zero_is_the_base_model_to_the_bit(llama_model: Model) -> None:
     with Context(llama_model) as context:
         plain = decode_all(context, tokens)
         context.clear()
-        context.inject(layer_vectors(llama_model))
+        context.set_control_vector(layer_vectors(llama_model))
         zero = decode_all(context, tokens)
         context.clear()
-        context.inject(layer_vectors(llama_model, 2))
+        context.set_control_vector(layer_vectors(llama_model, 2))
         steered = decode_all(context, tokens)
         context.clear()
-        context.inject(None)
+        context.set_control_vector(None)
         cleared = decode_all(context, tokens)
     assert np.array_equal(plain, zero)
     assert np.array_equal(plain, cleared)
@@ -88,7 +89,7 @@ def test_a_vector_changes_exactly_its_layer_by_exactly_itself(
         for injected in (None, vectors):
             tap = Rows(model.n_embd)
             with Context(model, capture=tap) as context:
-                context.inject(injected)
+                context.set_control_vector(injected)
                 decode_all(context, tokens)
             taps.append(tap.found)
     plain, steered = taps
@@ -105,11 +106,11 @@ def test_the_last_injection_replaces_the_one_before(llama_model: Model) -> None:
     tokens = llama_model.tokenize(TEXT, begin=True)
     low, high = layer_vectors(llama_model, 1), layer_vectors(llama_model, 4, 5)
     with Context(llama_model) as context:
-        context.inject(low)
+        context.set_control_vector(low)
         expected = decode_all(context, tokens)
     with Context(llama_model) as context:
-        context.inject(high)
-        context.inject(low)
+        context.set_control_vector(high)
+        context.set_control_vector(low)
         found = decode_all(context, tokens)
     assert np.array_equal(expected, found)
 
@@ -126,15 +127,15 @@ def test_written_vectors_are_what_llama_cpp_would_be_told(
     expected = []
     for vectors in (low, high, None):
         with Context(llama_model) as context:
-            context.inject(vectors)
+            context.set_control_vector(vectors)
             expected.append(decode_all(context, tokens))
     with Context(llama_model) as context:
-        context.inject(high)
+        context.set_control_vector(high)
         decode_all(context, tokens)
         assert context._places.known and (context._places._view is not None) == at_once
         for vectors, wanted in zip((low, high, None), expected, strict=True):
             context.clear()
-            context.inject(vectors)
+            context.set_control_vector(vectors)
             assert np.array_equal(decode_all(context, tokens), wanted)
 
 
@@ -143,27 +144,30 @@ def test_an_unchanged_injection_calls_nothing(
 ) -> None:
     from alignez_edge.runtime import context as module
 
-    calls = []
+    calls: list[Any] = []
     real = module.cpp.llama_set_adapter_cvec
-    monkeypatch.setattr(
-        module.cpp, "llama_set_adapter_cvec", lambda *a: calls.append(a) or real(*a)
-    )
+
+    def counted(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return real(*arguments)
+
+    monkeypatch.setattr(module.cpp, "llama_set_adapter_cvec", counted)
     vectors = layer_vectors(llama_model, 2)
     with Context(llama_model) as context:
-        context.inject(None)
-        context.inject(np.zeros_like(vectors))
+        context.set_control_vector(None)
+        context.set_control_vector(np.zeros_like(vectors))
         assert not calls
-        context.inject(vectors)
-        context.inject(vectors.copy())
+        context.set_control_vector(vectors)
+        context.set_control_vector(vectors.copy())
         assert len(calls) == 1
-        context.inject(None)
-        context.inject(None)
+        context.set_control_vector(None)
+        context.set_control_vector(None)
         assert len(calls) == 2
 
 
 def test_an_injection_of_another_model_is_refused(llama_model: Model) -> None:
     with Context(llama_model) as context, pytest.raises(ValueError, match="is not"):
-        context.inject(np.ones((3, 5), np.float32))
+        context.set_control_vector(np.ones((3, 5), np.float32))
 
 
 def test_removed_cells_leave_no_trace(llama_model: Model) -> None:
@@ -171,9 +175,9 @@ def test_removed_cells_leave_no_trace(llama_model: Model) -> None:
     with Context(llama_model) as context:
         context.prefill(tokens[:-1])
         once = decode_all(context, tokens[-1:], len(tokens) - 1)
-        context.inject(layer_vectors(llama_model, 2))
+        context.set_control_vector(layer_vectors(llama_model, 2))
         decode_all(context, tokens[:5], len(tokens))
-        context.inject(None)
+        context.set_control_vector(None)
         assert context.remove(0, len(tokens) - 1)
         again = decode_all(context, tokens[-1:], len(tokens) - 1)
     assert np.array_equal(once, again)

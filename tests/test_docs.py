@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-import runpy
 import shlex
 from collections.abc import Iterator
 from importlib import import_module
@@ -15,18 +14,16 @@ import pytest
 import typer
 
 from cli.main import UsageError, app
+from tests import cli_page
 from tests.terminal import ROOT
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-WRITTEN = [page for page in PAGES if page.name != "cli.md"]
-"""All but the one that a program writes."""
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = typer.main.get_command(app)
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(!?)\[[^\]]*\]\(([^()\s]+)\)")
 _SPAN = re.compile(r"`([^`]+)`")
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-written = pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.name)
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -123,7 +120,7 @@ def test_pictures_are_there(page: Path) -> None:
         assert not is_picture or (page.parent / link).read_bytes()[:4] == b"\x89PNG", link
 
 
-@written
+@pages
 def test_python_compiles_and_imports_what_there_is(page: Path) -> None:
     for text in blocks(page, "python"):
         compile(text, page.name, "exec")
@@ -131,14 +128,14 @@ def test_python_compiles_and_imports_what_there_is(page: Path) -> None:
             assert is_there(module, name), f"from {module} import {name}"
 
 
-@written
+@pages
 def test_commands_and_options_exist(page: Path) -> None:
     for text in blocks(page, "sh"):
         for arguments in command_lines(text):
             assert not trouble(arguments), f"alignez {shlex.join(arguments)}: {trouble(arguments)}"
 
 
-@written
+@pages
 def test_commands_within_the_text_exist(page: Path) -> None:
     """These may be shortened: what they need and do not name is not asked for."""
     for span in _SPAN.findall(prose(page)):
@@ -148,12 +145,22 @@ def test_commands_within_the_text_exist(page: Path) -> None:
             assert not trouble(arguments, whole=False), f"{words}: {trouble(arguments, False)}"
 
 
-def test_every_command_has_its_section() -> None:
-    make_cli = runpy.run_path(str(ROOT / "docs" / "make_cli.py"))
-    there = [f"alignez {command}".strip() for command in make_cli["commands"]()]
-    page = (ROOT / "docs" / "cli.md").read_text("utf-8")
-    assert re.findall(r"^## `(.+)`$", page, re.MULTILINE) == there
-    assert {"alignez", "alignez profile export", "alignez profile import"} <= set(there)
+def test_the_page_of_the_commands_is_what_they_say() -> None:
+    kept = cli_page.PAGE.read_text("utf-8")
+    assert kept == cli_page.page(), "the commands have changed: run python -m tests.cli_page"
+    names = [name for name, _ in cli_page.commands()]
+    assert re.findall(r"^## `(.+)`$", kept, re.MULTILINE) == names
+    assert {"alignez", "alignez build", "alignez profile export"} <= set(names)
+    for name, group in cli_page.GROUPS.items():
+        assert f"](#{name.lower().replace(' ', '-')})" in kept, f"nobody takes {group}"
+
+
+def test_the_page_of_the_commands_leaves_nothing_out() -> None:
+    kept = cli_page.PAGE.read_text("utf-8")
+    for name, command in cli_page.commands():
+        assert command.help in kept, name
+        for parameter in command.params:
+            assert f"\n- {cli_page.line(parameter)}\n" in kept, name
 
 
 def test_what_is_wrong_is_seen(tmp_path: Path) -> None:
@@ -177,4 +184,4 @@ def test_what_is_wrong_is_seen(tmp_path: Path) -> None:
     assert "--nothing" in trouble(["run", "--nothing", "x"])
     assert "--nothing" in trouble(["run", "--nothing"], whole=False)
     assert "--seed" in trouble(["run", "--seed", "many"])
-    assert sum(len(blocks(page, "sh")) for page in WRITTEN) > 10
+    assert sum(len(blocks(page, "sh")) for page in PAGES) > 10

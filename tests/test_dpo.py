@@ -12,6 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("tokenizers")
 
+from alignez_edge.arrays import FloatArray  # noqa: E402
 from alignez_edge.demo.bundled import demo_queries  # noqa: E402
 from alignez_edge.demo.rules import AXES, judge  # noqa: E402
 from alignez_edge.demo.world import world  # noqa: E402
@@ -19,7 +20,6 @@ from alignez_edge.files.gguffile import read_gguf  # noqa: E402
 from alignez_edge.runtime.context import Context  # noqa: E402
 from alignez_edge.runtime.injection import Edits  # noqa: E402
 from alignez_edge.runtime.model import Model  # noqa: E402
-from alignez_edge.runtime.requests import FloatArray  # noqa: E402
 from alignez_edge.runtime.score import Scorer, answer_log_prob  # noqa: E402
 from alignez_edge.runtime.weights import Adapter  # noqa: E402
 from demo_model import dpo, export  # noqa: E402
@@ -57,7 +57,7 @@ def pytorch_logits(model: Llama, tokens: tuple[int, ...]) -> FloatArray:
 def llama_logits(model: Model, tokens: tuple[int, ...], edits: Edits = ()) -> FloatArray:
     n = len(tokens)
     with Context(model, n_ctx=512) as context:
-        context.adapt(edits)
+        context.set_adapters(edits)
         context.decode(tokens, range(n), [0] * n, [True] * n)
         return np.array([context.logits(i).copy() for i in range(n)])
 

@@ -179,10 +179,11 @@ def test_what_is_no_edit_is_refused() -> None:
         LayerEdit.swap(one, np.ones((2, N)))
     with pytest.raises(ValueError, match="targets"):
         LayerEdit.move(np.ones((2, N)), [1.0])
+    ones = np.ones((N, N), np.float32)
     with pytest.raises(ValueError, match="do not fit"):
-        LayerEdit(np.ones((N, 2)), np.ones((3, N)), np.ones(N))
+        LayerEdit(ones[:, :2], ones[:3], ones[0])
     with pytest.raises(ValueError, match="not finite"):
-        LayerEdit(np.ones((N, 1)), np.ones((1, N)), np.full(N, np.inf))
+        LayerEdit(ones[:, :1], ones[:1], np.inf * ones[0])
     with pytest.raises(ValueError, match="counted from 0"):
         Edit({-1: LayerEdit.amplify(one)})
     with pytest.raises(ValueError, match="different sizes"):
@@ -190,8 +191,8 @@ def test_what_is_no_edit_is_refused() -> None:
 
 
 def test_edits_are_values() -> None:
-    source = np.ones((N, 1))
-    edit = LayerEdit(source, source.T, np.zeros(N))
+    source = np.ones((N, 1), np.float32)
+    edit = LayerEdit(source, source.T, np.zeros(N, np.float32))
     source[:] = 7
     assert edit.outward.max() == 1
     with pytest.raises(ValueError, match="read-only"):

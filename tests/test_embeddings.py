@@ -47,7 +47,7 @@ def test_goes_on_after_the_last_whole_record(tmp_path: Path) -> None:
 def test_a_record_of_another_shape_is_refused(tmp_path: Path) -> None:
     with HiddenStates(tmp_path / "s", SHAPE) as states:
         with pytest.raises(ValueError, match="does not fit"):
-            states.append([np.zeros((3, 4))] * 2, [np.zeros((3, 4))] * 2)
+            states.append([np.zeros((3, 4), np.float32)] * 2, [np.zeros((3, 4), np.float32)] * 2)
         assert len(states) == 0
 
 

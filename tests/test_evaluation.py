@@ -23,7 +23,6 @@ from alignez_edge.evaluation.plan import Plan, Query, that_fit
 from alignez_edge.evaluation.results import results_of
 from alignez_edge.evaluation.run import evaluate
 from alignez_edge.evaluation.runfolder import RunFolder
-from alignez_edge.files.json_log import Log
 from alignez_edge.judges.judging import Comparison, Judgement
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.requests import Sampling
@@ -313,22 +312,6 @@ def test_the_judges_position_bias_is_told(tiny: Model, tmp_path: Path) -> None:
     results = evaluate(tiny, plan_of(tiny, 1.0), Places(), tmp_path / "run")
     assert results["position_bias"] == pytest.approx(0.75)
     assert results["rows"][0]["win"] == 100
-
-
-def test_a_torn_line_is_cut_off(tmp_path: Path) -> None:
-    log = Log(tmp_path / "log.jsonl")
-    log.repair()
-    offsets = log.append([{"a": "ü" * 40_000}, {"b": 2}])
-    assert [log.at(offset) for offset in offsets] == [{"a": "ü" * 40_000}, {"b": 2}]
-    whole = log.path.read_bytes()
-    for torn in (b'{"c', b"x" * 100_000):
-        log.path.write_bytes(whole + torn)
-        assert [record for _, record in log.records()] == [{"a": "ü" * 40_000}, {"b": 2}]
-        log.repair()
-        assert log.path.read_bytes() == whole
-    log.path.write_bytes(b"torn from the first byte on")
-    log.repair()
-    assert log.path.read_bytes() == b""
 
 
 CHILD = """

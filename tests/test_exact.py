@@ -61,8 +61,8 @@ def logits(
     tokens = model.tokenize(TEXT, begin=True)
     n = len(tokens)
     with Context(model, n_ctx=256, n_seq=2) as context:
-        context.inject(vectors)
-        context.adapt(edits)
+        context.set_control_vector(vectors)
+        context.set_adapters(edits)
         batch = [*tokens[:behind], *tokens]
         positions = [*range(behind), *range(n)]
         context.decode(batch, positions, [1] * behind + [0] * n, [True] * len(batch))
@@ -167,7 +167,7 @@ def test_the_pairs_are_the_edited_matrices(tiny_model: Callable[..., Path]) -> N
     """`B @ A` is `U V W`, per expert where there are some; blocks of rows change nothing."""
     for architecture, options in (KINDS[0], KINDS[1], KINDS[8]):
         gguf = read_gguf(tiny_model(architecture, n_layer=5, **options))
-        size = int(gguf.metadata[f"{architecture}.embedding_length"])
+        size = int(gguf.hparam("embedding_length"))
         swap = LayerEdit.swap(*np.random.default_rng(0).standard_normal((2, size)))
         names = []
         for name, a, b in adapter_tensors(gguf, Edit({0: swap, 3: swap})):
@@ -308,14 +308,14 @@ def test_nothing_is_the_base_model_to_the_bit(
     with Context(llama_model, n_ctx=64) as context:
         base = run(context)
         for nothing in ((), ((adapter, 0.0),), ((adapter, 1.5), (adapter, -1.5))):
-            context.adapt(nothing)
+            context.set_adapters(nothing)
             assert np.array_equal(base, run(context))
         assert not calls
-        context.adapt(((adapter, 1.0),))
+        context.set_adapters(((adapter, 1.0),))
         edited = run(context)
-        context.adapt(((adapter, 0.75), (adapter, 0.25)))
+        context.set_adapters(((adapter, 0.75), (adapter, 0.25)))
         assert len(calls) == 1 and not np.array_equal(base, edited)
-        context.adapt(())
+        context.set_adapters(())
         assert np.array_equal(base, run(context))
         assert len(calls) == 2
 
@@ -360,7 +360,7 @@ def test_what_is_no_adapter_is_refused(
         Context(other, n_ctx=64) as context,
         pytest.raises(ValueError, match="another model"),
     ):
-        context.adapt(((adapter, 1.0),))
+        context.set_adapters(((adapter, 1.0),))
     with pytest.raises(ValueError, match="finite"):
         zeros = np.zeros((2, 2), np.float32)
         Injection(zeros, zeros, ((adapter, float("nan")),))
@@ -372,11 +372,11 @@ def test_an_adapter_lives_as_long_as_it_is_set(
     adapter = Adapter(llama_model, made[1].adapter)
     gone = weakref.ref(adapter)
     with Context(llama_model, n_ctx=64) as context:
-        context.adapt(((adapter, 1.0),))
+        context.set_adapters(((adapter, 1.0),))
         del adapter
         assert gone() is not None
         context.decode([5, 6, 7], range(3), [0] * 3, [True] * 3)
-        context.adapt(())
+        context.set_adapters(())
         assert gone() is None
         context.decode([8], [3], [0], [True])
 

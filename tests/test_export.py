@@ -46,12 +46,6 @@ LAYERS = (1, 3)
 DOWN = "blk.{}.ffn_down.weight"
 
 
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("ALIGNEZ_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
-
-
 def exact_profile(model: Model, ranks: tuple[int, ...] = (2, 2)) -> Profile:
     """A profile that does one random edit at every token, of these ranks in `LAYERS`."""
     rng = np.random.default_rng(3)
@@ -111,7 +105,7 @@ def test_strengths_that_cannot_be_written(
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_a_lora_is_the_exact_edit(
-    home: Path, tmp_path: Path, tiny_model: Callable[..., Path], architecture: str
+    tmp_path: Path, tiny_model: Callable[..., Path], architecture: str
 ) -> None:
     """llama.cpp loads the file as an adapter of the model: then every token is edited."""
     path = tiny_model(architecture, n_layer=5)
@@ -313,9 +307,7 @@ def test_pairs_of_a_build_on_this_machine(home: Path, tmp_path: Path, llama_mode
     export_pairs(profile, tmp_path / "out.jsonl", path)
 
 
-def test_provenance_tells_which_build_it_was(
-    home: Path, tmp_path: Path, llama_model: Model
-) -> None:
+def test_provenance_tells_which_build_it_was(home: Path, llama_model: Model) -> None:
     file = ModelFile("m.gguf", "F16", 1, 64 * "0")
     queries = Source("queries", 3, 64 * "0")
     told = Provenance(file, queries, width=8, threads=2)
@@ -348,7 +340,7 @@ def test_profiles_that_files_hold_in_part_or_not_at_all(tmp_path: Path, llama_mo
     assert list(tmp_path.iterdir()) == []
 
 
-def test_pairs_from_a_file(home: Path, tmp_path: Path, llama_model: Model) -> None:
+def test_pairs_from_a_file(tmp_path: Path, llama_model: Model) -> None:
     source = tmp_path / "mine.jsonl"
     source.write_text('{"query": "Why?", "chosen": "So.", "rejected": "No."}\n', "utf-8")
     found = export_pairs(random_profile(llama_model), tmp_path / "out.jsonl", source)
@@ -374,6 +366,7 @@ def test_llama_cpps_own_program_answers_alike(way: Way) -> None:
         bench = Bench(model, completion, demo_queries("unseen")[:2])
         if way == "exact":
             form = exact_profile(model).exact
+            assert form is not None
             profile = replace(exact_profile(model), intervention=replace(form, unit=40.0))
         else:
             profile = replace(random_profile(model), unit=1.5)

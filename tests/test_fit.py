@@ -184,7 +184,10 @@ def test_only_the_rows_that_are_named_count(states: HiddenStates, method: str) -
     rows = [row for row in range(N_PAIRS) if row % 4 != 3]
     before = fit(states, rows, method)
     for _ in range(5):  # pairs that would change everything
-        states.append([np.full(states.shape, 1e6, np.float32)] * 2, [-np.eye(*states.shape)] * 2)
+        states.append(
+            [np.full(states.shape, 1e6, np.float32)] * 2,
+            [-np.eye(*states.shape, dtype=np.float32)] * 2,
+        )
     after = fit(states, rows, method)
     assert before.layers == after.layers
     np.testing.assert_array_equal(vectors(before), vectors(after))

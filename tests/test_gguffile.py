@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 
 from alignez_edge.errors import ModelFileError, ProfileFileError
-from alignez_edge.files.gguffile import StringArray, printable, read_gguf
+from alignez_edge.files.gguf_values import StringArray
+from alignez_edge.files.gguffile import read_gguf
+from alignez_edge.files.text import printable, printable_name
 
 U32, U64, STRING, ARRAY, FLOAT = 4, 10, 8, 9, 6
 
@@ -78,7 +81,10 @@ Write = Callable[[bytes], Path]
 
 def test_a_good_file_is_read(written: Write) -> None:
     found = read_gguf(written(GOOD))
-    assert found.metadata["general.architecture"] == "llama"
+    assert found.metadata["general.architecture"] == found.architecture == "llama"
+    assert found.hparam("block_count") is None and found.hparam("block_count", 0) == 0
+    with_layers = replace(found, metadata={**found.metadata, "llama.block_count": 7})
+    assert with_layers.hparam("block_count", 0) == 7
     assert found.metadata["a.number"] == 7
     assert found.metadata["a.real"] == 0.5
     assert list(found.metadata["words"]) == ["a", "", "ü"]
@@ -97,7 +103,7 @@ def test_tensors_agree_with_the_reference_reader(tmp_path: Path, kind: str) -> N
     values = np.random.default_rng(0).standard_normal((6, 256)).astype(np.float32)
     form = gguf.GGMLQuantizationType[kind]
     if kind == "F16":
-        raw = values.astype(np.float16)
+        raw: np.ndarray = values.astype(np.float16)
     elif kind == "F32":
         raw = values
     else:
@@ -234,8 +240,9 @@ def test_random_mutations_are_read_or_refused(written: Write, tiny_llama: Path) 
     assert refused > 1000
 
 
-def test_printable_escapes_and_cuts() -> None:
-    assert printable("a\x1b[31mb\n\u202e") == "a\\x1b[31mb\\n\\u202e"
-    assert printable(b"\xff\x00") == "\\xff\\x00"
-    assert printable("é" * 100, 10) == "é" * 9 + "…"
-    assert printable("日本") == "日本"
+def test_names_are_shown_escaped_and_cut() -> None:
+    assert printable_name("a\x1b[31mb\n\u202e") == "a\\x1b[31mb\\n\\u202e"
+    assert printable_name(b"\xff\x00") == "\\xff\\x00"
+    assert printable_name("é" * 100, 10) == "é" * 9 + "…"
+    assert printable_name("日本") == "日本"
+    assert printable_name("a\u200db") == "a\\u200db" and printable("a\u200db") == "a\u200db"

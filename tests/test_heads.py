@@ -207,7 +207,7 @@ def test_what_is_injected_is_the_shift_but_for_the_layers_own_mlp(
         with Context(model) as context:
             plain = logits(context)
             context.clear()
-            context.inject(rows)
+            context.set_control_vector(rows)
             injected = logits(context)
         with Context(model, capture=Shift(layer, constant)) as context:
             shifted = logits(context)

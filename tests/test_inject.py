@@ -52,12 +52,6 @@ def profile_for(model: Model, *, exact: bool = True) -> Profile:
     )
 
 
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("ALIGNEZ_HOME", str(tmp_path / "home"))
-    return tmp_path
-
-
 def logits(model: Model, profile: Profile, way: str, strength: float = 1.0) -> np.ndarray:
     tokens = model.tokenize("How do I bake bread? With flour.", begin=True)
     with Scorer(model) as scorer:
@@ -67,9 +61,7 @@ def logits(model: Model, profile: Profile, way: str, strength: float = 1.0) -> n
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt2"])
-def test_exact_is_the_reference(
-    home: Path, tiny_model: Callable[..., Path], architecture: str
-) -> None:
+def test_exact_is_the_reference(tiny_model: Callable[..., Path], architecture: str) -> None:
     with Model.load(tiny_model(architecture, n_layer=5, file_type="F16"), threads=1) as model:
         profile = profile_for(model)
         plain = logits(model, profile, "exact", 0.0)
@@ -83,14 +75,14 @@ def test_exact_is_the_reference(
 
 
 def test_an_adapter_is_made_once_and_kept(
-    home: Path, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tiny_model("llama", n_layer=5)
     with Model.load(path, threads=1) as model:
         profile = profile_for(model)
         first = logits(model, profile, "exact")
         injections = [(profile * s).injection(model) for s in (1.0, -0.5)]
-        assert injections[0] is not None and injections[1] is not None
+        assert isinstance(injections[0], Injection) and isinstance(injections[1], Injection)
         assert injections[0].deciding_edits[0][0] is injections[1].deciding_edits[0][0]
         assert len(list((cache_dir() / "adapters").iterdir())) == 2
 
@@ -107,15 +99,15 @@ def test_an_adapter_is_made_once_and_kept(
             assert np.array_equal(logits(model, profile, "exact"), first)
 
 
-def test_strengths_that_llama_cpp_cannot_take(home: Path, tiny_model: Callable[..., Path]) -> None:
+def test_strengths_that_llama_cpp_cannot_take(tiny_model: Callable[..., Path]) -> None:
     with Model.load(tiny_model("llama", n_layer=5), threads=1) as model:
         profile = profile_for(model)
         for way in ("control-vector", "exact", "reference"):
             with pytest.raises(BadInputError, match="overflows"):
-                (profile * 1e45).by(way).injection(model)  # type: ignore[arg-type]
+                (profile * 1e45).by(way).injection(model)
 
 
-def test_a_control_vector_has_no_exact_form(home: Path, tiny_model: Callable[..., Path]) -> None:
+def test_a_control_vector_has_no_exact_form(tiny_model: Callable[..., Path]) -> None:
     with Model.load(tiny_model("llama", n_layer=5), threads=1) as model:
         profile = profile_for(model, exact=False)
         assert np.array_equal(
@@ -123,11 +115,11 @@ def test_a_control_vector_has_no_exact_form(home: Path, tiny_model: Callable[...
         )
         for way in ("exact", "reference"):
             with pytest.raises(BadInputError, match="is a control vector by nature"):
-                (profile * 1.0).by(way).injection(model)  # type: ignore[arg-type]
+                (profile * 1.0).by(way).injection(model)
 
 
 def test_auto_says_where_it_falls_back(
-    home: Path, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Model.load(tiny_model("llama", n_layer=5), threads=1) as model:
         profile = profile_for(model)
@@ -142,20 +134,20 @@ def test_auto_says_where_it_falls_back(
         )
 
 
-def test_a_profile_keeps_its_exact_form(home: Path, tiny_model: Callable[..., Path]) -> None:
+def test_a_profile_keeps_its_exact_form(tmp_path: Path, tiny_model: Callable[..., Path]) -> None:
     with Model.load(tiny_model("llama", n_layer=5), threads=1) as model:
         profile = profile_for(model)
-        profile.save(home / "polite.gguf")
-        read = Profile.load(home / "polite.gguf")
+        profile.save(tmp_path / "polite.gguf")
+        read = Profile.load(tmp_path / "polite.gguf")
         assert read.order == profile.order
         assert np.array_equal(logits(model, read, "exact"), logits(model, profile, "exact"))
 
 
 def test_a_file_with_two_kinds_is_refused(
-    home: Path, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Model.load(tiny_model("llama", n_layer=5), threads=1) as model:
-        profile, near = profile_for(model), conditioned_profile(model, home).neighbors
+        profile, near = profile_for(model), conditioned_profile(model, tmp_path).neighbors
         write = ExactForm.write
 
         def both(self: ExactForm, writer: Any) -> None:
@@ -164,13 +156,13 @@ def test_a_file_with_two_kinds_is_refused(
             near.write(writer)
 
         monkeypatch.setattr(ExactForm, "write", both)
-        profile.save(home / "both.gguf")
+        profile.save(tmp_path / "both.gguf")
         with pytest.raises(ProfileFileError, match="a profile can have one only"):
-            Profile.load(home / "both.gguf")
+            Profile.load(tmp_path / "both.gguf")
 
 
 def test_a_binding_decides_the_ways_once(
-    home: Path, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    tiny_model: Callable[..., Path],
 ) -> None:
     with Model.load(tiny_model("llama", n_layer=5), threads=1) as model:
         exact, plain = profile_for(model), random_profile(model, name="terse")
@@ -183,7 +175,7 @@ def test_a_binding_decides_the_ways_once(
         assert Steering().bind(model).injection is None
 
 
-def test_an_unknown_way_is_refused(home: Path) -> None:
+def test_an_unknown_way_is_refused() -> None:
     with pytest.raises(BadInputError, match="cannot be injected"):
         Steering().by("magic")  # type: ignore[arg-type]
 
@@ -222,15 +214,15 @@ def greedy(model: Model, steering: Steering, text: str = "How do I bake bread?")
 
 @pytest.mark.parametrize("method", ["alignez-v1", "alignez-v2"])
 def test_a_turns_exact_edit_is_its_reference(
-    home: Path, tiny_model: Callable[..., Path], method: str
+    tmp_path: Path, tiny_model: Callable[..., Path], method: str
 ) -> None:
     with Model.load(tiny_model("llama", n_layer=5, file_type="F16"), threads=1) as model:
-        profile = conditioned_profile(model, home, method=method)
+        profile = conditioned_profile(model, tmp_path, method=method)
         states = np.random.default_rng(0).standard_normal((5, model.n_embd)).astype(np.float32)
         tokens = model.tokenize("How do I bake bread? With flour.", begin=True)
-        rows = []
+        rows: list[np.ndarray] = []
         for way in ("exact", "reference"):
-            steering = (profile * 3.0).by(way).injection(model)  # type: ignore[arg-type]
+            steering = (profile * 3.0).by(way).injection(model)
             assert isinstance(steering, Turns)
             with Scorer(model) as scorer:
                 rows += scorer.log_probs(tokens[:6], tokens[6:], [None, steering.at(states)])
@@ -239,12 +231,12 @@ def test_a_turns_exact_edit_is_its_reference(
         assert np.abs(rows[1] - rows[3]).max() < 0.02 * effect
 
 
-def test_a_profile_keeps_its_neighbors(home: Path, tiny_model: Callable[..., Path]) -> None:
+def test_a_profile_keeps_its_neighbors(tmp_path: Path, tiny_model: Callable[..., Path]) -> None:
     with Model.load(tiny_model("llama", n_layer=5), threads=1) as model:
         for tensor, method in (("ffn_out", "alignez-v2"), ("l_out", "alignez")):
-            profile = conditioned_profile(model, home, tensor, method)
-            profile.save(home / "near.gguf")
-            read = Profile.load(home / "near.gguf")
+            profile = conditioned_profile(model, tmp_path, tensor, method)
+            profile.save(tmp_path / "near.gguf")
+            read = Profile.load(tmp_path / "near.gguf")
             assert read.order == profile.order
             assert read.neighbors is not None and profile.neighbors is not None
             assert read.neighbors.recipe == profile.neighbors.recipe
@@ -252,9 +244,9 @@ def test_a_profile_keeps_its_neighbors(home: Path, tiny_model: Callable[..., Pat
             assert greedy(model, read * 20.0) == greedy(model, profile * 20.0)
 
 
-def test_profiles_add_up_turn_by_turn(home: Path, tiny_model: Callable[..., Path]) -> None:
+def test_profiles_add_up_turn_by_turn(tmp_path: Path, tiny_model: Callable[..., Path]) -> None:
     with Model.load(tiny_model("llama", n_layer=5), threads=1) as model:
-        near = conditioned_profile(model, home, "l_out", "alignez")
+        near = conditioned_profile(model, tmp_path, "l_out", "alignez")
         static = random_profile(model, name="terse")
         states = np.random.default_rng(0).standard_normal((5, model.n_embd)).astype(np.float32)
 
@@ -270,12 +262,12 @@ def test_profiles_add_up_turn_by_turn(home: Path, tiny_model: Callable[..., Path
         np.testing.assert_allclose(total, at(near * 0.8) + alone.deciding, atol=1e-6)
         assert np.array_equal(total, at(static * -0.5 + near * 0.8))
         assert (near - near).injection(model) is None
-        other = conditioned_profile(model, home, "ffn_out", "alignez-v1")
+        other = conditioned_profile(model, tmp_path, "ffn_out", "alignez-v1")
         with pytest.raises(BadInputError, match="look at different states"):
             (near + other).injection(model)
 
 
-def test_a_profile_with_a_value_function(home: Path, tiny_model: Callable[..., Path]) -> None:
+def test_a_profile_with_a_value_function(tmp_path: Path, tiny_model: Callable[..., Path]) -> None:
     with Model.load(tiny_model("llama", n_layer=5), threads=1) as model:
         rng = np.random.default_rng(1)
 
@@ -294,8 +286,8 @@ def test_a_profile_with_a_value_function(home: Path, tiny_model: Callable[..., P
             layers=(),
             intervention=ReControl(value, 3.0),
         )
-        profile.save(home / "value.gguf")
-        read = Profile.load(home / "value.gguf")
+        profile.save(tmp_path / "value.gguf")
+        read = Profile.load(tmp_path / "value.gguf")
         assert read.order == profile.order and read.layers == ()
         assert greedy(model, read * 50.0) == greedy(model, profile * 50.0)
         assert not np.array_equal(logits(model, read, "auto"), logits(model, read, "auto", 0.0))

@@ -224,14 +224,6 @@ def test_the_table_of_judges() -> None:
 # The command --------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def alignez(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Alignez:
-    monkeypatch.setenv("ALIGNEZ_HOME", str(tmp_path))
-    return Alignez(monkeypatch, capsys)
-
-
 def test_judge_command(alignez: Alignez) -> None:
     said = alignez("judge", "demo", "--axis", "polite", "--axis", "formal", "--quiet")
     assert (said.code, said.err) == (0, "")
@@ -330,10 +322,7 @@ def test_an_evaluation_tests_its_judge_once(
         command.tested(who, ["polite"], tmp_path, Output()).__enter__()
 
 
-def test_a_test_that_was_interrupted_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ALIGNEZ_HOME", str(tmp_path))
+def test_a_test_that_was_interrupted_goes_on(home: Path) -> None:
     asked: list[str] = []
 
     def prefer(first: str, second: str) -> float:
@@ -345,7 +334,7 @@ def test_a_test_that_was_interrupted_goes_on(
     who, known = Asked(Scripted(prefer)), pairs(20, 5)
     with pytest.raises(KeyboardInterrupt):
         command._measured(who, "one", known, None)
-    (kept,) = tmp_path.rglob("verdicts.jsonl")
+    (kept,) = home.rglob("verdicts.jsonl")
     assert len(kept.read_text().splitlines()) == 7
     kept.write_text(kept.read_text() + '{"orders": [1.0')
     steps: list[tuple[int, int]] = []
@@ -362,10 +351,7 @@ def test_a_test_that_was_interrupted_goes_on(
         command._measured(who, "one", known, None)
 
 
-def test_a_judge_is_the_same_one_while_its_file_is(
-    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ALIGNEZ_HOME", str(tmp_path))
+def test_a_judge_is_the_same_one_while_its_file_is(tiny_llama: Path, tmp_path: Path) -> None:
     copy = tmp_path / "judge.gguf"
     shutil.copy(tiny_llama, copy)
     first = identity_of(str(copy))
@@ -389,9 +375,8 @@ def test_no_run_no_file(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
-def test_a_person_at_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_person_at_the_terminal() -> None:
     """What was not offered is asked again; q ends it without a word, and the next time goes on."""
-    monkeypatch.setenv("ALIGNEZ_HOME", str(tmp_path))
     question = "Which is more like an answer of a polite assistant?"
     keys = [("q to stop: ", f"{key}\n") for key in ("x", "", "1", "2", "0")]
     arguments = ["judge", "human", "--axis", "polite", "--limit", "3"]

@@ -381,10 +381,7 @@ def test_an_answer_cannot_speak_with_the_templates_voice(chat_model: Model) -> N
     assert honest == bent
 
 
-def test_models_by_name_and_file(
-    tiny_chat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ALIGNEZ_HOME", str(tmp_path))
+def test_models_by_name_and_file(tiny_chat: Path, tmp_path: Path) -> None:
     ModelNames().add("small", tiny_chat)
     settings = JudgeSettings(threads=1)
     for text in ("model:small", str(tiny_chat), f"model:{tiny_chat}", "model:demo"):

@@ -21,11 +21,8 @@ from tests.terminal import ROOT
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    home = tmp_path / "home"
-    monkeypatch.setenv("ALIGNEZ_HOME", str(home))
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    return home
 
 
 def free_place(library: ProfileLibrary, model: Model, name: str) -> Path:
@@ -76,7 +73,7 @@ def test_near_matches(llama_model: Model) -> None:
 
 
 def test_what_may_not_be_looked_at_is_said(
-    llama_model: Model, home: Path, monkeypatch: pytest.MonkeyPatch
+    llama_model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     library = ProfileLibrary()
     path = library.save("mine", random_profile(llama_model))
@@ -122,7 +119,7 @@ def test_names_are_escaped_once() -> None:
         assert "'a\\nb'" in caught.value.message
 
 
-def test_remove(llama_model: Model, home: Path) -> None:
+def test_remove(llama_model: Model) -> None:
     library = ProfileLibrary()
     path = library.save("mine", random_profile(llama_model))
     library.save("cheerful", random_profile(llama_model))

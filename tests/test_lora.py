@@ -168,8 +168,8 @@ def test_strength_zero_is_the_tuned_model_to_the_bit(tuned: Model, llama_model: 
         n = len(tokens)
         context.decode(tokens, range(n), [0] * n, [True] * n)
         before = context.logits(n - 1).copy()
-        context.adapt(((adapter, 2.0),))
-        context.adapt(())
+        context.set_adapters(((adapter, 2.0),))
+        context.set_adapters(())
         context.clear()
         context.decode(tokens, range(n), [0] * n, [True] * n)
         assert np.array_equal(before, context.logits(n - 1))
@@ -502,15 +502,6 @@ def test_the_option(tmp_path: Path) -> None:
     for scale in ("nan", "inf", "-inf", "1e300"):
         with pytest.raises(BadInputError, match="finite"):
             parse_lora_option(f"a.gguf:{scale}")
-
-
-@pytest.fixture
-def alignez(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Alignez:
-    monkeypatch.setenv("ALIGNEZ_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("ALIGNEZ_MODEL", raising=False)
-    return Alignez(monkeypatch, capsys)
 
 
 def test_commands_take_it(alignez: Alignez, tiny_chat: Path, tuned_file: Path) -> None:

@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 
 from alignez_edge.arrays import FloatArray
-from alignez_edge.build import choice
+from alignez_edge.build import choice, generate
 from alignez_edge.build import steps as builder
 from alignez_edge.build.build import build_profile
 from alignez_edge.chat.messages import Message
-from alignez_edge.preferences import answers, pairs
+from alignez_edge.preferences import answers
 from alignez_edge.preferences.axes import Axis
 from alignez_edge.profile.profile import Profile
 from alignez_edge.runtime.context import Context
+from alignez_edge.runtime.injection import Injection
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.requests import Sampling
 from alignez_edge.runtime.session import Session
@@ -90,7 +91,7 @@ def built(
         patch.setattr(answers, "DESCRIPTION_TOKENS", 12)
         patch.setattr(builder, "N_MOST", 2)
         patch.setattr(choice, "N_TOKENS", 4)
-        patch.setattr(pairs, "ANSWER_TOKENS", 8)
+        patch.setattr(generate, "ANSWER_TOKENS", 8)
         axis = Axis("bright", positive="bright", negative="dark")
         made = build_profile(
             model, axis, queries=QUERIES, limit=4, layers=kind.layers, width=8, work=folder / "work"
@@ -149,7 +150,7 @@ def test_each_layer_that_is_named_changes_by_exactly_its_vector(
 ) -> None:
     model, profile, _ = built
     injection = profile.injection(model)
-    assert injection is not None
+    assert isinstance(injection, Injection)
     prompt = list(model.prompt([{"role": "user", "content": "Hello?"}]).tokens)
     for vectors in (injection.deciding, injection.answer):
         named = np.flatnonzero(vectors.any(axis=1))
@@ -178,10 +179,10 @@ def _last_token(
         for vectors in injected:
             tap.found = {}
             context.clear()
-            context.inject(None)
+            context.set_control_vector(None)
             context.prefill(prompt[:-1])
             tap.found = {}
-            context.inject(vectors)
+            context.set_control_vector(vectors)
             context.decode(prompt[-1:], [len(prompt) - 1], [0], [True])
             found.append(
                 np.stack([tap.found[f"l_out-{layer}"][0] for layer in range(model.n_layer)])

@@ -30,19 +30,12 @@ from alignez_edge.profile.mix import (
     orthogonalise,
 )
 from alignez_edge.profile.profile import Profile
+from alignez_edge.runtime.injection import Injection
 from alignez_edge.runtime.model import Model
 from tests.profiles import random_profile
 from tests.terminal import Alignez
 
 STRENGTHS = st.floats(-3, 3).filter(lambda s: abs(s) > 1e-3)
-
-
-@pytest.fixture
-def alignez(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Alignez:
-    monkeypatch.setenv("ALIGNEZ_HOME", str(tmp_path / "home"))
-    return Alignez(monkeypatch, capsys)
 
 
 @pytest.fixture
@@ -58,7 +51,7 @@ def overlapping(llama_model: Model) -> list[Profile]:
 
 def rows(profile: Profile, model: Model) -> npt.NDArray[np.float32]:
     found = profile.injection(model)
-    assert found is not None
+    assert isinstance(found, Injection)
     return np.stack([found.deciding, found.answer])
 
 
@@ -80,10 +73,10 @@ def test_a_mix_injects_the_sum_to_the_bit(
         for seed, (strength, name, layers) in enumerate(names)
     ]
     wanted = sum((p * s for p, s in terms[1:]), terms[0][0] * terms[0][1]).injection(llama_model)
-    assert wanted is not None
+    assert isinstance(wanted, Injection)
     for order in itertools.permutations(terms):
         found = mix(order, "all").injection(llama_model)
-        assert found is not None
+        assert isinstance(found, Injection)
         assert found.deciding.tobytes() == wanted.deciding.tobytes()
         assert found.answer.tobytes() == wanted.answer.tobytes()
 

@@ -237,14 +237,13 @@ def test_a_killed_writer_loses_no_finished_chunk(tmp_path: Path) -> None:
             store.append([(PreferencePair(str(n), "a" * 5000, "b", "c", "d"), None)])
             print(n, flush=True)
     """
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    reported = [process.stdout.readline().strip() for _ in range(5)]
-    process.send_signal(signal.SIGKILL if os.name == "posix" else signal.SIGTERM)
-    reported += process.stdout.read().split()
-    process.wait()
+    ) as process:
+        assert process.stdout is not None
+        reported = [process.stdout.readline().strip() for _ in range(5)]
+        process.send_signal(signal.SIGKILL if os.name == "posix" else signal.SIGTERM)
+        reported += process.stdout.read().split()
     store = PairStore(path, SETTINGS)
     assert all(query in store for query in reported)
     store.append([(PreferencePair("last", "a", "b", "c", "d"), None)])

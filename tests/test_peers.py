@@ -84,7 +84,7 @@ def step_by_step(model: Model, prompt: tuple[int, ...], rows: FloatArray) -> lis
     """The greedy answer with llama.cpp's own control vector set for the whole text."""
     found: list[int] = []
     with Context(model) as context:
-        context.inject(rows)
+        context.set_control_vector(rows)
         context.prefill(prompt[:-1])
         token = prompt[-1]
         for at in range(len(prompt) - 1, len(prompt) - 1 + GREEDY.max_tokens):

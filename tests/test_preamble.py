@@ -34,17 +34,6 @@ def user(text: str) -> Message:
     return {"role": "user", "content": text}
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ALIGNEZ_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("ALIGNEZ_MODEL", raising=False)
-
-
-@pytest.fixture
-def alignez(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Alignez:
-    return Alignez(monkeypatch, capsys)
-
-
 @pytest.fixture
 def brief(tmp_path: Path) -> Path:
     path = tmp_path / "brief.txt"

@@ -20,7 +20,7 @@ from alignez_edge.interventions.bank_products import BankProduct
 from alignez_edge.interventions.by_query import Recipe, condition
 from alignez_edge.interventions.exact import exact_edit
 from alignez_edge.modelfiles.lora import Lora, adapter_file, read_lora
-from alignez_edge.runtime.injection import Injection
+from alignez_edge.runtime.injection import Edits, Injection
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.requests import Sampling
 from alignez_edge.runtime.session import Session
@@ -29,16 +29,10 @@ from alignez_edge.runtime.weights import Adapter
 N_PAIRS, LAYERS = 9, (1, 3)
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ALIGNEZ_HOME", str(tmp_path))
-
-
 def bank_for(gguf: GGUFFile, folder: Path, seed: int = 0) -> Bank:
     rng = np.random.default_rng(seed)
-    architecture = gguf.metadata["general.architecture"]
-    n_layer = int(gguf.metadata[f"{architecture}.block_count"])
-    n_embd = int(gguf.metadata[f"{architecture}.embedding_length"])
+    n_layer = int(gguf.hparam("block_count"))
+    n_embd = int(gguf.hparam("embedding_length"))
     with HiddenStates(folder / f"states-{seed}", (n_layer, n_embd)) as states:
         for _ in range(N_PAIRS):
             pair = rng.standard_normal((2, 2, n_layer, n_embd)).astype(np.float32) + 0.5
@@ -163,7 +157,8 @@ class Neighbors:
 
     def at(self, states: FloatArray) -> Injection | None:
         turn = condition(self.bank, states, Recipe("alignez-v1", k=4))
-        rows, edits = [], []
+        rows: list[FloatArray] = []
+        edits: list[Edits] = []
         for position in POSITIONS:
             if self.product is None:
                 rows.append(np.zeros_like(states))

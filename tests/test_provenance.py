@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -30,13 +30,11 @@ QUERIES = [f"Tell me about {topic}." for topic in TOPICS]
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder of the user's own, a pinned time, and texts that are short."""
-    monkeypatch.setenv("ALIGNEZ_HOME", str(tmp_path / "home"))
+def short_and_repeatable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pinned time, and texts that are short."""
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
     monkeypatch.setattr("alignez_edge.preferences.answers.DESCRIPTION_TOKENS", 32)
     monkeypatch.setattr(generate, "ANSWER_TOKENS", 12)
-    return tmp_path / "home"
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +185,7 @@ def record() -> dict[str, Any]:
     found = Provenance(
         ModelFile("m.gguf", "Q8_0", 7, "0" * 64), Source("queries", 2, "1" * 64, ("a", "b"))
     )
-    return json.loads(json.dumps(asdict(found)))  # type: ignore[no-any-return]
+    return cast("dict[str, Any]", json.loads(json.dumps(asdict(found))))
 
 
 def changed(keys: Sequence[str], value: Any) -> dict[str, Any]:

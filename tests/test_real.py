@@ -97,3 +97,25 @@ def test_it_runs_and_goes_on(
     monkeypatch.setattr(Answers, "_make", nothing)
     real.main(arguments)
     capsys.readouterr()
+
+
+def test_a_run_begins_with_the_answers_that_are_published(
+    tiny_chat: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(real, "CACHE", tmp_path / "mine")
+    monkeypatch.setattr(real, "PUBLISHED", tmp_path / "published")
+    arguments = ["--model", str(tiny_chat), "--threads", "1", "--axes", "cheerful"]
+    arguments += ["--queries", "2", "--choosing", "1", "--seeds", "1", "--tokens", "4", "--publish"]
+    with Model.load(tiny_chat, threads=1) as model:
+        random_profile(model, 0, "cheerful").save(
+            real.answers_folder(model, None) / "cheerful.gguf"
+        )
+    real.main(arguments)
+    said = capsys.readouterr().out
+    monkeypatch.setattr(real, "CACHE", tmp_path / "yours")
+    monkeypatch.setattr(Answers, "_make", None)
+    real.main(arguments)
+    assert capsys.readouterr().out == said

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,7 +65,7 @@ def states_and_logits(model: Model) -> tuple[FloatArray, FloatArray]:
     tokens = list(range(5, 11))
     n = len(tokens)
     with Context(model, n_batch=8) as context:
-        context.give_hidden(True)
+        context.set_embeddings(True)
         context.decode(tokens, range(n), [0] * n, [True] * n)
         hidden = np.array([context.hidden(i) for i in range(n)])
         return hidden, np.array([context.logits(i) for i in range(n)])
@@ -139,7 +140,7 @@ def test_reading_hidden_states_changes_no_logits(llama_model: Model) -> None:
     with Context(llama_model, n_batch=8) as context:
         for on in (False, True, False):
             context.clear()
-            context.give_hidden(on)
+            context.set_embeddings(on)
             context.decode(tokens, range(n), [0] * n, [True] * n)
             found.append(np.array([context.logits(i) for i in range(n)]))
         with pytest.raises(Exception, match="no hidden state"):
@@ -228,7 +229,7 @@ def test_last_states_are_those_of_one_pass(
     tokens = prompt + answer
     n = len(tokens)
     with Context(llama_model) as context:
-        context.give_hidden(True)
+        context.set_embeddings(True)
         context.decode(tokens, range(n), [0] * n, [True] * n)
         expected = np.array([context.hidden(i) for i in range(len(prompt) - 1, n)])
     found = list(last_states(llama_model, [(prompt, answer), (prompt, answer[:3])]))
@@ -343,7 +344,7 @@ def test_a_flat_value_function_is_said_to_be_one(
 ) -> None:
     from alignez_edge.methods import recontrol
 
-    def flat(*arguments: object, **options: object) -> object:
+    def flat(*arguments: Any, **options: Any) -> object:
         fitted = fit(*arguments, **options)
         arrays = fitted.value.to_arrays()
         value = ValueFunction.from_arrays({**arrays, "w3": 0 * arrays["w3"]})

@@ -178,9 +178,8 @@ def test_a_kill_while_saving_leaves_the_old_profile(
 
 
 def test_ctrl_c_is_one_line_and_the_build_goes_on(
-    tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Callable[..., Path], tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("ALIGNEZ_HOME", str(tmp_path / "home"))
     queries = tmp_path / "queries.txt"
     queries.write_text("\n".join(f"Tell me about {topic}." for topic in TOPICS), "utf-8")
     out = tmp_path / "bright.gguf"

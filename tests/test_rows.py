@@ -86,7 +86,7 @@ def logits(
             continue
         adds = [(i, row[3]) for i, row in enumerate(rows) if row[3] is not None]
         if own is not None:
-            context.inject(vectors[pieces[own].vector])
+            context.set_control_vector(vectors[pieces[own].vector])
         context.decode(
             [1 + (7 * sequence + 13 * at) % 200 for sequence, at, *_ in rows],
             [at for _, at, *_ in rows],
@@ -160,7 +160,7 @@ def test_states_are_read_as_they_are_under_llama_cpps_control_vector(model: Mode
     found = []
     for adds in ([(row, vectors) for row in range(6)], []):
         with Context(model, n_ctx=64, n_seq=2, n_batch=8) as context:
-            context.inject(None if adds else vectors)
+            context.set_control_vector(None if adds else vectors)
             context.decode(
                 range(1, 7), [0, 1, 2, 0, 1, 2], [0] * 3 + [1] * 3, wants, RowPlan(adds, reads)
             )

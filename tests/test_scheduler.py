@@ -20,11 +20,13 @@ from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.injection import Conditional, Injection
 from alignez_edge.runtime.llama import cpp
 from alignez_edge.runtime.model import Model
+from alignez_edge.runtime.passes import Passes
 from alignez_edge.runtime.requests import Completion, Given, Request, Sampling
 from alignez_edge.runtime.sampler import Answer, Sampler
 from alignez_edge.runtime.scheduler import PROMPT_BUDGET, Event, Scheduler
 from alignez_edge.runtime.session import Session
 from alignez_edge.runtime.slots import Slots
+from alignez_edge.runtime.weights import Weights
 from alignez_edge.runtime.work import Span, Work
 from tests.test_batch import assert_same_answers
 from tests.test_conditional import Fixed
@@ -160,13 +162,13 @@ class Scripted:
         self.logits: dict[tuple[int, int], FloatArray] = {}
         real = Work.computed
 
-        def computed(work: Work, context: Context, position: int, entry: int) -> str:
+        def computed(work: Work, context: Context, position: int, entry: int) -> None:
             logits = context.logits(entry)
             index = work.request.index
             self.logits[index, position] = logits.copy()
             logits[:] = -1.0
             logits[1 + (31 * index + 7 * position) % 200] = 1.0
-            return real(work, context, position, entry)
+            real(work, context, position, entry)
 
         monkeypatch.setattr(Work, "computed", computed)
 
@@ -267,9 +269,9 @@ def test_an_unknown_ticket_is_nothing(model: Model) -> None:
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
-        (Sampler, "draw"), (Context, "decode"), (Context, "remove"), (Context, "inject"),
-        (Slots, "enter"), (Slots, "extend"), (Slots, "cut"), (Slots, "leave"), (Fixed, "at"),
-        (Answer, "__init__"),
+        (Sampler, "draw"), (Context, "decode"), (Context, "remove"),
+        (Context, "set_control_vector"), (Slots, "enter"), (Slots, "extend"), (Slots, "cut"),
+        (Slots, "leave"), (Fixed, "at"), (Answer, "__init__"),
     ],
 )  # fmt: skip
 def test_after_an_interrupt_all_go_on(
@@ -508,13 +510,13 @@ def test_layer_0_is_steered_in_rows_only(model: Model) -> None:
 def spied(monkeypatch: pytest.MonkeyPatch) -> list[list[Span]]:
     """The spans of every pass, as they come."""
     found: list[list[Span]] = []
-    real = Scheduler._compute
+    real = Passes.compute
 
-    def compute(scheduler: Scheduler, spans: list[Span]) -> None:
+    def compute(passes: Passes, spans: list[Span]) -> None:
         found.append(spans)
-        real(scheduler, spans)
+        real(passes, spans)
 
-    monkeypatch.setattr(Scheduler, "_compute", compute)
+    monkeypatch.setattr(Passes, "compute", compute)
     return found
 
 
@@ -700,7 +702,7 @@ class Gives:
     def __init__(self, injection: Injection | Conditional) -> None:
         self.given = injection
 
-    def injection(self, model: Model) -> Injection | Conditional | None:
+    def injection(self, model: Weights) -> Injection | Conditional | None:
         return self.given
 
 

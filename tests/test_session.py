@@ -26,6 +26,12 @@ from alignez_edge.runtime.weights import Adapter
 GREEDY = Sampling(temperature=0, max_tokens=20, min_tokens=20)
 
 
+def test_stop_strings_of_a_model_are_added_once() -> None:
+    settings = Sampling(seed=3, stop=("a", "b")).with_stops(("b", "c"))
+    assert settings == Sampling(seed=3, stop=("a", "b", "c"))
+    assert settings.with_stops(("c", "a")) == settings
+
+
 def plain_tokens(session: Session) -> tuple[int, ...]:
     """What a session keeps between two answers."""
     (slot,) = session._scheduler._slots._slots
@@ -108,7 +114,7 @@ def test_the_phases_are_those_of_the_injection(llama_model: Model, prompt: list[
         expected = []
         token, vectors = prompt[-1], injection.deciding
         for position in range(n - 1, n + 19):
-            context.inject(vectors)
+            context.set_control_vector(vectors)
             context.decode([token], [position], [0], [True])
             logits = context.logits(0).copy()
             logits[[t for t in range(llama_model.n_vocab) if llama_model.is_end(t)]] = -np.inf

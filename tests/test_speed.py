@@ -233,7 +233,6 @@ def test_the_builtin_profile_that_fits(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("ALIGNEZ_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("alignez_edge.profile.library.builtin_folder", lambda: tmp_path)
     assert builtin_steering(llama_model) is None
     (tmp_path / "broken.gguf").write_bytes(b"GGUF")

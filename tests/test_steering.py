@@ -26,7 +26,10 @@ STRENGTHS = st.floats(-3, 3)
 
 def injected(steering: Steering | Profile, model: Model) -> tuple[bytes, bytes] | None:
     injection = steering.injection(model)
-    return None if injection is None else (injection.deciding.tobytes(), injection.answer.tobytes())
+    if injection is None:
+        return None
+    assert isinstance(injection, Injection)
+    return injection.deciding.tobytes(), injection.answer.tobytes()
 
 
 def test_nothing_is_none(llama_model: Model) -> None:
@@ -55,7 +58,7 @@ def test_strength_is_linear(llama_model: Model) -> None:
 def test_strength_one_is_the_calibrated_unit(llama_model: Model) -> None:
     p = random_profile(llama_model, unit=0.25)
     injection = p.injection(llama_model)
-    assert injection is not None
+    assert isinstance(injection, Injection)
     np.testing.assert_array_equal(injection.deciding, p.vector.deciding * np.float32(0.25))
     np.testing.assert_array_equal(injection.answer, p.vector.answer * np.float32(0.25))
 
@@ -123,7 +126,10 @@ def test_sums_are_linear(llama_model: Model, s: float, t: float, factor: float) 
     def rows(steering: Steering) -> npt.NDArray[np.float64]:
         found = steering.injection(llama_model)
         shape = (2, llama_model.n_layer, llama_model.n_embd)
-        return np.zeros(shape) if found is None else np.stack([found.deciding, found.answer])
+        if found is None:
+            return np.zeros(shape)
+        assert isinstance(found, Injection)
+        return np.stack([found.deciding, found.answer]).astype(np.float64)
 
     scale = max(1.0, abs(factor)) * 100 * 2e-7
     both = p * s + q * t
@@ -139,7 +145,7 @@ def test_a_sum_edits_the_layers_of_both(llama_model: Model) -> None:
     p = random_profile(llama_model, 0, "a", (1, 2))
     q = random_profile(llama_model, 1, "b", (2, 4))
     injection = (p * 0.5 - q).injection(llama_model)
-    assert injection is not None
+    assert isinstance(injection, Injection)
     assert np.flatnonzero(injection.deciding.any(axis=1)).tolist() == [1, 2, 4]
 
 

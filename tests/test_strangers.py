@@ -19,7 +19,8 @@ import pytest
 
 from alignez_edge.errors import BadInputError
 from alignez_edge.exchange.vectorfile import read_control_vector
-from alignez_edge.files.gguffile import MAX_KEYS, MAX_STRINGS, MAX_TENSORS, MAX_TEXT, read_gguf
+from alignez_edge.files.gguf_values import MAX_STRINGS, MAX_TEXT
+from alignez_edge.files.gguffile import MAX_KEYS, MAX_TENSORS, read_gguf
 from alignez_edge.files.reading import MAX_DOTS, MAX_LINE
 from alignez_edge.interventions.bank import MOST_PAIRS, Bank
 from alignez_edge.interventions.by_query import Recipe
@@ -50,20 +51,6 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("seeds")
     write_seeds(folder)
     return folder
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("ALIGNEZ_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("ALIGNEZ_MODEL", raising=False)
-    return tmp_path / "home"
-
-
-@pytest.fixture
-def alignez(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], home: Path
-) -> Alignez:
-    return Alignez(monkeypatch, capsys)
 
 
 def string(text: str | bytes) -> bytes:
@@ -395,7 +382,7 @@ def test_the_library_lists_what_it_cannot_use(seeds: Path, alignez: Alignez, hom
 # --- models and adapters ------------------------------------------------------------------------
 
 
-def test_a_model_that_talks_to_the_terminal(tmp_path: Path, home: Path) -> None:
+def test_a_model_that_talks_to_the_terminal(tmp_path: Path) -> None:
     """Its name, its tokenizer's name and all that it says are full of control characters."""
     model = tiny_model(
         tmp_path,

@@ -29,7 +29,7 @@ from alignez_edge.profile.profile import Profile
 from alignez_edge.profile.provenance import Provenance
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.requests import Sampling
-from cli.eval.command import SWEPT
+from cli.eval.options import SWEPT
 from tests.profiles import random_profile
 from tests.test_evaluation import Longer
 
@@ -124,9 +124,8 @@ def pairs_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_profile_is_built_again_from_the_same_pairs(
-    tiny: Model, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Model, pairs_file: Path, tmp_path: Path, home: Path
 ) -> None:
-    monkeypatch.setenv("ALIGNEZ_HOME", str(tmp_path))
     axis = Axis("bright", "bright", "dark")
     profile = build_profile(tiny, axis, pairs=pairs_file)
     one = build_with(tiny, profile, {"layers": 1}, source=pairs_file)
@@ -142,7 +141,7 @@ def test_a_profile_is_built_again_from_the_same_pairs(
     assert other.method == "mean" and other.fingerprint == profile.fingerprint
     same = build_with(tiny, profile, {"method": profile.method}, source=pairs_file)
     np.testing.assert_array_equal(same.vector.answer, profile.vector.answer)
-    states = list((tmp_path / "cache" / "builds").rglob("states-*"))
+    states = list((home / "cache" / "builds").rglob("states-*"))
     assert len(states) == 1, "the states were read once"
     with pytest.raises(BadInputError, match="does not carry the 8 pairs") as failure:
         build_with(tiny, profile, {"layers": 1})

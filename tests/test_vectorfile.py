@@ -14,6 +14,7 @@ from alignez_edge.errors import AlignezError, BadInputError, ProfileFileError
 from alignez_edge.exchange.importing import imported_profile, notices_of
 from alignez_edge.exchange.vectorfile import ARCHITECTURE, read_control_vector, write_control_vector
 from alignez_edge.runtime.capture import capture
+from alignez_edge.runtime.injection import Injection
 from alignez_edge.runtime.model import Model
 from benchmarks.llamacpp import built
 from benchmarks.planted import (
@@ -181,7 +182,7 @@ def test_an_imported_profile_adds_it_at_every_token(tmp_path: Path, llama_model:
     assert (profile.method, profile.layers, profile.unit) == ("imported", (1, 2, 3, 4), 2.5)
     assert profile.report["imported"] == {"file": "bright.gguf", "made_by": "llama.cpp"}
     injection = profile.injection(llama_model)
-    assert injection is not None
+    assert isinstance(injection, Injection)
     assert np.array_equal(injection.deciding, injection.answer)
     assert np.allclose(injection.answer[1:5], 2.5 * DRAWN[1:5], rtol=1e-6)
     notices = notices_of(file, llama_model, "llama.cpp")

@@ -16,7 +16,8 @@ from typing import Any
 import gguf
 import numpy as np
 
-from alignez_edge.files.gguffile import StringArray, read_gguf
+from alignez_edge.files.gguf_values import StringArray
+from alignez_edge.files.gguffile import read_gguf
 from alignez_edge.runtime.llama import cpp
 from tests.vocabs import real_vocab
 

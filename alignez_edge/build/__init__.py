@@ -1,0 +1,1 @@
+"""From an axis to a profile, step by step."""

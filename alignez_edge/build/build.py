@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignez_edge.build.steps import Builder, Progress, queries_of
+from alignez_edge.build.steps import Builder, queries_of
+from alignez_edge.build.workplace import Progress
 from alignez_edge.calibration.free_running import Paid
 from alignez_edge.directions.geometry import Geometry, agreement
 from alignez_edge.directions.hidden_states import HiddenStates, Tensor

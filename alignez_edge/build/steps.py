@@ -6,13 +6,11 @@ that was killed at any moment and started again ends with the same profile as an
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,14 +26,14 @@ from alignez_edge.build.choice import (
     choose_request,
     n_trials,
 )
-from alignez_edge.build.generate import ANSWER_TOKENS, generate_pairs
+from alignez_edge.build.generate import generate_pairs
+from alignez_edge.build.workplace import GO_ON, Workplace
 from alignez_edge.calibration import free_running
 from alignez_edge.calibration.consensus import N_TOKENS as N_READ
 from alignez_edge.calibration.consensus import Text, evidence, spans
 from alignez_edge.calibration.free_running import (
     CHUNK,
     GRID,
-    TEMPERATURE,
     FreeReading,
     Paid,
     form_for,
@@ -46,25 +44,21 @@ from alignez_edge.calibration.free_running import (
 )
 from alignez_edge.directions.hidden_states import CapturedStates, HiddenStates, Tensor
 from alignez_edge.errors import BadInputError
-from alignez_edge.files.folders import cache_dir, user_dir
-from alignez_edge.files.json_log import _whole_lines
-from alignez_edge.files.writing import append_whole, make_folder, write_atomic
+from alignez_edge.files.json_log import Log
+from alignez_edge.files.writing import write_atomic
 from alignez_edge.interventions.ways import Way
 from alignez_edge.preferences import prompts
-from alignez_edge.preferences.answers import DESCRIPTION_TOKENS
 from alignez_edge.preferences.axes import Axis
 from alignez_edge.preferences.choice import RequestChoice
 from alignez_edge.preferences.pair_store import PairStore
 from alignez_edge.preferences.pairs import PairSet, PreferencePair
 from alignez_edge.preferences.requests import AUTO, FORMS, RequestForm, RequestText
+from alignez_edge.repeatable import digest
 
 if TYPE_CHECKING:
     from alignez_edge.directions.hidden_states import States
     from alignez_edge.runtime.model import Model
-    from alignez_edge.runtime.requests import Completion
     from alignez_edge.steering.steerable import Steerable
-
-Progress = Callable[[str, int, int], None]
 
 DEFAULT_LIMIT = 48
 """Pairs that a build wants unless it is told otherwise."""
@@ -72,40 +66,10 @@ COST_PAIRS = 24
 """Pairs whose answers say what prompting costs."""
 STATES_CHUNK = 4
 """Pairs whose states are computed and kept together."""
-_PROMPTS = 1024
-"""Prompts that are remembered: those of a chunk are asked for more than once."""
 
 
-@dataclass
-class Builder:
+class Builder(Workplace):
     """The steps that need the model, each kept in a file as it goes."""
-
-    model: Model
-    axis: Axis
-    seed: int
-    width: int
-    ctx: int | None
-    work: str | Path | None
-    progress: Progress
-    notice: Callable[[str], None] = lambda _: None
-
-    def __post_init__(self) -> None:
-        self._prompts: dict[RequestText, tuple[int, ...]] = {}
-        self.settings: dict[str, str | int] = {
-            "axis": json.dumps(self.axis.wording(), sort_keys=True, ensure_ascii=False),
-            "model": self.model.fingerprint.digest(),
-            "contents": self.model.gguf.contents(),
-            "quantization": self.model.facts.quantization,
-            "seed": self.seed,
-            "width": self.width,
-            "threads": self.model.threads,
-        }
-        if self.ctx is not None:
-            self.settings["ctx"] = self.ctx
-        key = digest(self.settings)
-        name = f"{self.axis.name}-{key}"
-        self.folder = make_folder(Path(self.work) if self.work else user_dir() / "builds" / name)
-        self.cache = make_folder(Path(self.work) if self.work else cache_dir() / "builds" / name)
 
     def generated(
         self, queries: Sequence[str], request: str, limit: int, tensor: Tensor | None
@@ -134,7 +98,7 @@ class Builder:
             requests: Sequence[RequestText], seeds: Sequence[int], max_tokens: Sequence[int]
         ) -> Iterator[tuple[int, str, bool]]:
             name = tensor.name if tensor else None
-            for done in self._completions(requests, seeds, max_tokens, name):
+            for done in self.completions(requests, seeds, max_tokens, name):
                 if done.states is not None:
                     came[requests[done.index], done.text.strip()] = done.states
                 yield done.index, done.text, done.finish_reason == "stop"
@@ -155,7 +119,7 @@ class Builder:
                 form=form,
                 chat=self.chat,
                 limit=limit,
-                fits=lambda query: self._fits(query, (form, probe)),
+                fits=lambda query: self.fits(query, (form, probe)),
                 score=score,
                 keep=keep,
                 on_progress=lambda done, total: self.progress("pairs", done, total),
@@ -172,7 +136,7 @@ class Builder:
 
     def choice(self, forms: Sequence[RequestForm], queries: Sequence[str]) -> RequestChoice:
         """The best of `forms`, tried on the first of `queries`; read back where it was tried."""
-        short = (query for query in dict.fromkeys(queries) if self._fits(query, forms))
+        short = (query for query in dict.fromkeys(queries) if self.fits(query, forms))
         tried = list(islice(short, N_MOST))
         if not tried:
             raise BadInputError(
@@ -193,7 +157,7 @@ class Builder:
             self.progress("request", done, total + 1)
 
         choice = choose_request(
-            self._complete,
+            self.complete,
             lambda texts, probes: self._evidence(texts, probes, N_TOKENS),
             self.axis,
             forms,
@@ -206,33 +170,10 @@ class Builder:
         self.progress("request", total + 1, total + 1)
         return choice
 
-    @property
-    def chat(self) -> bool:
-        """Whether the model has a chat template."""
-        return self.model.template is not None
-
     def _evidence(
         self, texts: Sequence[Text], probes: Sequence[RequestForm], n_tokens: int = N_READ
     ) -> DoubleArray:
         return evidence(self.model, self.axis, texts, probes, n_tokens=n_tokens, n_ctx=self.ctx)
-
-    def _fits(self, query: str, forms: Sequence[RequestForm]) -> bool:
-        """Whether a query has room for an answer in every form."""
-        for form in forms:
-            answer = ANSWER_TOKENS + (DESCRIPTION_TOKENS if form.two_steps else 0)
-            for side in prompts.SIDES:
-                request = form.request(query, self.axis, side, chat=self.chat)
-                if len(self._tokens(request)) > self.window - answer:
-                    return False
-        return True
-
-    def _tokens(self, request: RequestText) -> tuple[int, ...]:
-        """The prompt that asks a request."""
-        if request not in self._prompts:
-            if len(self._prompts) >= _PROMPTS:
-                self._prompts.clear()
-            self._prompts[request] = self.model.prompt(request.messages()).tokens
-        return self._prompts[request]
 
     def that_fit(self, found: PairSet) -> PairSet:
         """Labelled pairs without those that are longer than the context window."""
@@ -244,54 +185,11 @@ class Builder:
             answers = [
                 self.model.tokenize(text, begin=False) for text in (pair.chosen, pair.rejected)
             ]
-            return max(len(self._tokens(each)) for each in asked) + max(map(len, answers))
+            return max(len(self.tokens(each)) for each in asked) + max(map(len, answers))
 
         kept = [pair for pair in found.pairs if length(pair) < self.window]
         dropped = len(found.pairs) - len(kept)
         return _with_dropped(PairSet(tuple(kept), found.dropped), "too long", dropped)
-
-    @property
-    def window(self) -> int:
-        """Tokens that a prompt and its answer may take together."""
-        from alignez_edge.runtime.window import window
-
-        return window(self.model, self.ctx)
-
-    def _complete(
-        self, requests: Sequence[RequestText], seeds: Sequence[int], max_tokens: Sequence[int]
-    ) -> Iterator[tuple[int, str, bool]]:
-        for done in self._completions(requests, seeds, max_tokens):
-            yield done.index, done.text, done.finish_reason == "stop"
-
-    def _completions(
-        self,
-        requests: Sequence[RequestText],
-        seeds: Sequence[int],
-        max_tokens: Sequence[int],
-        tensor: TensorName | None = None,
-    ) -> Iterator[Completion]:
-        """The answers as they are finished, with their states at `tensor`, if one is named."""
-        from alignez_edge.runtime.batch import generate_batch
-        from alignez_edge.runtime.requests import Request, Sampling
-
-        jobs = (
-            Request(
-                self._tokens(request),
-                Sampling(
-                    temperature=TEMPERATURE,
-                    top_p=1.0,
-                    seed=seed,
-                    max_tokens=limit,
-                    stop=self.model.stops,
-                ),
-                index,
-                capture=tensor,
-            )
-            for index, (request, seed, limit) in enumerate(
-                zip(requests, seeds, max_tokens, strict=True)
-            )
-        )
-        yield from generate_batch(self.model, jobs, width=self.width, n_ctx_per_sequence=self.ctx)
 
     def states(self, pairs: Sequence[PreferencePair], tensor: Tensor) -> HiddenStates:
         """The hidden states of all pairs with the request in context: those that came with their
@@ -317,7 +215,7 @@ class Builder:
         from alignez_edge.runtime.capture import capture
 
         items = [
-            (self._tokens(request), self.model.tokenize(answer, begin=False))
+            (self.tokens(request), self.model.tokenize(answer, begin=False))
             for pair in pairs
             for request, answer in _sides(pair)
         ]
@@ -351,7 +249,7 @@ class Builder:
         few, those of `more`, in which the directions have no part."""
         form, probe = self._prompting(choice)
         asked = dict.fromkeys((*(pair.query for pair in pairs), *more))
-        short = (query for query in asked if self._fits(query, (form, probe)))
+        short = (query for query in asked if self.fits(query, (form, probe)))
         return list(islice(short, free_running.N_QUESTIONS))
 
     def free_running(
@@ -368,12 +266,13 @@ class Builder:
         form, probe = self._prompting(choice)
         names = [way, form.name, probe.name, *(field.name for field in fields(FreeReading))]
         facts = [list(questions), GRID, free_running.N_TOKENS, profile.natural().order[1], names]
-        log = self.cache / f"calibration-{digest([self.settings, facts])}.jsonl"
-        lines = _whole_lines(log)
+        log = Log(self.cache / f"calibration-{digest([self.settings, facts])}.jsonl", GO_ON)
+        log.repair()
+        lines = list(log.lines())
         whole = len(lines) if len(lines) == len(questions) else len(lines) // CHUNK * CHUNK
         if whole < len(lines):
-            log.write_text("".join(f"{line}\n" for line in lines[:whole]), "utf-8")
-        readings = [FreeReading.from_json(line) for line in lines[:whole]]
+            log.cut(lines[whole][0])
+        readings = [FreeReading.from_json(line) for _, line in lines[:whole]]
         each = 2 * n_texts(questions)
         done = each * step[0] + 2 * n_texts(questions[:whole])
 
@@ -395,8 +294,7 @@ class Builder:
                 n_ctx=self.ctx,
                 tick=tick,
             )
-            text = "".join(f"{reading.to_json()}\n" for reading in found)
-            append_whole(log, text.encode("utf-8", "replace"))
+            log.append_lines([reading.to_json() for reading in found])
             readings += found
         self.progress("calibration", each * (step[0] + 1), each * step[1])
         return readings
@@ -452,8 +350,3 @@ def takes_system(model: Model) -> bool:
 
 def _with_dropped(found: PairSet, reason: str, count: int) -> PairSet:
     return replace(found, dropped={**found.dropped, reason: count}) if count else found
-
-
-def digest(value: object) -> str:
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from alignez_edge.errors import BadInputError
-from alignez_edge.files.gguffile import printable
+from alignez_edge.files.text import printable_name
 
 Message = dict[str, str]
 """One turn of a conversation: `{"role": "system" | "user" | "assistant", "content": str}`."""
@@ -24,7 +24,7 @@ def check_messages(messages: Sequence[Message]) -> None:
         role, content = message.get("role"), message.get("content")
         if role not in ("system", "user", "assistant"):
             raise BadInputError(
-                f"message {i + 1} has the role '{printable(str(role))}'",
+                f"message {i + 1} has the role '{printable_name(str(role))}'",
                 "a role is system, user or assistant",
             )
         if not isinstance(content, str):

@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Lock, Timer
 
 from alignez_edge.errors import BadInputError, ModelFileError, RuntimeFailure
-from alignez_edge.files.gguffile import printable
+from alignez_edge.files.text import printable_name
 
 _PATIENCE = 30.0
 """Seconds that a text may take by the clock, where the system cannot limit a process."""
@@ -59,11 +59,11 @@ class _Renderer:
         if "text" in answer:
             return answer["text"]
         if "refused" in answer:
-            shown = printable(answer["refused"], 120)
+            shown = printable_name(answer["refused"], 120)
             raise BadInputError(f"the model's chat template refuses this conversation: {shown}")
         # One that has failed to compile, or has ended, is begun again.
         _end(process)
-        shown = printable(answer.get("error", "it takes too much time or memory"), 160)
+        shown = printable_name(answer.get("error", "it takes too much time or memory"), 160)
         raise ModelFileError(f"the model's chat template does not work ({shown})")
 
 

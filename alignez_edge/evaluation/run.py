@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,8 +126,7 @@ class _Work:
         from alignez_edge.runtime.score import Scorer
 
         done = int((self.index >= 0).sum())
-        sampling = self.plan.sampling
-        sampling = replace(sampling, stop=(*sampling.stop, *model.stops))
+        sampling = self.plan.sampling.with_stops(model.stops)
         # An arm that steers nothing is asked as plain: what is asked alike is made once.
         asked_alike: dict[Any, list[int]] = {}
         for at, (number, (query, seed)) in enumerate(places):

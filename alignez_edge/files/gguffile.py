@@ -12,18 +12,19 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from alignez_edge.errors import AlignezError, BadInputError, ModelFileError
+from alignez_edge.files.gguf_values import INCOMPLETE, HeaderValues
+from alignez_edge.files.text import printable_name
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -32,68 +33,12 @@ MAX_NAME = 63
 MAX_KEY = 65535
 """Bytes of a key, as the format says."""
 MAX_ELEMENTS = 2**63 - 1
-MAX_KEYS, MAX_TENSORS, MAX_STRINGS = 1 << 14, 1 << 16, 1 << 21
-"""Far above what any model has (1 M tokens and merges), and read in a second or two."""
-MAX_TEXT = 1 << 26
-"""Bytes of all single strings of a header together; whole tokenizers of 30 MB have been seen."""
-
-_SCALARS: dict[int, str] = {
-    0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
-}  # fmt: skip
-_STRING, _ARRAY = 8, 9
+MAX_KEYS, MAX_TENSORS = 1 << 14, 1 << 16
+"""Far above what any model has."""
 _MIN_PAIR = 8 + 4 + 1
 """Bytes of the smallest key and value: an empty key, a type, a byte."""
 _MIN_TENSOR = 8 + 4 + 8 + 4 + 8
 """Bytes of the smallest tensor description: an empty name and one dimension."""
-_DOWNLOAD = "the download may be incomplete: fetch the file again"
-
-
-def printable(text: str | bytes, limit: int = 60) -> str:
-    """`text` as it may be shown on a terminal: control characters escaped, cut at `limit`."""
-    if isinstance(text, bytes):
-        text = text[: 4 * limit].decode("utf-8", "backslashreplace")
-    shown = "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: limit + 1]
-    )
-    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
-
-
-class StringArray(Sequence[str]):
-    """An array of strings as it lies in the file, each string decoded when it is asked for.
-
-    `raw` is the encoded array (a 64-bit length before each string): what a digest is taken of.
-    """
-
-    def __init__(self, raw: bytes, starts: npt.NDArray[np.int64]) -> None:
-        self.raw = raw
-        self._starts = starts
-
-    def __len__(self) -> int:
-        return len(self._starts)
-
-    def encoded(self, index: int) -> bytes:
-        """The bytes of one string."""
-        start = int(self._starts[index])
-        (length,) = struct.unpack_from("<Q", self.raw, start - 8)
-        return self.raw[start : start + length]
-
-    def all_encoded(self) -> list[bytes]:
-        """The bytes of all strings, much faster than one by one."""
-        starts = self._starts.tolist()
-        ends = [*(start - 8 for start in starts[1:]), len(self.raw)]
-        return [self.raw[a:b] for a, b in zip(starts, ends, strict=False)]
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return self.encoded(index).decode("utf-8", "backslashreplace")
-
-    def __iter__(self) -> Iterator[str]:
-        return (self[i] for i in range(len(self)))
 
 
 @dataclass(frozen=True)
@@ -129,6 +74,15 @@ class GGUFFile:
     data_offset: int
     size: int
 
+    @property
+    def architecture(self) -> str:
+        """The model's, in llama.cpp's word; '' where the file names none."""
+        return str(self.metadata.get("general.architecture", ""))
+
+    def hparam(self, key: str, default: Any = None) -> Any:
+        """A hyper-parameter, which the file has under the architecture's name: `block_count`."""
+        return self.metadata.get(f"{self.architecture}.{key}", default)
+
     def tensor(self, name: str, rows: slice | None = None) -> npt.NDArray[np.float32]:
         """The tensor in float32, dequantized, in NumPy's order: `(..., rows, columns)`.
 
@@ -163,7 +117,7 @@ class GGUFFile:
                         file.seek(info.offset + last * piece // (_PIECES - 1))
                         digest.update(file.read(min(_PIECE, info.nbytes)))
         except OSError as error:
-            shown = printable(str(self.path), 200)
+            shown = printable_name(str(self.path), 200)
             raise BadInputError(f"cannot read {shown} again: {error.strerror}") from None
         return digest.hexdigest()
 
@@ -183,7 +137,7 @@ class GGUFFile:
         try:
             return np.memmap(self.path, np.uint8, "r", offset=info.offset, shape=(info.nbytes,))
         except (OSError, ValueError) as error:
-            shown = printable(str(self.path), 200)
+            shown = printable_name(str(self.path), 200)
             raise BadInputError(f"cannot read {shown} again: {error}") from error
 
     def _decoded(self, info: TensorInfo, taken: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -200,7 +154,7 @@ class GGUFFile:
                 return np.asarray(gguf.quants.dequantize(taken, kind), dtype=np.float32)
         except (NotImplementedError, ValueError) as error:
             raise BadInputError(
-                f"tensor {printable(info.name)} is {info.type}, which cannot be decoded here"
+                f"tensor {printable_name(info.name)} is {info.type}, which cannot be decoded here"
             ) from error
 
 
@@ -226,75 +180,48 @@ def _by_name() -> dict[str, tuple[str, int, int]]:
 def read_gguf(path: str | Path, error: type[AlignezError] = ModelFileError) -> GGUFFile:
     """Read and check the header of the GGUF file at `path`. Raises `error` on anything wrong."""
     path = Path(path)
-    shown = printable(str(path), 200)
+    shown = printable_name(str(path), 200)
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
             if size == 0:
-                raise error(f"{shown} is empty", _DOWNLOAD)
+                raise error(f"{shown} is empty", INCOMPLETE)
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _Reader(path, data, size, shown, error).read()
+                return _Reader(path, HeaderValues(data, size, shown, error)).read()
     except FileNotFoundError:
         raise error(f"no such file: {shown}") from None
     except IsADirectoryError:
         raise error(f"{shown} is a folder, not a GGUF file") from None
     except (OSError, ValueError) as problem:
         reason = getattr(problem, "strerror", None) or str(problem)
-        raise error(f"cannot read {shown}: {printable(reason, 120)}") from None
+        raise error(f"cannot read {shown}: {printable_name(reason, 120)}") from None
 
 
 class _Reader:
-    """One pass over the header. `_at` never leaves the file: every step asks `_take` first."""
+    """The parts of a header, and what they must have to do with each other."""
 
-    def __init__(
-        self, path: Path, data: mmap.mmap, size: int, shown: str, error: type[AlignezError]
-    ) -> None:
-        self._path, self._data, self._size = path, data, size
-        self._shown, self._error = shown, error
-        self._at = 0
-        self._texts_left, self._strings_left = MAX_TEXT, MAX_STRINGS
-
-    def _fail(self, what: str, hint: str | None = None) -> AlignezError:
-        return self._error(f"{self._shown}: {what}", hint)
-
-    def _take(self, length: int, what: str) -> int:
-        """Step over `length` bytes and return where they began."""
-        start = self._at
-        if length > self._size - start:
-            raise self._fail(f"the file ends inside {what} (it has {self._size} bytes)", _DOWNLOAD)
-        self._at = start + length
-        return start
-
-    def _scalar(self, code: str, what: str) -> Any:
-        start = self._take(struct.calcsize("<" + code), what)
-        return struct.unpack_from("<" + code, self._data, start)[0]
-
-    def _bytes(self, limit: int, what: str) -> bytes:
-        length = self._scalar("Q", what)
-        start = self._take(length, what)
-        if length > limit:
-            raise self._fail(f"{what} has {length} bytes; at most {limit} are allowed")
-        return self._data[start : start + length]
+    def __init__(self, path: Path, values: HeaderValues) -> None:
+        self._path, self._values, self._fail = path, values, values.fail
 
     def read(self) -> GGUFFile:
         """The whole header, checked."""
-        head = self._data[:4]
+        head = self._values.first(len(MAGIC))
         if head != MAGIC:
-            raise self._fail(f"not a GGUF file (it begins with '{printable(head)}')")
-        self._at = 4
-        version = self._scalar("I", "the header")
+            raise self._fail(f"not a GGUF file (it begins with '{printable_name(head)}')")
+        version = self._values.scalar("I", "the header")
         if version not in VERSIONS:
             if version & 0xFFFF == 0:
                 raise self._fail("a big-endian GGUF file, which this machine cannot use")
             raise self._fail(f"GGUF version {version}; versions 2 and 3 can be read")
-        n_tensors, n_pairs = self._scalar("Q", "the header"), self._scalar("Q", "the header")
+        n_tensors = self._values.scalar("Q", "the header")
+        n_pairs = self._values.scalar("Q", "the header")
         for count, least, most, what in (
             (n_tensors, _MIN_TENSOR, MAX_TENSORS, "tensors"),
             (n_pairs, _MIN_PAIR, MAX_KEYS, "keys"),
         ):
-            if count > (self._size - self._at) // least:
+            if count > (self._values.size - self._values.at) // least:
                 raise self._fail(
-                    f"the header announces {count} {what}, more than the file can hold", _DOWNLOAD
+                    f"the header announces {count} {what}, more than the file can hold", INCOMPLETE
                 )
             if count > most:
                 raise self._fail(f"the header has {count} {what}; at most {most} are allowed")
@@ -303,85 +230,35 @@ class _Reader:
         if type(alignment) is not int or not 0 < alignment <= 2**20 or alignment & (alignment - 1):
             raise self._fail("general.alignment is not a power of two")
         described = [self._tensor() for _ in range(n_tensors)]
-        data_offset = -(-self._at // alignment) * alignment
+        data_offset = -(-self._values.at // alignment) * alignment
         tensors = self._place(described, data_offset, alignment)
-        return GGUFFile(self._path, version, metadata, tensors, data_offset, self._size)
+        return GGUFFile(self._path, version, metadata, tensors, data_offset, self._values.size)
 
     def _metadata(self, count: int) -> dict[str, Any]:
         metadata: dict[str, Any] = {}
         for _ in range(count):
-            key = self._name(MAX_KEY, "a key")
+            key = self._values.name(MAX_KEY, "a key")
             if key in metadata:
-                raise self._fail(f"the key '{printable(key)}' is there twice")
-            metadata[key] = self._value(f"the value of '{printable(key)}'")
+                raise self._fail(f"the key '{printable_name(key)}' is there twice")
+            metadata[key] = self._values.value(f"the value of '{printable_name(key)}'")
         return metadata
 
-    def _name(self, limit: int, what: str) -> str:
-        raw = self._bytes(limit, what)
-        try:
-            return raw.decode("utf-8")
-        except UnicodeDecodeError:
-            raise self._fail(f"{what} is not UTF-8: '{printable(raw)}'") from None
-
-    def _value(self, what: str) -> Any:
-        kind = self._scalar("I", what)
-        if kind == _STRING:
-            text = self._bytes(self._texts_left, what)
-            self._texts_left -= len(text)
-            return text.decode("utf-8", "backslashreplace")
-        if kind == _ARRAY:
-            return self._array(what)
-        if kind not in _SCALARS:
-            raise self._fail(f"{what} has the unknown type {kind}")
-        return self._scalar(_SCALARS[kind], what)
-
-    def _array(self, what: str) -> Any:
-        kind, length = self._scalar("I", what), self._scalar("Q", what)
-        if kind == _STRING:
-            return self._strings(length, what)
-        if kind not in _SCALARS:
-            named = "arrays" if kind == _ARRAY else f"the unknown type {kind}"
-            raise self._fail(f"{what} is an array of {named}")
-        kind_of = np.dtype("<u1" if _SCALARS[kind] == "?" else "<" + _SCALARS[kind])
-        start = self._take(length * kind_of.itemsize, what)
-        values = np.frombuffer(self._data[start : self._at], kind_of)
-        return values.astype(bool) if _SCALARS[kind] == "?" else values
-
-    def _strings(self, length: int, what: str) -> StringArray:
-        if length > (self._size - self._at) // 8:
-            raise self._fail(f"{what} announces {length} strings, more than fit", _DOWNLOAD)
-        if length > self._strings_left:
-            raise self._fail(f"{what} has {length} strings; at most {MAX_STRINGS} are allowed")
-        self._strings_left -= length
-        begin = at = self._at
-        starts = np.empty(length, np.int64)
-        unpack, data, last = struct.Struct("<Q").unpack_from, self._data, self._size - 8
-        for i in range(length):  # the one hot loop: 150,000 tokens take 40 ms
-            if at > last:
-                break
-            starts[i] = at + 8 - begin
-            at += 8 + unpack(data, at)[0]
-        else:
-            if at <= self._size:
-                self._at = at
-                return StringArray(data[begin:at], starts)
-        raise self._fail(f"the file ends inside {what} (it has {self._size} bytes)", _DOWNLOAD)
-
     def _tensor(self) -> tuple[str, tuple[int, ...], int, int]:
-        name = self._name(MAX_NAME, "a tensor's name")
-        what = f"the description of tensor '{printable(name)}'"
-        n_dims = self._scalar("I", what)
+        name = self._values.name(MAX_NAME, "a tensor's name")
+        what = f"the description of tensor '{printable_name(name)}'"
+        n_dims = self._values.scalar("I", what)
         if not 1 <= n_dims <= 4:
             raise self._fail(f"{what} says {n_dims} dimensions; 1 to 4 are possible")
-        shape = tuple(self._scalar("Q", what) for _ in range(n_dims))
-        return name, shape, self._scalar("I", what), self._scalar("Q", what)
+        shape = tuple(self._values.scalar("Q", what) for _ in range(n_dims))
+        return name, shape, self._values.scalar("I", what), self._values.scalar("Q", what)
 
     def _place(
         self, described: list[tuple[str, tuple[int, ...], int, int]], base: int, alignment: int
     ) -> dict[str, TensorInfo]:
         tensors: dict[str, TensorInfo] = {}
+        size = self._values.size
         for name, shape, kind, offset in described:
-            shown = f"tensor '{printable(name)}'"
+            shown = f"tensor '{printable_name(name)}'"
             if name in tensors:
                 raise self._fail(f"{shown} is there twice")
             if kind not in _types():
@@ -396,15 +273,15 @@ class _Reader:
                 raise self._fail(f"{shown} lies at {offset}, not a multiple of {alignment}")
             nbytes = elements // block * block_bytes
             end = base + offset + nbytes
-            if end > self._size:
+            if end > size:
                 raise self._fail(
-                    f"truncated: {shown} ends at byte {end} but the file has {self._size} bytes",
-                    _DOWNLOAD,
+                    f"truncated: {shown} ends at byte {end} but the file has {size} bytes",
+                    INCOMPLETE,
                 )
             tensors[name] = TensorInfo(name, shape, type_name, base + offset, nbytes)
         in_order = sorted(tensors.values(), key=lambda t: t.offset)
         for left, right in pairwise(in_order):
             if left.offset + left.nbytes > right.offset:
-                names = f"'{printable(left.name)}' and '{printable(right.name)}'"
+                names = f"'{printable_name(left.name)}' and '{printable_name(right.name)}'"
                 raise self._fail(f"the tensors {names} overlap")
         return tensors

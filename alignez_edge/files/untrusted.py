@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from alignez_edge.files.text import is_unprintable, printable
+from alignez_edge.files.text import MAX_TEXT, is_unprintable, printable
 
 
 class Keys:
@@ -111,6 +111,3 @@ def check_text(key: str, value: object) -> None:
         raise ValueError(f"{key} is longer than {MAX_TEXT:,} characters")
     if any(is_unprintable(char) for char in value):
         raise ValueError(f"{key} holds control characters: {printable(value, 60)!r}")
-
-
-MAX_TEXT = 2000

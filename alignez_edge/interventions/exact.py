@@ -24,7 +24,8 @@ import numpy as np
 
 from alignez_edge.arrays import FloatArray
 from alignez_edge.errors import BadInputError
-from alignez_edge.files.gguffile import GGUFFile, printable
+from alignez_edge.files.gguffile import GGUFFile
+from alignez_edge.files.text import printable_name
 from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
 from alignez_edge.modelfiles.lora import Carried, adapter_file
 
@@ -65,7 +66,9 @@ def can_inject_exactly(gguf: GGUFFile, layers: Iterable[int] | None = None) -> s
     """
     architecture = str(gguf.metadata.get("general.architecture", ""))
     if architecture in _ELSEWHERE:
-        return f"the MLP output of the architecture {printable(architecture)} is not within reach"
+        return (
+            f"the MLP output of the architecture {printable_name(architecture)} is not within reach"
+        )
     for layer in range(_n_layer(gguf)) if layers is None else layers:
         reason = _reason_against(gguf, layer)
         if reason is not None:
@@ -157,11 +160,11 @@ def adapter_bytes(
 
 
 def _n_layer(gguf: GGUFFile) -> int:
-    return int(gguf.metadata[f"{gguf.metadata['general.architecture']}.block_count"])
+    return int(gguf.hparam("block_count"))
 
 
 def _n_embd(gguf: GGUFFile) -> int:
-    return int(gguf.metadata[f"{gguf.metadata['general.architecture']}.embedding_length"])
+    return int(gguf.hparam("embedding_length"))
 
 
 def _down_matrices(gguf: GGUFFile, layer: int) -> list[str]:
@@ -190,8 +193,7 @@ def _reason_against_constants(gguf: GGUFFile, layer: int) -> str | None:
     for name in _AFTER:
         if f"blk.{layer}.{name}.weight" in gguf.tensors:
             return f"the model normalizes its MLP's output afterwards ({name})"
-    architecture = gguf.metadata["general.architecture"]
-    if architecture in _SCALES_AFTER or gguf.metadata.get(f"{architecture}.residual_scale"):
+    if gguf.architecture in _SCALES_AFTER or gguf.hparam("residual_scale"):
         return "the model scales its MLP's output afterwards"
     return None
 

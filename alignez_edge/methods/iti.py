@@ -33,7 +33,8 @@ from alignez_edge.directions.hidden_states import HiddenStates, Tensor
 from alignez_edge.directions.layers import interlayer_cosine
 from alignez_edge.directions.subspace import separation
 from alignez_edge.errors import BadInputError
-from alignez_edge.files.gguffile import GGUFFile, printable
+from alignez_edge.files.gguffile import GGUFFile
+from alignez_edge.files.text import printable_name
 from alignez_edge.interventions.control_vector import check_layers
 from alignez_edge.methods.base import Finding, Material, Progress
 from alignez_edge.methods.displacement import whole
@@ -81,11 +82,8 @@ def attention_heads(gguf: GGUFFile, lora: Carried = ()) -> AttentionHeads:
 
     Raises `BadInputError` where a shift of them cannot be injected.
     """
-    keys = gguf.metadata
-    architecture = str(keys["general.architecture"])
-    n_layer = int(keys[f"{architecture}.block_count"])
-    n_embd = int(keys[f"{architecture}.embedding_length"])
-    counts = np.unique(np.asarray(keys.get(f"{architecture}.attention.head_count", 0)))
+    n_layer, n_embd = int(gguf.hparam("block_count")), int(gguf.hparam("embedding_length"))
+    counts = np.unique(np.asarray(gguf.hparam("attention.head_count", 0)))
     matrices = [gguf.tensors.get(_output_matrix(layer)) for layer in range(n_layer)]
     widths = {matrix.shape[0] for matrix in matrices if matrix is not None}
     reason = next((why for layer in range(n_layer) if (why := _between(gguf, layer))), None)
@@ -94,8 +92,9 @@ def attention_heads(gguf: GGUFFile, lora: Carried = ()) -> AttentionHeads:
     elif len(counts) != 1 or len(widths) != 1 or counts[0] < 1 or min(widths) % counts[0]:
         reason = "its layers have different heads"
     if reason is not None:
+        kind = printable_name(gguf.architecture)
         raise BadInputError(
-            f"the method iti cannot be used on {printable(architecture)} models: {reason}",
+            f"the method iti cannot be used on {kind} models: {reason}",
             "choose another --method",
         )
 

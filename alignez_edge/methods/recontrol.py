@@ -120,7 +120,7 @@ def sample_answers(
     from alignez_edge.runtime.requests import Request
 
     asked = [query for query in queries for _ in range(per_query)]
-    sampling = replace(sampling, stop=(*sampling.stop, *model.stops))
+    sampling = sampling.with_stops(model.stops)
     requests = (
         Request(model.ask_tokens(query), sampling.with_seed(sampling.seed + i), i)
         for i, query in enumerate(asked)

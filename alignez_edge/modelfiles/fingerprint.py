@@ -21,7 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from alignez_edge.errors import BadInputError, ProfileFileError
-from alignez_edge.files.gguffile import GGUFFile, StringArray, printable
+from alignez_edge.files.gguf_values import StringArray
+from alignez_edge.files.gguffile import GGUFFile
+from alignez_edge.files.text import printable_name
 from alignez_edge.modelfiles.lora import Carried
 
 PREFIX = "model."
@@ -119,9 +121,11 @@ class Fingerprint:
             form = metadata.get(f"{PREFIX}formats.{name}")
             good = isinstance(sample, np.ndarray) and 0 < sample.size <= _ROWS * _COLUMNS
             if not good or sample.dtype.kind != "f" or not np.isfinite(sample).all():
-                raise ProfileFileError(f"the fingerprint's sample of {printable(name)} is unusable")
+                raise ProfileFileError(
+                    f"the fingerprint's sample of {printable_name(name)} is unusable"
+                )
             if not isinstance(form, str):
-                raise ProfileFileError(f"the fingerprint's {printable(name)} has no format")
+                raise ProfileFileError(f"the fingerprint's {printable_name(name)} has no format")
             weights[name], formats[name] = sample.astype(np.float32), form
         adapter = metadata.get(f"{PREFIX}adapter", "")
         if not isinstance(adapter, str) or not _ADAPTER.fullmatch(adapter):
@@ -132,10 +136,9 @@ class Fingerprint:
 def fingerprint(gguf: GGUFFile, lora: Carried = ()) -> Fingerprint:
     """The fingerprint of a model file that carries `lora` (some 20 KB are read from the model)."""
     keys = gguf.metadata
-    architecture = str(keys.get("general.architecture", ""))
 
     def size(key: str) -> int:
-        value = keys.get(f"{architecture}.{key}", 0)
+        value = gguf.hparam(key, 0)
         return int(np.max(value)) if isinstance(value, (int, np.ndarray)) else 0
 
     n_layer = size("block_count")
@@ -148,7 +151,7 @@ def fingerprint(gguf: GGUFFile, lora: Carried = ()) -> Fingerprint:
         if (sample := _sample(gguf, name)) is not None
     }
     return Fingerprint(
-        architecture=architecture,
+        architecture=gguf.architecture,
         n_layer=n_layer,
         n_embd=size("embedding_length"),
         n_ff=size("feed_forward_length"),
@@ -194,7 +197,7 @@ def misfits(there: Fingerprint, here: Fingerprint) -> str:
     """The facts for which a profile made for `there` cannot be used `here`, in words."""
     facts = [(fact, getattr(there, fact), getattr(here, fact)) for fact in _DECISIVE]
     return ", ".join(
-        f"{fact} is {printable(str(a))} there and {printable(str(b))} here"
+        f"{fact} is {printable_name(str(a))} there and {printable_name(str(b))} here"
         for fact, a, b in facts
         if a != b
     )

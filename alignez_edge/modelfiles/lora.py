@@ -19,8 +19,9 @@ import numpy as np
 
 from alignez_edge.arrays import FloatArray
 from alignez_edge.errors import BadInputError, ModelFileError
-from alignez_edge.files.gguffile import GGUFFile, TensorInfo, printable, read_gguf
+from alignez_edge.files.gguffile import GGUFFile, TensorInfo, read_gguf
 from alignez_edge.files.reading import is_there
+from alignez_edge.files.text import printable_name
 
 _TYPES = frozenset(
     "F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS".split()
@@ -48,7 +49,7 @@ class Lora:
     @property
     def name(self) -> str:
         """The name of its file, as it may be shown."""
-        return printable(self.gguf.path.name)
+        return printable_name(self.gguf.path.name)
 
     def product(self, inward: FloatArray, matrix: str) -> FloatArray | float:
         """`inward @ (B A)` at scale 1, for `inward` of `(n, n_out)`.
@@ -169,7 +170,7 @@ class _Check:
         self._kind()
         alpha = self._gguf.metadata.get("adapter.lora.alpha", 0.0)
         if type(alpha) not in (int, float) or not math.isfinite(_single(alpha)):
-            raise self._fail(f"its alpha is {printable(str(alpha), 40)}, not a finite number")
+            raise self._fail(f"its alpha is {printable_name(str(alpha), 40)}, not a finite number")
         matrices = {
             name.rpartition(".lora_")[0]: None for name in map(self._known, self._tensors())
         }
@@ -179,11 +180,11 @@ class _Check:
             self._pair(name)
         for tensor in self._tensors():
             if not self._gguf.is_finite(tensor):
-                raise self._fail(f"{printable(tensor)} holds numbers that are not finite")
+                raise self._fail(f"{printable_name(tensor)} holds numbers that are not finite")
         return Lora(self._gguf, float(alpha))
 
     def _fail(self, what: str, hint: str | None = None) -> ModelFileError:
-        return ModelFileError(f"{printable(str(self._gguf.path), 200)}: {what}", hint)
+        return ModelFileError(f"{printable_name(str(self._gguf.path), 200)}: {what}", hint)
 
     def _tensors(self) -> list[str]:
         return list(self._gguf.tensors)
@@ -197,15 +198,15 @@ class _Check:
             raise self._fail("a control vector, not an adapter", FROM_VECTOR)
         if kind != "adapter":
             raise self._fail(
-                f"not an adapter but '{printable(kind)}'",
+                f"not an adapter but '{printable_name(kind)}'",
                 "give a LoRA in GGUF form; llama.cpp's convert_lora_to_gguf.py makes one",
             )
         if (way := str(keys.get("adapter.type"))) != "lora":
-            raise self._fail(f"an adapter of the kind '{printable(way)}'")
+            raise self._fail(f"an adapter of the kind '{printable_name(way)}'")
         if "adapter.alora.invocation_tokens" in keys:
             raise self._fail("a LoRA that certain words switch on (aLoRA), which nothing does here")
         architecture, expected = (
-            printable(str(source.metadata.get("general.architecture")))
+            printable_name(str(source.metadata.get("general.architecture")))
             for source in (self._gguf, self._model)
         )
         if architecture != expected:
@@ -213,7 +214,7 @@ class _Check:
 
     def _known(self, name: str) -> str:
         """`name`, if it is a factor of a matrix in a format that can be used."""
-        shown = printable(name)
+        shown = printable_name(name)
         if not name.endswith((".lora_a", ".lora_b")):
             raise self._fail(f"it replaces {shown}, which llama.cpp would leave out", _MERGE)
         kind = self._gguf.tensors[name].type
@@ -222,7 +223,7 @@ class _Check:
         return name
 
     def _pair(self, matrix: str) -> None:
-        shown = printable(matrix)
+        shown = printable_name(matrix)
         base = self._model.tensors.get(matrix)
         if base is None:
             raise self._fail(f"it changes {shown}, which the model does not have")

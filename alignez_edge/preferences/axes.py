@@ -15,8 +15,7 @@ from typing import Literal
 from alignez_edge.errors import AxisError
 from alignez_edge.files.folders import builtin_folder
 from alignez_edge.files.reading import parse_toml, read_text
-from alignez_edge.files.text import is_unprintable, near_hint, printable
-from alignez_edge.files.untrusted import MAX_TEXT
+from alignez_edge.files.text import MAX_TEXT, is_unprintable, near_hint, printable
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 MAX_TRAIT = 200

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from alignez_edge.errors import AlignezError, BadInputError
+from alignez_edge.files.json_log import Log
 from alignez_edge.files.reading import decode_utf8, read_bytes
-from alignez_edge.files.records import iter_records, parse_record, text_of
+from alignez_edge.files.records import iter_records, text_of
 from alignez_edge.files.text import printable
-from alignez_edge.files.writing import append_whole, make_folder
+from alignez_edge.files.writing import make_folder
 from alignez_edge.preferences.pairs import (
     _FIELDS,
     _HEADER,
@@ -42,6 +42,7 @@ class PairStore:
         where it cannot be written.
         """
         self.path = Path(path)
+        self._log = Log(self.path, "the finished pairs are kept: start the build again to go on")
         self.notice: str | None = None
         self.torn = False
         """Whether a kill has torn the last line, so that its chunk has to be made again."""
@@ -95,13 +96,9 @@ class PairStore:
         if not self.path.exists():
             return False
         data = read_bytes(self.path, limit=MAX_FILE, what="pair file")
-        whole, _, rest = data.rpartition(b"\n")
-        if rest and not _is_json(rest):
-            data = whole + b"\n" if whole else b""
-            self._truncate(len(data), newline=False)
-            self.torn = True
-        elif rest:
-            self._truncate(len(data), newline=True)
+        if data and not data.endswith(b"\n"):
+            self.torn = self._log.repair(by_hand=True)
+            data = read_bytes(self.path, limit=MAX_FILE, what="pair file")
         shown = printable(str(self.path))
         records = iter_records(decode_utf8(data, self.path, "pair file"), shown)
         where, header = next(records, ("", {}))
@@ -131,32 +128,5 @@ class PairStore:
             f"the old pairs are kept as {printable(old.name)}"
         )
 
-    def _truncate(self, length: int, newline: bool) -> None:
-        try:
-            with self.path.open("rb+") as file:
-                file.truncate(length)
-                if newline:
-                    file.seek(0, os.SEEK_END)
-                    file.write(b"\n")
-        except OSError as failure:
-            raise AlignezError(
-                f"cannot write {printable(str(self.path))}: {failure.strerror}"
-            ) from None
-
     def _append(self, records: Sequence[Mapping[str, object]]) -> None:
-        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        try:
-            append_whole(self.path, lines.encode("utf-8", "replace"))
-        except OSError as failure:
-            raise AlignezError(
-                f"cannot write {printable(str(self.path))}: {failure.strerror}",
-                hint="the finished pairs are kept: start the build again to go on",
-            ) from None
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        parse_record(line.decode("utf-8"), "")
-    except (UnicodeDecodeError, BadInputError):
-        return False
-    return True
+        self._log.append_lines([json.dumps(record, ensure_ascii=False) for record in records])

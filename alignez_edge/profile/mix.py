@@ -17,8 +17,7 @@ import numpy as np
 from alignez_edge._version import __version__
 from alignez_edge.arrays import DoubleArray
 from alignez_edge.errors import BadInputError, ProfileFileError
-from alignez_edge.files.text import printable
-from alignez_edge.files.untrusted import MAX_TEXT
+from alignez_edge.files.text import MAX_TEXT, printable
 from alignez_edge.interventions.control_vector import ControlVector
 from alignez_edge.interventions.intervention import Intervention
 from alignez_edge.modelfiles.fingerprint import Fit, compare

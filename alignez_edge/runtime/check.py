@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from alignez_edge.errors import ModelFileError
-from alignez_edge.files.gguffile import GGUFFile, StringArray, printable
+from alignez_edge.files.gguf_values import StringArray
+from alignez_edge.files.gguffile import GGUFFile
+from alignez_edge.files.text import printable_name
 from alignez_edge.modelfiles.lora import FROM_VECTOR
 from alignez_edge.runtime.llama import cpp
 
@@ -78,9 +80,11 @@ def check_loaded(handle: int, gguf: GGUFFile) -> None:
     """Raise `ModelFileError` if the loaded `llama_model *` does not generate text from left to
     right: what llama.cpp itself knows about architectures that this module does not."""
     if cpp.llama_model_has_encoder(handle) or not cpp.llama_model_has_decoder(handle):
-        raise ModelFileError(f"{printable(str(gguf.path), 200)} is an encoder model", _INSTEAD)
+        raise ModelFileError(f"{printable_name(str(gguf.path), 200)} is an encoder model", _INSTEAD)
     if cpp.llama_model_is_diffusion(handle):
-        raise ModelFileError(f"{printable(str(gguf.path), 200)} is a diffusion model", _INSTEAD)
+        raise ModelFileError(
+            f"{printable_name(str(gguf.path), 200)} is a diffusion model", _INSTEAD
+        )
 
 
 class _Check:
@@ -106,7 +110,7 @@ class _Check:
     def _fail(self, what: str, hint: str | None = None) -> ModelFileError:
         # Keys are named with the architecture in front, which is the file's own word.
         return ModelFileError(
-            f"{printable(str(self._gguf.path), 200)}: {printable(what, 300)}", hint
+            f"{printable_name(str(self._gguf.path), 200)}: {printable_name(what, 300)}", hint
         )
 
     def _kind(self) -> None:
@@ -122,27 +126,27 @@ class _Check:
         if kind == "adapter":
             raise self._fail("an adapter, not a model", "give adapters with --lora")
         if kind != "model":
-            raise self._fail(f"not a model but '{printable(kind)}'", _INSTEAD)
+            raise self._fail(f"not a model but '{printable_name(kind)}'", _INSTEAD)
         if architecture in _ENCODERS:
             raise self._fail(
                 f"an embedding model ({architecture}), which cannot write text", _INSTEAD
             )
         if architecture in _OTHERS:
             raise self._fail(f"{_OTHERS[architecture]} ({architecture})", _INSTEAD)
-        causal = self._keys.get(f"{architecture}.attention.causal", True)
+        causal = self._gguf.hparam("attention.causal", True)
         if causal is not True or self._whole("pooling_type", 0, 4, default=0):
             raise self._fail("an embedding model, which cannot write text", _INSTEAD)
         parts = str(self._keys.get("split.count", 0))
         if parts not in ("0", "1"):
             raise self._fail(
-                f"one of {printable(parts)} parts of a model",
+                f"one of {printable_name(parts)} parts of a model",
                 "join them with llama.cpp's llama-gguf-split --merge",
             )
         if not self._gguf.tensors:
             raise self._fail("it holds no weights (a vocabulary only)", _INSTEAD)
 
     def _value(self, key: str) -> Any:
-        return self._keys.get(f"{self._architecture}.{key}")
+        return self._gguf.hparam(key)
 
     def _whole(self, key: str, low: int, high: int, default: int | None = None) -> int:
         """A whole number within bounds; the error says what was found."""
@@ -152,7 +156,7 @@ class _Check:
         if value is None:
             raise self._fail(f"the key {self._architecture}.{key} is missing")
         if type(value) is not int or not low <= value <= high:
-            found = printable(str(value), 40)
+            found = printable_name(str(value), 40)
             raise self._fail(f"{self._architecture}.{key} is {found}, not within {low} to {high}")
         return value
 
@@ -211,7 +215,7 @@ class _Check:
             low = 1e-30 if key.endswith("rope.freq_base") else 0.0
             positive = key.endswith(("_epsilon", "rope.freq_base"))
             if not math.isfinite(value) or (positive and value < low):
-                raise self._fail(f"{printable(key)} is {value}")
+                raise self._fail(f"{printable_name(key)} is {value}")
         # llama.cpp takes memory for the whole window at the first token.
         self._whole("attention.sliding_window", 0, _MAX_WINDOW, default=0)
         # Layers of a sliding window are announced, and the pattern then names none.
@@ -219,9 +223,9 @@ class _Check:
         none = pattern == 1 if isinstance(pattern, int) else not np.any(pattern)
         if pattern is not None and none and self._value("attention.sliding_window"):
             raise self._fail("its sliding window has no layers")
-        scaling = str(self._keys.get(f"{self._architecture}.rope.scaling.type", "linear"))
+        scaling = str(self._gguf.hparam("rope.scaling.type", "linear"))
         if scaling not in _ROPE_SCALINGS:
-            raise self._fail(f"the rope scaling '{printable(scaling)}' is unknown")
+            raise self._fail(f"the rope scaling '{printable_name(scaling)}' is unknown")
 
     def _tokenizer(self) -> int:
         """The number of tokens."""
@@ -267,10 +271,12 @@ class _Check:
             # Norms and biases are always kept in F32; most kernels abort on anything else.
             flat = len(tensor.shape) == 1 and tensor.type != "F32"
             if flat or tensor.type in _UNUSABLE:
-                raise self._fail(f"tensor {printable(tensor.name)} holds {tensor.type} numbers")
+                raise self._fail(
+                    f"tensor {printable_name(tensor.name)} holds {tensor.type} numbers"
+                )
             # Many downloads take the file's whole size at once and fill it later; no norm is zero.
             if tensor.name.endswith("norm.weight") and self._gguf.is_zero(tensor.name):
                 raise self._fail(
-                    f"tensor {printable(tensor.name)} holds zeros only",
+                    f"tensor {printable_name(tensor.name)} holds zeros only",
                     "the download may be incomplete: fetch the file again",
                 )

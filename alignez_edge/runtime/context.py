@@ -1,15 +1,15 @@
 """One llama.cpp context: its KV cache, its injection and its reading of hidden states.
 
-Two ways lead to a control vector. `inject` puts one for all rows into llama.cpp's graph; the rows
-of a pass get vectors of their own through the evaluation callback (`rows.py`). Both are the same
-addition. The first costs a token nothing, so it is taken where all rows want the same.
+Two ways lead to a control vector. `set_control_vector` puts one for all rows into llama.cpp's
+graph; the rows of a pass get vectors of their own through the evaluation callback (`rows.py`). Both
+are the same addition. The first costs a token nothing, so it is taken where all rows want the same.
 
 Invariants:
 
 - Cells of the cache are computed under whatever injection is set at that moment. `Context` does
   not remember which; whoever injects also removes (see `scheduler.py`).
-- `inject` and `adapt` talk to llama.cpp only when something changes, and never for a context that
-  has only ever seen nothing: such a context is the base model to the bit.
+- `set_control_vector` and `set_adapters` talk to llama.cpp only when something changes, and never
+  for a context that has only ever seen nothing: such a context is the base model to the bit.
 - llama.cpp makes its graph anew when it is told of a control vector, which takes milliseconds. So
   it is told once; the pass after that shows where its graph keeps the vectors, and from then on
   they are written there. Nothing is zeros.
@@ -26,20 +26,15 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from alignez_edge.arrays import FloatArray, TensorName
 from alignez_edge.errors import BadInputError, RuntimeFailure
+from alignez_edge.runtime.callback import Tap, evaluation_callback
 from alignez_edge.runtime.injection import Editor, Edits, LogitEdits
-from alignez_edge.runtime.llama import (
-    HeedingInterrupts,
-    clear_log,
-    cpp,
-    ggml,
-    last_error,
-)
+from alignez_edge.runtime.llama import HeedingInterrupts, clear_log, cpp, last_error
 from alignez_edge.runtime.places import VectorPlaces
 from alignez_edge.runtime.reference import Reference
 from alignez_edge.runtime.rows import RowPlan, RowTap
@@ -51,18 +46,6 @@ if TYPE_CHECKING:
 
 _UNKNOWN = np.full((1, 1), np.nan, np.float32)
 """In place of the vectors that are set; equal to nothing."""
-
-
-class Tap(Protocol):
-    """Reads tensors while the graph is computed."""
-
-    def wants(self, name: bytes) -> bool:
-        """Whether the tensor of this name is to be read. Called for every node of the graph."""
-        ...
-
-    def read(self, name: bytes, tensor: int) -> bool:
-        """Read a computed `ggml_tensor *`. False: nothing computed after it is needed."""
-        ...
 
 
 class Context:
@@ -94,12 +77,18 @@ class Context:
         self._injected: FloatArray | None = None
         self._adapters: tuple[tuple[Adapter, float], ...] | None = ()
         self._referred: tuple[tuple[Adapter, float], ...] = ()
-        self._gives_hidden: bool | None = False
+        self._embeddings: bool | None = False
         self._places = VectorPlaces(model.n_layer, model.n_embd)
         self._reference = Reference(model.gguf, model.n_layer, model.n_embd)
         self._rows = RowTap(model.gguf, model.n_layer, model.n_embd)
-        self._taps: list[Tap] = [capture] if capture is not None else []
-        self._tap_error: BaseException | None = None
+        self._errors: list[BaseException] = []
+        self._callback = evaluation_callback(
+            [capture] if capture is not None else [],
+            self._reference,
+            self._rows,
+            self._places,
+            self._errors,
+        )
 
         params = cpp.llama_context_default_params()
         params.n_ctx = self.n_ctx
@@ -115,7 +104,7 @@ class Context:
         params.swa_full = True
         params.n_threads = params.n_threads_batch = model.threads
         params.no_perf = True
-        params.cb_eval = self._callback = self._make_callback()
+        params.cb_eval = self._callback
         clear_log()
         with HeedingInterrupts():
             handle = cpp.llama_init_from_model(model.handle, params)
@@ -143,7 +132,7 @@ class Context:
             seq_id=_pointer(self._sequence_of, ctypes.POINTER(ctypes.c_int32)),
             logits=_pointer(self._outputs, ctypes.c_int8),
         )
-        self.adapt(())
+        self.set_adapters(())
 
     @property
     def handle(self) -> Any:
@@ -181,12 +170,11 @@ class Context:
         self._batch.n_tokens = n
         clear_log()
         self._reference.start()
-        self._rows.start(plan, [True] * n if self._gives_hidden else want_logits)
+        self._rows.start(plan, [True] * n if self._embeddings else want_logits)
         with HeedingInterrupts():
             status = cpp.llama_decode(self.handle, self._batch)
-        if self._tap_error is not None:
-            error, self._tap_error = self._tap_error, None
-            raise error
+        if self._errors:
+            raise self._errors.pop()
         if status:
             reason = "no room in the KV cache" if status == 1 else last_error() or "no reason given"
             raise RuntimeFailure(f"llama.cpp could not decode {n} tokens ({status}): {reason}")
@@ -220,33 +208,33 @@ class Context:
             raise RuntimeFailure(f"llama.cpp has no logits for entry {index} of the batch")
         return np.ctypeslib.as_array(pointer, (self.model.n_vocab,))
 
-    def give_hidden(self, on: bool) -> None:
+    def set_embeddings(self, on: bool) -> None:
         """Let all passes from now on keep `hidden` states, or no longer; as yet they do not.
 
         While they do, llama.cpp computes logits for every token of a pass, asked for or not.
         """
-        if on != self._gives_hidden:
-            self._gives_hidden = None
+        if on != self._embeddings:
+            self._embeddings = None
             cpp.llama_set_embeddings(self.handle, on)
-            self._gives_hidden = on
+            self._embeddings = on
 
     def hidden(self, index: int) -> FloatArray:
         """The `(n_embd,)` state after the final norm of batch entry `index`: a view, valid until
-        the next decode. Only while `give_hidden` is on."""
+        the next decode. Only while `set_embeddings` is on."""
         pointer = cpp.llama_get_embeddings_ith(self.handle, index)
         if not pointer:
             raise RuntimeFailure(f"llama.cpp has no hidden state for entry {index} of the batch")
         return np.ctypeslib.as_array(pointer, (self.model.n_embd,))
 
     def edit_logits(self, index: int, edits: LogitEdits) -> None:
-        """Change the logits of batch entry `index` in place: once each. Needs `give_hidden`."""
+        """Change the logits of batch entry `index` in place: once each. Needs `set_embeddings`."""
         if edits:
             hidden, logits = self.hidden(index), self.logits(index)
             changes = [(editor.change(hidden, logits), s) for editor, s in edits if s]
             for (tokens, amounts), strength in changes:
                 logits[tokens] += np.float32(strength) * amounts
 
-    def inject(self, vectors: FloatArray | None) -> None:
+    def set_control_vector(self, vectors: FloatArray | None) -> None:
         """Add `vectors[l]` to `l_out-l` in every row of every pass from now on; None or zeros: add
         nothing.
 
@@ -295,7 +283,7 @@ class Context:
             raise RuntimeFailure(f"llama.cpp refused a control vector ({status}): {last_error()}")
         self._places.look_for(vectors)
 
-    def adapt(self, edits: Edits) -> None:
+    def set_adapters(self, edits: Edits) -> None:
         """Apply `edits` in every pass from now on; none, or strengths of 0: only what the model
         carries.
 
@@ -358,38 +346,6 @@ class Context:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _make_callback(self) -> Any:
-        """The ctypes callback around the taps; an exception in it ends the decode and is raised
-        after it. Called for every node of the graph: where nothing is wanted it is almost free."""
-        # No reference cycle: a context that is dropped must be freed at once, not at some later
-        # collection.
-        context = weakref.ref(self)
-        get_name = ggml.get_name
-        taps, rows, reference, places = self._taps, self._rows, self._reference, self._places
-        all_taps: list[Tap] = [*taps, reference, rows]
-
-        @cpp.ggml_backend_sched_eval_callback
-        def callback(tensor: int, ask: bool, user_data: Any) -> bool:
-            if ask and not (taps or reference.active or places.sought):  # a token's usual case
-                return bool(rows.wanted) and get_name(tensor) in rows.wanted
-            try:
-                name = get_name(tensor)
-                if ask and places.sought:
-                    places.look_at(name, tensor)
-                wanted, goes_on = False, True
-                for tap in all_taps:
-                    if tap.wants(name):
-                        wanted = True
-                        goes_on = (ask or tap.read(name, tensor)) and goes_on
-                return wanted and goes_on
-            except BaseException as error:  # ctypes would print and swallow it, Ctrl-C included
-                owner = context()
-                if owner is not None:
-                    owner._tap_error = error
-                return False
-
-        return callback
 
 
 def _pointer(array: Any, kind: Any) -> Any:

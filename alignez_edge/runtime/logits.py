@@ -52,9 +52,8 @@ class OutputMatrix:
             (n for n in ("output.weight", "token_embd.weight") if n in gguf.tensors), ""
         )
         shape = gguf.tensors[self._name].shape if self._name else ()
-        architecture = str(gguf.metadata.get("general.architecture", ""))
-        capped = gguf.metadata.get(f"{architecture}.final_logit_softcapping", 0)
-        if capped or architecture in _CAPPED:
+        capped = gguf.hparam("final_logit_softcapping", 0)
+        if capped or gguf.architecture in _CAPPED:
             raise _refusal("llama.cpp caps this model's logits")
         if shape != (model.n_embd, model.n_vocab):
             raise _refusal("this model has no plain output matrix")
@@ -65,7 +64,7 @@ class OutputMatrix:
         self._place = np.full(model.n_vocab, -1, np.int64)
         self._n_held = 0
         self._lock = Lock()
-        said = gguf.metadata.get(f"{architecture}.logit_scale")
+        said = gguf.hparam("logit_scale")
         measured = self._measured_scale(model)
         # Some architectures multiply by the key's value and some divide.
         known = [1.0, said, 1 / said] if isinstance(said, float) and said > 0 else [1.0]
@@ -93,7 +92,7 @@ class OutputMatrix:
         few = np.linspace(0, model.n_vocab - 1, min(_PROBED, model.n_vocab)).astype(np.int64)
         probe = [int(few[len(few) // 3]), int(few[2 * len(few) // 3])]
         with Context(model, n_ctx=min(32, model.n_ctx_train), n_batch=2) as context:
-            context.give_hidden(True)
+            context.set_embeddings(True)
             context.decode(probe, [0, 1], [0, 0], [True, True])
             hidden = context.hidden(1) - context.hidden(0)
             logits = (context.logits(1) - context.logits(0))[few].astype(np.float64)

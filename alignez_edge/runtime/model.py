@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from alignez_edge.chat.messages import Message
 from alignez_edge.demo.bundled import demo_file
 from alignez_edge.errors import BadInputError, ModelFileError, RuntimeFailure
-from alignez_edge.files.gguffile import printable, read_gguf
+from alignez_edge.files.gguffile import read_gguf
+from alignez_edge.files.text import printable_name
 from alignez_edge.modelfiles.lora import check_scale, read_lora
 from alignez_edge.runtime import llama
 from alignez_edge.runtime.check import check_model
@@ -57,9 +57,9 @@ class Model(Weights):
         with llama.HeedingInterrupts():
             handle = cpp.llama_model_load_from_file(os.fsencode(gguf.path), params)
             if not handle:
-                said = printable(llama.last_error(), 160) or "no reason given"
+                said = printable_name(llama.last_error(), 160) or "no reason given"
                 kind = RuntimeFailure if "alloc" in said else ModelFileError
-                raise kind(f"llama.cpp cannot load {printable(str(path), 200)}: {said}")
+                raise kind(f"llama.cpp cannot load {printable_name(str(path), 200)}: {said}")
             # From here on the object owns the weights, and frees them if it cannot be finished.
             return cls(gguf, handle, threads or usable_cores(), carried)
 
@@ -96,7 +96,7 @@ class Model(Weights):
         if isinstance(prompts, str):
             raise BadInputError("the prompts are one text", "give a list of texts")
 
-        sampling = replace(sampling, stop=(*sampling.stop, *self.stops))
+        sampling = sampling.with_stops(self.stops)
         own: list[Any] = [steering] * len(prompts)
         if isinstance(steering, Sequence) and not isinstance(steering, str):
             own = list(steering)
@@ -105,7 +105,7 @@ class Model(Weights):
         ]
         if wrong:
             raise BadInputError(
-                f"{printable(repr(wrong[0]), 40)} is nothing that steers",
+                f"{printable_name(repr(wrong[0]), 40)} is nothing that steers",
                 "give profiles, sums of them, or None for the plain model",
             )
         if len(own) != len(prompts):

@@ -42,7 +42,7 @@ def _try(model: Weights) -> bool:
 
         try:
             plain, by_rows = logits(False), logits(True)
-            context.inject(vectors)
+            context.set_control_vector(vectors)
             own = logits(False)
         except AlignezError:
             return False

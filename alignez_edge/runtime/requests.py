@@ -37,6 +37,11 @@ class Sampling:
         """The same settings with another seed."""
         return replace(self, seed=seed)
 
+    def with_stops(self, stops: tuple[str, ...]) -> Sampling:
+        """The same settings, which end at these strings, too: `sampling.with_stops(model.stops)`
+        wherever the model's prompt form is used."""
+        return replace(self, stop=tuple(dict.fromkeys((*self.stop, *stops))))
+
 
 class RowReader(Protocol):
     """What takes what a pass says of an answer's token while it can be had: the context's `logits`

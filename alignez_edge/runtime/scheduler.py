@@ -20,31 +20,27 @@ computed as one.
 Steering that depends on the prompt (`Conditional`) sees the plain state of the last prompt token in
 the very pass that computes it; where something comes of it, that token runs again under it.
 
-A pass that fails is undone, and each of its requests then runs alone once: the one that fails again
-gets the error, the others go on. Whatever is raised elsewhere for one request ends that one only.
+Whatever is raised for one request ends that one only: `passes.py` computes a pass and undoes one
+that fails.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
-from alignez_edge.arrays import FloatArray, TensorName
 from alignez_edge.errors import BusyError
 from alignez_edge.runtime.context import Context
+from alignez_edge.runtime.passes import Passes
 from alignez_edge.runtime.prefix import common_prefix
-from alignez_edge.runtime.probe import steers_rows
 from alignez_edge.runtime.requests import Completion, Request
-from alignez_edge.runtime.rows import RowPlan
-from alignez_edge.runtime.slots import Slot, Slots
+from alignez_edge.runtime.slots import Slots
 from alignez_edge.runtime.window import window
-from alignez_edge.runtime.work import Grouping, Span, Work
+from alignez_edge.runtime.work import Grouping, Span, Work, slot_of
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.weights import Weights
@@ -59,9 +55,6 @@ KEPT = 1024
 _WORTH_WAITING = 16
 """Tokens that a prompt must save by waiting for another one's beginning: about what a pass of few
 tokens costs more than the same tokens in a larger one."""
-_WORTH_THREADS = 1 << 17
-"""Logits of a pass from which on drawing is spread over threads: a draw from 32,000 even logits
-takes 2 ms, so 16 of them one after another cost a third as much as the pass that made them."""
 _ALIKE = Grouping(by_vectors=False, readers_alone=False)
 
 Progress = Callable[[int, int], None]
@@ -106,7 +99,6 @@ class Scheduler:
         self._n_slots = n_slots
         self._n_outputs = max(n_slots, n_outputs or 0)
         self._max_waiting = max_waiting
-        self._forced = grouped
         self._context = Context(
             model,
             n_ctx=max(n_cells or 0, self.n_ctx) if n_slots > 1 else self.n_ctx,
@@ -115,11 +107,11 @@ class Scheduler:
             n_outputs=self._n_outputs,
         )
         self._slots = Slots(self._context, n_slots, keep)
+        self._passes = Passes(model, self._context, self._slots, grouped)
         self._waiting: deque[Work] = deque()
         self._running: list[Work] = []
         self._events: list[Event] = []
         self._tickets = itertools.count()
-        self._pool: ThreadPoolExecutor | None = None
         self._torn = False
         self._n_told = 0
 
@@ -173,8 +165,8 @@ class Scheduler:
         self._mend()
         with self._whole():
             self._admit()
-            for spans in self._passes():
-                self._compute(spans)
+            for spans in self._planned():
+                self._passes.compute(spans)
             self._tell()
             self._events.sort(key=lambda event: event.ticket)
             events, self._events = self._events, []
@@ -216,22 +208,13 @@ class Scheduler:
             work.finish()
         self._running, self._waiting = [], deque()
         self._context.close()
-        if self._pool is not None:
-            self._pool.shutdown()
+        self._passes.close()
 
     def __enter__(self) -> Scheduler:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    @cached_property
-    def _grouping(self) -> Grouping:
-        """What rows of one pass must have in common where something is steered."""
-        recurrent = self._context.recurrent
-        if self._forced is not None:
-            return Grouping(self._forced, recurrent)
-        return Grouping(recurrent or not steers_rows(self.model), recurrent)
 
     @contextmanager
     def _whole(self) -> Iterator[None]:
@@ -250,9 +233,9 @@ class Scheduler:
             self._waiting = deque(
                 work for work in self._waiting if work.ticket not in started and not work.told_end
             )
-            self._slots.mend([_slot(work) for work in self._running])
+            self._slots.mend([slot_of(work) for work in self._running])
             for work in self._running:
-                self._slots.cut(_slot(work), work.resumable(work.n_computed))
+                self._slots.cut(slot_of(work), work.resumable(work.n_computed))
             self._torn = False
 
     def _admit(self) -> None:
@@ -290,19 +273,19 @@ class Scheduler:
         if leader is None:
             return True
         if leader.slot is None:  # it has ended: what it left is there, and another one may lead
-            self._slots.complete(_slot(work), work.tokens[: work.n_body])
+            self._slots.complete(slot_of(work), work.tokens[: work.n_body])
             self._follow(work)
             return work.leader is None
         if leader.slot.n_plain < work.common:
             return False
-        self._slots.share(leader.slot, _slot(work), work.common)
+        self._slots.share(leader.slot, slot_of(work), work.common)
         work.leader = None
         return True
 
-    def _passes(self) -> list[list[Span]]:
+    def _planned(self) -> list[list[Span]]:
         """The tokens that this step computes, by the passes that they share."""
         steered = any(work.is_steered for work in self._running)
-        grouping = self._grouping if steered or self._context.recurrent else _ALIKE
+        grouping = self._passes.grouping if steered or self._context.recurrent else _ALIKE
         answering = [w for w in self._running if w.answer is not None and not w.reads_prompt]
         spans = [work.span(1, 1, grouping) for work in answering]
         readers = [w for w in self._running if w not in answering and self._may_read(w)]
@@ -321,133 +304,6 @@ class Scheduler:
         for span in sorted(spans, key=lambda span: not span.is_plain):
             groups.setdefault(span.key, []).append(span)
         return list(groups.values())
-
-    def _compute(self, spans: list[Span]) -> None:
-        """One pass, and what comes of it."""
-        try:
-            reads = self._decode(spans)
-            for span in spans:
-                self._slots.extend(_slot(span.work), span.tokens, span.is_plain)
-            self._draw(self._rows_with_logits(spans, reads))
-        except Exception as error:
-            self._failed(spans, error)
-        except BaseException:
-            for span in spans:
-                self._undo(span)
-            raise
-        for span in spans:
-            span.work.alone = span.work.alone and len(spans) > 1
-            if span.work.done:
-                span.work.end()
-
-    def _decode(self, spans: Sequence[Span]) -> dict[TensorName, list[int]]:
-        """Compute the spans in one pass; the rows that were read, by tensor."""
-        context = self._context
-        rows = [(span.work, at) for span in spans for at in range(span.start, span.stop)]
-        vectors = [work.phase(at).vectors for work, at in rows]
-        uniform = vectors[0] if all(v is vectors[0] for v in vectors) else None
-        if uniform is not None and uniform[0].any() and not self._grouping.by_vectors:
-            uniform = None  # layer 0 can only be steered row by row
-        adds = [(row, v) for row, v in enumerate(vectors) if v is not None and uniform is None]
-        reads: dict[TensorName, list[int]] = {}
-        layers: dict[TensorName, set[int]] = {}
-        for row, (work, at) in enumerate(rows):
-            for tensor, wanted in work.reads(at, self.model.n_layer).items():
-                reads.setdefault(tensor, []).append(row)
-                layers.setdefault(tensor, set()).update(wanted)
-        context.inject(uniform)
-        context.adapt(spans[0].edits)
-        context.give_hidden(any(span.hidden for span in spans))
-        context.decode(
-            [token for span in spans for token in span.tokens],
-            [at for _, at in rows],
-            [_slot(span.work).sequence for span in spans for _ in range(len(span))],
-            [at >= work.n_body for work, at in rows],
-            RowPlan(
-                adds,
-                {tensor: (reads[tensor], layers[tensor]) for tensor in reads},
-                ends=bool(reads) and not any(span.work.wants_logits for span in spans),
-            ),
-        )
-        return reads
-
-    def _rows_with_logits(
-        self, spans: Sequence[Span], reads: Mapping[TensorName, Sequence[int]]
-    ) -> list[tuple[Work, int, int]]:
-        """(request, position, entry of the pass) of the rows that give a token, after every request
-        has seen the states of its own."""
-        states = self._context.states
-        index = {(name, row): i for name, rows in reads.items() for i, row in enumerate(rows)}
-        found = []
-        first = 0
-        for span in spans:
-            for at in range(max(span.start, span.work.n_body), span.stop):
-                entry = first + at - span.start
-                own = {
-                    name: states[name][index[name, entry]]
-                    for name in reads
-                    if (name, entry) in index
-                }
-                if self._has_seen(span.work, at, own):
-                    found.append((span.work, at, entry))
-            first += len(span)
-        return found
-
-    def _has_seen(self, work: Work, position: int, states: Mapping[TensorName, FloatArray]) -> bool:
-        """Show a request the states of one of its tokens. False where that token gives nothing: it
-        runs again under what came of them, or the request has ended with an error."""
-        try:
-            if work.saw(position, states):
-                return True
-        except Exception as error:
-            work.end(error)
-        else:
-            self._slots.cut(_slot(work), position)
-        return False
-
-    def _draw(self, rows: Sequence[tuple[Work, int, int]]) -> None:
-        """Let every answer draw from the logits at its entry of the pass."""
-
-        def draw(row: tuple[Work, int, int]) -> None:
-            work, position, entry = row
-            try:
-                if work.outcome is None:
-                    work.computed(self._context, position, entry)
-            except Exception as error:
-                work.end(error)
-
-        threads = len(rows) * self.model.n_vocab >= _WORTH_THREADS
-        if not threads or any(work.answer is None for work, *_ in rows):
-            for row in rows:
-                draw(row)
-            return
-        # llama.cpp sorts the rows of recurrent models when the first one is asked for.
-        self._context.logits(rows[0][2])
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self.model.threads)
-        # Every answer has a sampler and a row of logits to itself: the order is irrelevant. None of
-        # the threads is at work any more when this ends, however it ends.
-        futures = [self._pool.submit(draw, row) for row in rows]
-        try:
-            for future in futures:
-                future.result()
-        finally:
-            wait(futures)
-
-    def _failed(self, spans: Sequence[Span], error: Exception) -> None:
-        """A pass has failed: undo it, and let each of its requests find out whether it was to
-        blame."""
-        for span in spans:
-            self._undo(span)
-            if len(spans) == 1:
-                span.work.end(error)
-            else:
-                span.work.alone = True
-
-    def _undo(self, span: Span) -> None:
-        """Forget what a pass that was broken off has left of a request that still runs."""
-        if span.work.slot is not None:
-            self._slots.cut(span.work.slot, span.work.resumable(span.start))
 
     def _tell(self) -> None:
         """Events of what has become of the requests since the last step; the ended ones go."""
@@ -473,8 +329,3 @@ class Scheduler:
         slot, work.slot = work.slot, None
         if slot is not None:
             self._slots.leave(slot)
-
-
-def _slot(work: Work) -> Slot:
-    assert work.slot is not None, "a request that runs has a slot"
-    return work.slot

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from alignez_edge.chat.messages import Message
 from alignez_edge.errors import BadInputError
 from alignez_edge.runtime.injection import Conditional, Injection, Steers
 from alignez_edge.runtime.requests import Completion, Request, Sampling
 from alignez_edge.runtime.scheduler import Scheduler
+from alignez_edge.runtime.weights import Prompt, Weights
 from alignez_edge.runtime.window import check_fits
-
-if TYPE_CHECKING:
-    from alignez_edge.runtime.weights import Weights
 
 _STEP = 256
 """Tokens per step of a prompt: Ctrl-C is answered between steps, and larger ones are no faster."""
@@ -23,7 +19,8 @@ _STEP = 256
 class Session:
     """One conversation with one model; a context manager.
 
-    `completion` is the last answer, once its stream has ended or was closed.
+    `completion` is the last answer, once its stream has ended or was closed, and `prompt` what
+    it answers, where `answer` was asked for it.
     """
 
     def __init__(self, model: Weights, *, n_ctx: int | None = None) -> None:
@@ -31,6 +28,7 @@ class Session:
         self._scheduler = Scheduler(model, n_slots=1, n_ctx=n_ctx, n_batch=_STEP, keep=1 << 31)
         self._current: Generator[str, None, None] | None = None
         self.completion: Completion | None = None
+        self.prompt: Prompt | None = None
 
     @property
     def n_ctx(self) -> int:
@@ -53,7 +51,7 @@ class Session:
             raise BadInputError("the prompt is empty")
         check_fits(len(prompt_tokens), self.n_ctx)
         self._end_current()
-        self.completion = None
+        self.completion = self.prompt = None
         ticket = self._scheduler.submit(Request(prompt_tokens, sampling, 0, injection))
         self._current = self._stream(ticket)
         next(self._current)  # so that it is ended even if nobody reads it
@@ -61,16 +59,18 @@ class Session:
 
     def answer(
         self,
-        messages: Sequence[Message],
+        asked: Sequence[Message] | Prompt,
         *,
         steering: Steers | None = None,
         sampling: Sampling = Sampling(),
     ) -> Iterator[str]:
-        """`stream` for the next turn of a conversation, in the model's prompt form."""
-        prompt = self._model.prompt(messages)
+        """`stream` for the next turn of a conversation, in the model's prompt form: its messages,
+        or the prompt that the model has made of them already."""
+        prompt = asked if isinstance(asked, Prompt) else self._model.prompt(asked)
         injection = steering.injection(self._model) if steering is not None else None
-        stop = tuple(dict.fromkeys((*sampling.stop, *self._model.stops)))
-        return self.stream(prompt.tokens, replace(sampling, stop=stop), injection)
+        pieces = self.stream(prompt.tokens, sampling.with_stops(self._model.stops), injection)
+        self.prompt = prompt
+        return pieces
 
     def close(self) -> None:
         """End a running answer and free the context; a second call does nothing."""

@@ -30,7 +30,8 @@ from alignez_edge.chat.messages import Message, check_messages
 from alignez_edge.chat.question_answer import QUESTION_STOPS, question_answer
 from alignez_edge.chat.template import ChatTemplate, Span
 from alignez_edge.errors import BadInputError, RuntimeFailure
-from alignez_edge.files.gguffile import GGUFFile, printable
+from alignez_edge.files.gguffile import GGUFFile
+from alignez_edge.files.text import printable_name
 from alignez_edge.modelfiles.fingerprint import Fingerprint, fingerprint
 from alignez_edge.modelfiles.lora import Carried
 from alignez_edge.runtime.check import UNSTEERABLE, check_loaded
@@ -148,12 +149,12 @@ class Weights:
     def facts(self) -> ModelFacts:
         """What the model is, in one value."""
         keys = self.gguf.metadata
-        architecture = str(keys["general.architecture"])
-        name = printable(str(keys.get("general.name") or self.path.stem))
+        architecture = self.gguf.architecture
+        name = printable_name(str(keys.get("general.name") or self.path.stem))
         pre = keys.get("tokenizer.ggml.pre", "")
 
         def number(key: str) -> int:
-            return int(np.max(keys.get(f"{architecture}.{key}", 0)))
+            return int(np.max(self.gguf.hparam(key, 0)))
 
         return ModelFacts(
             name=" + ".join(
@@ -169,7 +170,7 @@ class Weights:
             quantization=_quantization(self.gguf),
             parameters=cpp.llama_model_n_params(self.handle),
             size_bytes=self.gguf.size,
-            tokenizer=printable(f"{keys['tokenizer.ggml.model']} {pre}".strip()),
+            tokenizer=printable_name(f"{keys['tokenizer.ggml.model']} {pre}".strip()),
             template="chat template" if self.template else "question/answer",
             experts=number("expert_count"),
             # A control vector cannot edit layer 0, so one layer is not enough.
@@ -268,7 +269,7 @@ class Adapter:
             except OSError as error:
                 raise RuntimeFailure(f"no room to hand an adapter to llama.cpp: {error}") from error
             if not handle:
-                said = printable(last_error(), 160) or "no reason given"
+                said = printable_name(last_error(), 160) or "no reason given"
                 raise BadInputError(f"llama.cpp refuses the adapter: {said}")
             if not carried:
                 # The model is an argument so that it outlives the adapter.

@@ -262,6 +262,12 @@ class Work:
             )
 
 
+def slot_of(work: Work) -> Slot:
+    """The slot of a request that runs."""
+    assert work.slot is not None, "a request that runs has a slot"
+    return work.slot
+
+
 class _Pool:
     """Sums the states of an answer's tokens, once it is certain that they stay in it."""
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alignez_edge.errors import BadInputError
 from alignez_edge.files.text import printable
 
-from ..options import ModelOptions, load_steering
+from ..options import ModelOptions, SteeringOptions, check_fit, load_steering
 from ..output import Output
+from .options import BaselineOptions, StrengthOptions, SweepOptions
 
 if TYPE_CHECKING:
+    from alignez_edge.chat.preamble import Preamble
     from alignez_edge.evaluation.arms import Arm
     from alignez_edge.evaluation.sweep import Sweep
     from alignez_edge.profile.profile import Profile
@@ -22,6 +25,59 @@ if TYPE_CHECKING:
 
 GRID = (-1.0, -0.5, 0.0, 0.5, 1.0)
 """The strengths of a grid where none are given."""
+
+
+@dataclass(frozen=True)
+class Treatments:
+    """What is tried: profiles as they were named, each at a `scale` of its strength or swept.
+
+    `sweeps` are combined within each list; `built_from` is for those that build a profile again.
+    """
+
+    given: Sequence[tuple[str, Steering]]
+    scale: Sequence[float] | None
+    is_grid: bool
+    sweeps: Sequence[Sequence[Sweep]]
+    built_from: str | None
+
+    @classmethod
+    def parse(
+        cls,
+        steered: SteeringOptions,
+        strengths: StrengthOptions,
+        sweeping: SweepOptions,
+        loading: ModelOptions,
+    ) -> Treatments:
+        """Raises `BadInputError` if no profile is named, or options exclude each other."""
+        if strengths.grid is not None and steered.profile:
+            raise BadInputError("--grid and -p exclude each other", "a grid names its two profiles")
+        if strengths.grid is None and not steered.profile:
+            raise BadInputError("there is no profile to evaluate", "name one: -p polite")
+        named = (*steered.profile, *(strengths.grid or ()))
+        scale = strengths.strengths
+        return cls(
+            given=[_named(text, loading, steered.inject) for text in named],
+            scale=parse_strengths(scale) if scale is not None else None,
+            is_grid=strengths.grid is not None,
+            sweeps=parse_sweeps(sweeping, strengths),
+            built_from=sweeping.built_from,
+        )
+
+    def check_fit(self, model: Model, out: Output) -> None:
+        """Raise `ProfileFileError` unless every profile is for `model`."""
+        for _, steering in self.given:
+            check_fit(steering, model, out)
+
+    def arms(self, model: Model, out: Output) -> list[Arm]:
+        """An arm for each profile at each of its strengths or settings; sweeps may build some."""
+        given = _unique(self.given)
+        if not self.sweeps:
+            return _scaled(given, self.scale, self.is_grid)
+        return [
+            arm
+            for sweeps in self.sweeps
+            for arm in _swept(model, given, sweeps, self.built_from, out)
+        ]
 
 
 def parse_strengths(text: str) -> tuple[float, ...]:
@@ -37,7 +93,7 @@ def parse_strengths(text: str) -> tuple[float, ...]:
     return found
 
 
-def named(text: str, loading: ModelOptions, way: str) -> tuple[str, Steering]:
+def _named(text: str, loading: ModelOptions, way: str) -> tuple[str, Steering]:
     """A profile as it was named, without a folder, and its steering."""
     from alignez_edge.profile.library import SUFFIX, parse_profile_option
 
@@ -45,7 +101,7 @@ def named(text: str, loading: ModelOptions, way: str) -> tuple[str, Steering]:
     return Path(name).name.removesuffix(SUFFIX), load_steering([text], loading.find, way)
 
 
-def unique(given: Sequence[tuple[str, Steering]]) -> list[tuple[str, Steering]]:
+def _unique(given: Sequence[tuple[str, Steering]]) -> list[tuple[str, Steering]]:
     """Names for different profiles that are different; the same profile and strength only once."""
     digests: dict[str, list[str]] = {}
     found: dict[tuple[str, float], tuple[str, Steering]] = {}
@@ -60,14 +116,14 @@ def unique(given: Sequence[tuple[str, Steering]]) -> list[tuple[str, Steering]]:
     return list(found.values())
 
 
-def arms_of(
+def _scaled(
     given: Sequence[tuple[str, Steering]],
     scale: Sequence[float] | None,
     is_grid: bool,
 ) -> list[Arm]:
     """An arm for each profile at each multiple of its strength; in a grid, for each pair of these.
 
-    `given` is what `unique` returns.
+    `given` is what `_unique` returns.
     """
     from alignez_edge.evaluation import arms
 
@@ -81,29 +137,28 @@ def arms_of(
     return [arms.steered(name, steering * s) for name, steering in given for s in scale or (1,)]
 
 
-def parse_sweeps(
-    texts: Sequence[str], ablations: bool, strengths: str | None, grid: tuple[str, str] | None
-) -> list[list[Sweep]]:
+def parse_sweeps(sweeping: SweepOptions, strengths: StrengthOptions) -> list[list[Sweep]]:
     """Which sweeps are combined with each other, one list after the other."""
     from alignez_edge.evaluation.sweep import ABLATIONS, parse_sweep
 
-    sweeps = [parse_sweep(text) for text in texts]
+    sweeps = [parse_sweep(text) for text in sweeping.sweep]
     keys = [sweep.key for sweep in sweeps]
     if len(set(keys)) < len(keys):
         raise BadInputError("--sweep names a setting twice", "write all its values in one")
-    if (sweeps or ablations) and grid is not None:
+    if (sweeps or sweeping.ablations) and strengths.grid is not None:
         raise BadInputError("sweeps and --grid exclude each other", "use one of them")
-    if sweeps and ablations:
+    if sweeps and sweeping.ablations:
         raise BadInputError("--sweep and --ablations exclude each other", "use one of them")
-    if strengths is not None and "strength" in keys:
+    scale = strengths.strengths
+    if scale is not None and "strength" in keys:
         raise BadInputError("--sweep strength and --strengths exclude each other", "use one")
-    more = [parse_sweep(f"strength={strengths}")] if strengths is not None else []
-    if ablations:
+    more = [parse_sweep(f"strength={scale}")] if scale is not None else []
+    if sweeping.ablations:
         return [[sweep, *more] for sweep in ABLATIONS]
     return [[*sweeps, *more]] if sweeps else []
 
 
-def swept_arms(
+def _swept(
     model: Model,
     given: Sequence[tuple[str, Steering]],
     sweeps: Sequence[Sweep],
@@ -139,19 +194,27 @@ def swept_arms(
     return arms
 
 
-def reference_arms(
-    model: str | None,
-    profile: str | None,
+def all_arms(
+    steered: Sequence[Arm],
+    baselines: BaselineOptions,
+    preamble: Preamble,
     loading: ModelOptions,
     way: str,
-    others: Sequence[Arm],
 ) -> list[Arm]:
-    """The arm that all others are measured by: an aligned model or another profile, if any."""
+    """The steered arms, and those that they are measured against; the plain one comes first."""
     from alignez_edge.evaluation import arms
 
-    if model is not None:
-        return [arms.reference(Path(model).name, others)]
-    if profile is not None:
-        name, steering = named(profile, loading, way)
-        return [arms.reference(name, others, steering)]
-    return []
+    reference = []
+    if baselines.reference is not None:
+        reference = [arms.reference(Path(baselines.reference).name, steered)]
+    elif baselines.against is not None:
+        name, steering = _named(baselines.against, loading, way)
+        reference = [arms.reference(name, steered, steering)]
+    return [
+        arms.plain(),
+        *reference,
+        *(arms.asked(steered) if baselines.asking else ()),
+        *steered,
+        *(arms.both(steered) if baselines.asking else ()),
+        *(arms.prompted(preamble, steered) if preamble.messages else ()),
+    ]

@@ -14,10 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from alignez_edge.errors import BadInputError
+from alignez_edge.files.folders import cache_dir
+from alignez_edge.files.reading import read_text
+from alignez_edge.files.text import printable
+from alignez_edge.files.writing import alone_in, make_folder, write_atomic
 
-from ..build import find_axis
-from ..options import grouped
-from ..output import Output
+from ..groups import grouped
+from ..layout import table
+from ..options import GpuLayersOption, SeedOption, ThreadsOption, at_least, find_axis
+from ..output import Output, can_ask
 from . import person
 
 if TYPE_CHECKING:
@@ -73,7 +78,7 @@ class JudgeOptions:
             threads=threads,
             gpu_layers=gpu_layers,
             timeout=self.judge_timeout,
-            ask=person.ask if person.is_there() else None,
+            ask=person.ask if can_ask() else None,
             seed=seed,
         )
 
@@ -107,14 +112,9 @@ def judge(
         int | None, typer.Option(metavar="N", help="Use the first N pairs of each axis only.")
     ] = None,
     asking: JudgeOptions,
-    threads: Annotated[
-        int | None, typer.Option(metavar="N", help="CPU threads; else the physical cores.")
-    ] = None,
-    gpu_layers: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Layers on the GPU, -1 for all; else all, if there is one."),
-    ] = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="Seed of all chance.")] = 0,
+    threads: ThreadsOption = None,
+    gpu_layers: GpuLayersOption = None,
+    seed: SeedOption = 0,
     out: Output,
 ) -> None:
     """Test a judge on pairs of answers of which the better one is known.
@@ -125,8 +125,7 @@ def judge(
     """
     from alignez_edge.judges.named import identity_of, judge_of
 
-    if limit is not None and limit < 1:
-        raise BadInputError(f"--limit is {limit}; it must be at least 1")
+    at_least("--limit", limit, 1)
     settings = asking.settings(threads=threads, gpu_layers=gpu_layers, seed=seed)
     who = judge_of(name, settings)
     tested = _pairs(who, axis, pairs, limit)
@@ -146,9 +145,7 @@ def _measured(
     show: Callable[[int, int], None] | None,
 ) -> JudgeReport:
     """The report on a judge. Until it is there, what one with an `identity` said is kept."""
-    from alignez_edge.files.folders import cache_dir
     from alignez_edge.files.json_log import Log
-    from alignez_edge.files.writing import alone_in, make_folder
     from alignez_edge.judges.quality import measure
     from alignez_edge.repeatable import digest
 
@@ -173,8 +170,6 @@ def _measured(
 
 
 def _orders(record: Mapping[str, Any], path: Path) -> Orders:
-    from alignez_edge.files.text import printable
-
     found = record.get("orders")
     if not isinstance(found, list) or [type(x) for x in found] != [float, float]:
         raise BadInputError(f"{printable(str(path))} is damaged", "delete it")
@@ -215,13 +210,12 @@ def _pairs(
     who: Judge, names: Sequence[str], file: str | None, limit: int | None
 ) -> list[KnownPair]:
     """What the judge is tested on."""
-    from alignez_edge.files.text import printable
     from alignez_edge.judges.quality import axes_for, read_test_pairs, shipped_pairs
 
     if file is not None:
         if len(names) != 1:
             raise BadInputError("--pairs is about one axis", "say which: --axis AXIS")
-        axis = find_axis(names[0], None, None)
+        axis = find_axis(names[0])
         return list(read_test_pairs(file, axis)[:limit])
     if not (names or (names := axes_for(who))):
         raise BadInputError(
@@ -238,8 +232,6 @@ def _pairs(
 
 
 def _page(report: JudgeReport) -> str:
-    from ..layout import table
-
     rows = [["", "right", "interval 95%", "ties", "equal pairs called ties"]]
     rows += [_row(axis, tally) for axis, tally in report.by_axis.items()]
     if len(report.by_axis) > 1:
@@ -274,10 +266,7 @@ def tested(
     found is kept as `judge.json` in the folder of the run, so that a run that goes on does not ask
     again.
     """
-    from alignez_edge.files.reading import read_text
     from alignez_edge.files.records import parse_record, text_of
-    from alignez_edge.files.text import printable
-    from alignez_edge.files.writing import write_atomic
     from alignez_edge.judges.demo import DemoJudge
     from alignez_edge.judges.quality import axes_for, shipped_pairs
 
@@ -317,8 +306,6 @@ def _kept(found: JudgeReport) -> bytes:
 
 
 def _announce(out: Output, can_tell: bool, finding: str) -> None:
-    from alignez_edge.files.text import printable
-
     out.notice(f"{'' if can_tell else 'warning: '}{printable(finding, 500)}")
 
 

@@ -6,16 +6,12 @@ import sys
 from typing import TYPE_CHECKING
 
 from ..layout import compared, terminal_width
+from ..output import escaped, tell
 
 if TYPE_CHECKING:
     from alignez_edge.judges.judging import Comparison
 
 _KEYS = {"1": 1.0, "2": -1.0, "0": 0.0}
-
-
-def is_there() -> bool:
-    """Whether somebody sits at a terminal who can read and press keys."""
-    return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def ask(asked: Comparison) -> float:
@@ -27,25 +23,14 @@ def ask(asked: Comparison) -> float:
     from alignez_edge.preferences.prompts import trait, with_article
 
     role = with_article(trait(asked.axis, asked.side))
-    _say(f"\n{_safe(asked.query)}\n")
-    _say(compared(("1", "2"), (_safe(asked.first), _safe(asked.second)), terminal_width()))
-    _say(f"\nWhich is more like an answer of {_safe(role)} assistant?")
+    tell(f"\n{escaped(asked.query)}\n")
+    tell(compared(("1", "2"), (escaped(asked.first), escaped(asked.second)), terminal_width()))
+    tell(f"\nWhich is more like an answer of {escaped(role)} assistant?")
     while True:
-        print("1, 2, 0 for a tie, q to stop: ", end="", file=sys.stderr, flush=True)
+        tell("1, 2, 0 for a tie, q to stop: ", end="")
         line = sys.stdin.readline()
         key = line.strip().lower()
         if key in _KEYS:
             return _KEYS[key]
         if not line or key == "q":
             raise KeyboardInterrupt
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _safe(text: str) -> str:
-    """`text` without characters that could move the cursor or reorder what is around them."""
-    from alignez_edge.files.text import is_unprintable
-
-    return "".join(ascii(c)[1:-1] if is_unprintable(c) and c not in "\n\t" else c for c in text)

@@ -6,6 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alignez_edge.files.text import printable
+
+from ..layout import table
+
 if TYPE_CHECKING:
     from alignez_edge.calibration.unit import Measured
     from alignez_edge.profile.mix import Mixture
@@ -19,8 +23,6 @@ def effect_table(profile: Profile, indent: str = "") -> str:
     """What strength 1 of either sign does, beside prompting; '' if not measured."""
     from alignez_edge.calibration.unit import Measured
     from alignez_edge.preferences.prompts import SIDES, is_plain, trait
-
-    from ..layout import table
 
     found = Measured.of(profile)
     if found is None:
@@ -109,8 +111,6 @@ def curve_table(profile: Profile, indent: str = "") -> str:
     """The measured curve over strengths of the profile; '' where there is none."""
     from alignez_edge.calibration.unit import Measured
 
-    from ..layout import table
-
     found = Measured.of(profile)
     if found is None:
         return ""
@@ -129,10 +129,6 @@ def _heads(found: Measured) -> list[str]:
 def _cells(values: Iterable[float]) -> list[str]:
     preference, drift = values
     return [f"{preference:+.3f}", f"{drift:+.3f}" if drift < 0 else f"{drift:.3f}"]
-
-
-def sides(profile: Profile) -> str:
-    return str(profile.axis)
 
 
 def facts(profile: Profile, path: Path) -> dict[str, Any]:
@@ -221,10 +217,7 @@ def forms(profile: Profile) -> str:
 
 
 def card(profile: Profile, path: Path) -> str:
-    from alignez_edge.files.text import printable
     from alignez_edge.profile.mix import Mixture
-
-    from ..layout import table
 
     dropped = ", ".join(f"{n} {reason}" for reason, n in profile.dropped.items())
     made_for = profile.fingerprint
@@ -249,7 +242,7 @@ def card(profile: Profile, path: Path) -> str:
         ("made with", ", ".join(f"{k} {v}" for k, v in profile.versions.items())),
     ]
     lines = [
-        f"{profile.name}: {sides(profile)}",
+        f"{profile.name}: {profile.axis}",
         table([(key, printable(value)) for key, value in rows if value], indent="  "),
     ]
     if effect := effect_table(profile, indent="  "):
@@ -262,10 +255,6 @@ def card(profile: Profile, path: Path) -> str:
 
 def interference(mixture: Mixture) -> str:
     """How far each part of a mix moves along each axis, before and after orthogonalising."""
-    from alignez_edge.files.text import printable
-
-    from ..layout import table
-
     names = [printable(part.profile, 20) for part in mixture.parts]
     matrices = [("how far strength 1 of each profile moves along each axis", mixture.interference)]
     if mixture.remaining:

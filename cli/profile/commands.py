@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,9 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from alignez_edge.errors import AlignezError, BadInputError
+from alignez_edge.files.text import printable
+from alignez_edge.files.writing import check_apart
 
-from ..options import WhoseOptions, grouped, load_steering
-from ..output import Output
+from ..groups import grouped
+from ..layout import table
+from ..options import ProfileOutput, WhoseOptions, load_steering
+from ..output import Output, can_ask
 from . import exchange
 from .cards import (
     card,
@@ -20,7 +23,6 @@ from .cards import (
     facts,
     fits,
     interference,
-    sides,
     size_line,
     verdict_line,
 )
@@ -41,12 +43,9 @@ def list_(*, whose: WhoseOptions, out: Output) -> None:
     which of them fit it. The strength is that of 1, in natural lengths; the effect is how far +1
     and -1 move answers apart, against prompting; the verdict says whether it works.
     """
-    from alignez_edge.files.text import printable
     from alignez_edge.modelfiles.fingerprint import Fit
     from alignez_edge.profile.library import ProfileLibrary
     from alignez_edge.profile.profile import Profile
-
-    from ..layout import table
 
     library, model = ProfileLibrary(), _model_of(whose, out)
     fit_column = () if model is None else ("fits",)
@@ -71,7 +70,7 @@ def list_(*, whose: WhoseOptions, out: Output) -> None:
         rows.append(
             (
                 name,
-                sides(profile),
+                str(profile.axis),
                 printable(profile.model or "?", 40),
                 *(() if fit is None else (words[fit],)),
                 f"{profile.unit:.2f}",
@@ -160,7 +159,7 @@ def remove(
     model = whose.fingerprint() if asked else None
     place = library.check_removable(name, model)
     if not yes:
-        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        if not can_ask():
             raise BadInputError(
                 "nobody is there to confirm that", f"alignez profile remove {name} --yes"
             )
@@ -194,12 +193,7 @@ def mix_(
     name: Annotated[
         str | None, typer.Option(metavar="NAME", help="Its name; else the parts' names.")
     ] = None,
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "-o", "--output", metavar="FILE", help="Where the profile goes; else the library."
-        ),
-    ] = None,
+    output: ProfileOutput = None,
     whose: WhoseOptions,
     out: Output,
 ) -> None:
@@ -208,11 +202,8 @@ def mix_(
     Strength 1 of the mix does what its parts do together at their strengths. A part of strength 0
     adds nothing, but with --orthogonal the others lose what they have along its axis.
     """
-    from alignez_edge.files.writing import check_apart
     from alignez_edge.profile.library import ProfileLibrary, parse_profile_option
     from alignez_edge.profile.mix import Mixture, left_out, mix
-
-    from ..layout import table
 
     library = ProfileLibrary()
     terms = load_steering(parts, whose.find).terms
@@ -238,8 +229,8 @@ def mix_(
     )
     rows = [("profile", str(target)), ("about", profile.axis.description)]
     rows.append(("layers", ", ".join(map(str, profile.layers))))
-    lines = [f"{profile.name}: {sides(profile)}", table(rows, "  "), "", interference(found)]
-    lines += ["", f'try: alignez run{whose.words()} -p {output or called} "Tell me about bread."']
+    lines = [f"{profile.name}: {profile.axis}", table(rows, "  "), "", interference(found)]
+    lines += ["", whose.try_it(output or called)]
     out.result("\n".join(lines))
 
 

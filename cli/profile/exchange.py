@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from alignez_edge.errors import AlignezError, BadInputError
+from alignez_edge.files.text import near_hint
+from alignez_edge.files.writing import check_apart
 
-from ..options import MODEL_VARIABLE, ModelOptions, WhoseOptions, grouped
+from ..groups import grouped
+from ..options import MODEL_VARIABLE, ModelOptions, WhoseOptions
 from ..output import Output, complain
 
 if TYPE_CHECKING:
@@ -22,42 +25,49 @@ if TYPE_CHECKING:
     from alignez_edge.profile.profile import Profile
     from alignez_edge.runtime.model import Model
 
-FORMS = {
-    "control-vector": "llama.cpp's control vector (a file)",
-    "lora": "llama.cpp's LoRA and an Ollama Modelfile (a folder)",
-    "peft": "a PEFT adapter for transformers and vLLM (a folder)",
-    "pairs": "the pairs it was made from, as JSON lines (a file)",
-}
+FORMS = ("control-vector", "lora", "peft", "pairs")
+
+ExportedArgument = Annotated[
+    str,
+    typer.Argument(metavar="PROFILE[:S]", help="A profile (name or file), at strength S, else 1."),
+]
+FormOption = Annotated[
+    str, typer.Option("--to", metavar="FORM", help=f"What to write: {', '.join(FORMS)}.")
+]
+TargetOption = Annotated[
+    str, typer.Option("-o", "--output", metavar="PATH", help="The file or folder to write.")
+]
+PartOption = Annotated[
+    str,
+    typer.Option(
+        metavar="PART",
+        help="What a vector or adapter holds: what the profile does at the tokens of the answer,"
+        " or at the deciding token.",
+    ),
+]
+PairsOption = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="Where the pairs are; else the build on this machine."),
+]
+MakerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="PROGRAM",
+        help="Who made a control vector, where the file does not tell: llama.cpp (its"
+        " cvector-generator), or repeng.",
+    ),
+]
 
 
 @grouped
 def export(
-    profile: Annotated[
-        str,
-        typer.Argument(
-            metavar="PROFILE[:S]", help="A profile (name or file), at strength S, else 1."
-        ),
-    ],
+    profile: ExportedArgument,
     *,
-    to: Annotated[
-        str,
-        typer.Option("--to", metavar="FORM", help=f"What to write: {', '.join(FORMS)}."),
-    ],
-    output: Annotated[
-        str, typer.Option("-o", "--output", metavar="PATH", help="The file or folder to write.")
-    ],
-    part: Annotated[
-        str,
-        typer.Option(
-            metavar="PART",
-            help="What a vector or adapter holds: what the profile does at the tokens of the"
-            " answer, or at the deciding token.",
-        ),
-    ] = "answer",
-    pairs: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Where the pairs are; else the build on this machine."),
-    ] = None,
+    to: FormOption,
+    output: TargetOption,
+    part: PartOption = "answer",
+    pairs: PairsOption = None,
     loading: ModelOptions,
     out: Output,
 ) -> None:
@@ -78,8 +88,6 @@ def export(
         no_lora,
     )
     from alignez_edge.exchange.peft import export_peft
-    from alignez_edge.files.text import near_hint
-    from alignez_edge.files.writing import check_apart
     from alignez_edge.modelfiles.lora import parse_lora_option
     from alignez_edge.profile.library import parse_profile_option
     from alignez_edge.profile.profile import Profile
@@ -123,15 +131,7 @@ def import_(
     name: Annotated[
         str | None, typer.Option(metavar="NAME", help="Its name in the library; else the file's.")
     ] = None,
-    made_by: Annotated[
-        str | None,
-        typer.Option(
-            "--from",
-            metavar="PROGRAM",
-            help="Who made a control vector, where the file does not tell: llama.cpp (its"
-            " cvector-generator), or repeng.",
-        ),
-    ] = None,
+    made_by: MakerOption = None,
     strength: Annotated[
         float,
         typer.Option(metavar="X", help="How much of a control vector strength 1 shall add."),
@@ -199,8 +199,7 @@ class _Importer(ExitStack):
         self._out.record(
             {"profile": str(target), "axis": profile.name, "kind": origin, "layers": layers}
         )
-        words = self._loading.words()
-        self._out.result(f'{target}\ntry: alignez run{words} -p {called} "Tell me about bread."')
+        self._out.result(f"{target}\n{self._loading.try_it(called)}")
 
     def _vector(self, file: Path, library: ProfileLibrary, name: str) -> tuple[Path, Profile]:
         from alignez_edge.exchange.importing import imported_profile, notices_of

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from alignez_edge.errors import AlignezError, BadInputError, ProfileFileError
+from alignez_edge.files.text import printable
+from alignez_edge.files.writing import place_of
 
-from ..options import ModelOptions, grouped
+from ..groups import grouped
+from ..layout import table
+from ..options import ModelOptions
 from ..output import Output
+from .cards import verdict_facts, verdict_line
 
 if TYPE_CHECKING:
     from alignez_edge.profile.profile import Profile
@@ -48,7 +54,6 @@ def verify(
     the build other than `works`.
     """
     from alignez_edge.calibration.verdict import Verdict
-    from alignez_edge.files.writing import place_of
     from alignez_edge.modelfiles.fingerprint import Fit
     from alignez_edge.profile.profile import Profile
     from alignez_edge.profile.verify import verify as replay
@@ -135,11 +140,6 @@ def _advice(profile: Profile, model: Model) -> str:
 
 
 def _card(profile: Profile, path: Path, model: Model, found: Verification) -> list[str]:
-    from alignez_edge.files.text import printable
-
-    from ..layout import table
-    from .cards import sides, verdict_line
-
     facts = model.facts
     rows = [
         ("file", str(path)),
@@ -153,7 +153,7 @@ def _card(profile: Profile, path: Path, model: Model, found: Verification) -> li
         rows.append(("effect", _effect(found.before, found.now, found.pairs)))
     rows.append(("verdict", verdict_line(profile, long=True)))
     return [
-        f"{profile.name}: {sides(profile)}",
+        f"{profile.name}: {profile.axis}",
         table([(key, printable(value)) for key, value in rows], indent="  "),
     ]
 
@@ -168,11 +168,7 @@ def _effect(before: Effect, now: Effect, pairs: int) -> str:
 def _record(
     profile: Profile, path: Path, model: Model, found: Verification | None
 ) -> dict[str, Any]:
-    from dataclasses import asdict
-
     from alignez_edge.modelfiles.fingerprint import compare
-
-    from .cards import verdict_facts
 
     comparison = compare(profile.fingerprint, model.fingerprint)
     effects = (found.before, found.now) if found else (None, None)
