@@ -36,7 +36,9 @@ def records(text: str) -> list[dict[str, Any]]:
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
     """Lays down a package with a model; whoever imports it fails."""
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    monkeypatch.setattr(config, "PACKAGED", {"small": Packaged("a_small_model", "a-small-model")})
+    for name in list(config.PACKAGED):
+        monkeypatch.delitem(config.PACKAGED, name)
+    monkeypatch.setitem(config.PACKAGED, "small", Packaged("a_small_model", "a-small-model"))
 
     def install(text: str) -> Path:
         folder = tmp_path / "site" / "a_small_model"
