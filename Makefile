@@ -77,7 +77,7 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks.quantizations --page docs/sharing.md
 	$(BIN)/python -m benchmarks.judges --page docs/evaluation.md
 	$(BIN)/python -m benchmarks.instruments --page docs/evaluation.md
-	$(BIN)/python -m benchmarks.real --readme README.md --page docs/evaluation.md
+	$(BIN)/python -m benchmarks.real --readme README.md --page docs/evaluation.md --forms docs/method.md
 
 # Other programs on the same model, at equal cost: hours on one core, kept and gone on with. repeng
 # has an environment of its own, with torch and transformers: some GB, which nothing else needs.

@@ -42,7 +42,7 @@ from alignez_edge.profile.profile import Profile
 from alignez_edge.runtime.model import Model
 from benchmarks.instruments import INSTRUMENTS
 from benchmarks.real_answers import Answer, Answers, Arm, Say, Task
-from benchmarks.real_report import details, opening
+from benchmarks.real_report import details, forms, opening
 from benchmarks.requests import OWN, questions
 from benchmarks.steering import plain_data, say
 from benchmarks.steering_report import insert
@@ -291,6 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="answers to each question")
     parser.add_argument("--tokens", type=int, default=48, help="tokens of an answer at most")
     parser.add_argument("--readme", type=Path, help="put the first table between its markers")
+    parser.add_argument("--forms", type=Path, help="put the table of forms between its markers")
     parser.add_argument(
         "--publish", action="store_true", help="put the answers into benchmarks/answers"
     )
@@ -350,9 +351,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     } | figures(judged)
     for name, facts in told.items():
         result["axes"][name] |= facts
-    for text, page in ((opening(result), options.readme), (details(result), options.page)):
+    for text, page, marker in (
+        (opening(result), options.readme, MARKER),
+        (details(result), options.page, MARKER),
+        (forms(result), options.forms, f"{MARKER}-forms"),
+    ):
         if page:
-            insert(text, page, MARKER)
+            insert(text, page, marker)
         if not options.json:
             print(text, end="\n\n")
     if options.json:

@@ -41,7 +41,7 @@ def opening(result: Table) -> str:
 
 
 def details(result: Table) -> str:
-    """What was wanted and what was found, the instruments, the forms, and what was built."""
+    """What was wanted and what was found, the instruments, and what was built."""
     axes: Table = result["axes"]
     built = [
         [
@@ -62,10 +62,6 @@ def details(result: Table) -> str:
         [
             _wanted(result),
             as_table([*head, "verdict of the build", "unit, + / −", "layers"], built),
-            f"Which form prompts best: the span between the sides by the instrument on "
-            f"{result['choosing']} other questions. The best one is the prompt of the tables; the "
-            "build chose its own without an instrument.",
-            _forms(axes),
         ]
     )
 
@@ -85,7 +81,9 @@ def _sides(axes: Table, means: Table, n_counted: int) -> str:
     return as_table([*head, "span, steered / prompted"], rows)
 
 
-def _forms(axes: Table) -> str:
+def forms(result: Table) -> str:
+    """How far each form of prompting moves each axis, and which one the builds took."""
+    axes: Table = result["axes"]
     names = list(dict.fromkeys(form for table in axes.values() for form in table["form spans"]))
     rows = []
     for name, table in axes.items():
@@ -97,7 +95,11 @@ def _forms(axes: Table) -> str:
             cells.append(f"**{text}**" if form == best else text)
         share = spans[taken].mean / spans[best].mean if taken in spans else math.nan
         rows.append([name, *cells, f"{taken}: {number(share, signed=False)}"])
-    return as_table(["axis", *names, "the build took, over the best"], rows)
+    table = as_table(["axis", *names, "the build took, over the best"], rows)
+    return (
+        f"{result['model']}, {result['choosing']} questions, the span between the sides by the"
+        f" instrument:\n\n{table}"
+    )
 
 
 def _wanted(result: Table) -> str:

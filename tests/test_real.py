@@ -59,18 +59,23 @@ def test_it_runs_and_goes_on(
     with Model.load(tiny_chat, threads=1) as model:
         for draw, name in enumerate(("cheerful", "concise")):
             random_profile(model, draw, name).save(tmp_path / f"{name}.gguf")
-    pages = [tmp_path / "first.md", tmp_path / "more.md"]
-    for page in pages:
-        page.write_text("a\n<!-- real -->\n<!-- /real -->\nb\n", encoding="utf-8")
+    pages = {
+        "--readme": ("real", tmp_path / "first.md"),
+        "--page": ("real", tmp_path / "more.md"),
+        "--forms": ("real-forms", tmp_path / "forms.md"),
+    }
+    for marker, page in pages.values():
+        page.write_text(f"a\n<!-- {marker} -->\n<!-- /{marker} -->\nb\n", encoding="utf-8")
     arguments = ["--model", str(tiny_chat), "--threads", "1", "--folder", str(tmp_path)]
     arguments += ["--axes", "cheerful", "concise", "--queries", "2", "--choosing", "2"]
     arguments += ["--seeds", "2", "--tokens", "8"]
-    real.main([*arguments, "--readme", str(pages[0]), "--page", str(pages[1])])
+    real.main([*arguments, *(str(x) for name, (_, page) in pages.items() for x in (name, page))])
     said = capsys.readouterr().out
-    texts = [page.read_text("utf-8").split("-->\n")[1].partition("\n<!--")[0] for page in pages]
+    whole_pages = [page.read_text("utf-8") for _, page in pages.values()]
+    texts = [page.split("-->\n")[1].partition("\n<!--")[0] for page in whole_pages]
     assert "\n\n".join(texts) == said.strip()
-    for page, text in zip(pages, texts, strict=True):
-        assert page.read_text("utf-8") == f"a\n<!-- real -->\n{text}\n<!-- /real -->\nb\n"
+    for (marker, _), whole_page, text in zip(pages.values(), whole_pages, texts, strict=True):
+        assert whole_page == f"a\n<!-- {marker} -->\n{text}\n<!-- /{marker} -->\nb\n"
         lines = [line for line in text.splitlines() if line.startswith("| ")]
         heads = [i for i, line in enumerate(lines) if line.startswith("| ---")]
         columns = [line.replace("\\|", "").count("|") - 1 for line in lines]
