@@ -109,6 +109,7 @@ class Work:
         self.alone = False
         self.outcome: tuple[Completion | None, Exception | None] | None = None
         self.n_told, self.told_end = 0, False
+        self._n_read = 0
         most = len(rest) if given is not None else max(0, request.sampling.max_tokens)
         self.need = min(n_prompt + most, n_ctx)
         self.answer: Answer | None = None
@@ -207,12 +208,17 @@ class Work:
         return not self._steered
 
     def computed(self, context: Context, position: int, entry: int) -> None:
-        """Draw from the logits of batch entry `entry`, or let them be read."""
+        """Draw from the logits of batch entry `entry`, or let them be read: once of each position,
+        although a recurrent model computes a whole text again after a pass that was broken off."""
+        given, answer = self.request.given, self.answer
+        place = position - self.n_body
+        if place != (self._n_read if answer is None else len(answer.tokens)):
+            return
         if self._logit_edits:
             context.edit_logits(entry, self._logit_edits)
-        given, answer = self.request.given, self.answer
         if given is not None and given.on_row is not None:
-            given.on_row(context, entry, position - self.n_body)
+            given.on_row(context, entry, place)
+            self._n_read += 1
         if answer is None or answer.finished:
             return
         answer.step(context, entry)
@@ -291,11 +297,11 @@ class _Pool:
     def settle(self, n_certain: int) -> None:
         """The answer's first `n_certain` tokens will not be taken back."""
         while self._n < n_certain and self._n + 1 in self._waiting:
-            self._n += 1
-            states = self._waiting.pop(self._n)
-            if self._total is None:
-                self._total = np.zeros_like(states)
-            self._total += states
+            states = self._waiting[self._n + 1]
+            total = states.copy() if self._total is None else self._total + states
+            # In one statement, so that no interrupt loses a state or counts one twice.
+            self._total, self._n = total, self._n + 1
+            del self._waiting[self._n]
 
     def states(self, n_answer: int) -> States | None:
         """The pooled states; None where not even the prompt was read."""
