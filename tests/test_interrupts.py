@@ -9,17 +9,27 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import pytest
 
+from alignez_edge.errors import BadInputError
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.llama import cpp
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.requests import Completion, Given
+from alignez_edge.runtime.requests import Completion, Given, Sampling
 from alignez_edge.runtime.sampler import Answer, Sampler
 from alignez_edge.runtime.scheduler import Scheduler
 from alignez_edge.runtime.slots import Slots
+from tests.test_batch import assert_same_answers
 from tests.test_conditional import Fixed
-from tests.test_scheduler import Log, answers, assert_idle, assert_undisturbed, some_requests
+from tests.test_scheduler import (
+    Log,
+    answers,
+    assert_idle,
+    assert_undisturbed,
+    by_ticket,
+    some_requests,
+)
 
 
 @pytest.fixture(scope="module", params=["llama", "mamba"])
@@ -205,3 +215,59 @@ def test_what_is_computed_again_is_read_once(model: Model, monkeypatch: pytest.M
                 assert places == [0, 1, 2, 3, 4]
                 done = log.done[pooled]
                 assert done.states is not None and done.states.n_answer == len(done.tokens) - 1
+
+
+# --- requests that cannot be started ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"seed": 1.0}, {"stop": None}, {"stop": "x"}, {"temperature": "1"}, {"top_p": None},
+        {"temperature": float("nan")}, {"max_tokens": 2.5}, {"top_k": None}, {"min_tokens": "2"},
+    ],
+)  # fmt: skip
+def test_settings_of_another_kind_are_refused(wrong: dict[str, Any]) -> None:
+    (name,) = wrong
+    with pytest.raises(BadInputError, match=f"^{name} is .*; it must be a "):
+        Sampling(**wrong)
+
+
+def test_numbers_of_numpy_are_numbers(model: Model) -> None:
+    (request,) = some_requests(model, 1)
+    same = Sampling(
+        temperature=np.float32(0),
+        top_k=np.int64(40),
+        seed=np.int64(3),
+        max_tokens=np.int32(4),
+        stop=["no such"],  # type: ignore[arg-type]
+    )
+    assert len(answers(model, [replace(request, sampling=same)])[0].tokens) == 4
+
+
+def test_what_cannot_be_started_ends_alone(
+    model: Model, expected: list[Completion], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Answer.__init__
+
+    def failing(answer: Answer, model: Model, sampling: Sampling, *rest: Any) -> None:
+        if sampling.seed == 13:
+            raise MemoryError
+        real(answer, model, sampling, *rest)
+
+    monkeypatch.setattr(Answer, "__init__", failing)
+    requests = some_requests(model)
+    bad = replace(requests[0], sampling=Sampling(seed=13))
+    with Scheduler(model, n_slots=4) as scheduler:
+        first = scheduler.submit(bad)
+        for request in requests:
+            scheduler.submit(request)
+        last, gone = scheduler.submit(bad), scheduler.submit(bad)
+        done = scheduler.cancel(gone)
+        assert done is not None and done.finish_reason == "interrupted"
+        log = Log().run(scheduler)
+        assert list(log.errors) == [first, last]
+        assert_idle(scheduler)
+        assert_same_answers(model, requests, by_ticket(log), expected)
+        scheduler.submit(bad)
+    assert scheduler._context.closed

@@ -204,8 +204,6 @@ class Scheduler:
 
     def close(self) -> None:
         """Forget all requests and free the context; a second call does nothing."""
-        for work in (*self._running, *self._waiting):
-            work.finish()
         self._running, self._waiting = [], deque()
         self._context.close()
         self._passes.close()
@@ -241,9 +239,13 @@ class Scheduler:
     def _admit(self) -> None:
         """Give free slots to those that wait, in their order."""
         for work in list(self._waiting):
-            work.start()
-            if work.done:  # nothing is to be computed at all
+            try:
+                work.start()
+            except Exception as error:
+                work.end(error)
+            if work.outcome is None and work.done:  # nothing is to be computed at all
                 work.end()
+            if work.outcome is not None:
                 continue
             work.slot = self._slots.enter(work.tokens[: work.n_body], work.need)
             if work.slot is None:

@@ -130,9 +130,14 @@ class Work:
 
     def end(self, error: Exception | None = None) -> None:
         """It goes no further; what has come of it is its `outcome`."""
-        if self.outcome is None:
-            done = self.finish()
-            self.outcome = (done, None) if error is None else (None, error)
+        if self.outcome is not None:
+            return
+        if error is None:
+            self.outcome = self.finish(), None
+        else:
+            if self.answer is not None and not self.answer.finished:
+                self.answer.finish("interrupted")
+            self.outcome = None, error
 
     def said(self) -> str:
         """The text that became certain since it was told last."""
@@ -235,13 +240,12 @@ class Work:
         return min(self.n_computed, self.n_body + len(self.answer.tokens))
 
     def finish(self) -> Completion:
-        """What has come of it; an answer that goes on is interrupted."""
-        self.start()
-        given, n_prompt = self.request.given, self.n_body + 1
+        """What has come of it; an answer that goes on, or has not begun, is interrupted."""
+        n_prompt = self.n_body + 1
         if self.answer is None:
-            assert given is not None
-            seconds = time.perf_counter() - self._started
-            reason: FinishReason = "stop" if self.done else "interrupted"
+            seconds = time.perf_counter() - self._started if self._started else 0.0
+            whole = self.request.given is not None and self.done
+            reason: FinishReason = "stop" if whole else "interrupted"
             tokens = tuple(self.tokens[n_prompt : self.n_computed])
             done = Completion(self.request.index, "", tokens, n_prompt, reason, seconds)
         else:
