@@ -117,15 +117,15 @@ def test_an_interrupted_beginning_can_be_closed(
 class AtLine:
     """A trace function that raises Ctrl-C at the `at`-th line of the runtime that is reached."""
 
-    FILES = ("scheduler.py", "work.py", "slots.py", "cells.py")
+    FILES = ("scheduler.py", "work.py", "slots.py", "cells.py", "sampler.py")
 
-    def __init__(self, at: int) -> None:
-        self.left = at
+    def __init__(self, at: int, *files: str) -> None:
+        self.left, self.files = at, files or self.FILES
         self.where = ""
 
     def __call__(self, frame: FrameType, event: str, argument: object) -> AtLine | None:
         path = Path(frame.f_code.co_filename)
-        if path.name not in self.FILES or path.parent.name != "runtime":
+        if path.name not in self.files or path.parent.name != "runtime":
             return None
         if event == "line":
             self.left -= 1
@@ -215,6 +215,49 @@ def test_what_is_computed_again_is_read_once(model: Model, monkeypatch: pytest.M
                 assert places == [0, 1, 2, 3, 4]
                 done = log.done[pooled]
                 assert done.states is not None and done.states.n_answer == len(done.tokens) - 1
+
+
+def interrupted_at(trace: AtLine, run: Callable[[], object]) -> bool:
+    """Whether a run was interrupted."""
+    usual = sys.gettrace()
+    try:
+        sys.settrace(trace)
+        run()
+        return False
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(usual)
+
+
+@pytest.mark.parametrize("then", ["go on", "cancel"])
+def test_an_interrupted_draw_is_whole(model: Model, then: str) -> None:
+    """At any line of it, also as a stop string takes tokens back: the tokens say the text."""
+    (request,) = some_requests(model, 1)
+    (usual,) = answers(model, [request], n_slots=1)
+    stop = usual.text[3:6]
+    request = replace(request, sampling=replace(request.sampling, stop=(stop,)), capture="l_out")
+    (whole,) = answers(model, [request], n_slots=1)
+    assert whole.finish_reason == "stop" and whole.states is not None
+    at, alive = 0, True
+    while alive:
+        at += 3
+        with Scheduler(model, n_slots=1) as scheduler:
+            ticket, log = scheduler.submit(request), Log()
+            trace = AtLine(at, "sampler.py")
+            alive = interrupted_at(trace, lambda log=log, run=scheduler: log.run(run))  # type: ignore[misc]
+            if alive and then == "cancel":
+                done = scheduler.cancel(ticket)
+                if done is not None:
+                    said = model.detokenize(done.tokens)
+                    assert said.startswith(done.text.rstrip("\ufffd")), trace.where
+                    assert done.text.startswith(log.text[ticket]), trace.where
+                    continue
+            done = log.run(scheduler).done[ticket]
+            assert (done.text, done.tokens) == (whole.text, whole.tokens), trace.where
+            assert log.text[ticket] == whole.text
+            assert done.states is not None and done.states.n_answer == whole.states.n_answer
+    assert at > 50
 
 
 # --- requests that cannot be started ----------------------------------------------------------

@@ -233,6 +233,7 @@ class Scheduler:
             )
             self._slots.mend([slot_of(work) for work in self._running])
             for work in self._running:
+                work.mend()
                 self._slots.cut(slot_of(work), work.resumable(work.n_computed))
             self._torn = False
 

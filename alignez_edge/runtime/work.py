@@ -227,10 +227,13 @@ class Work:
         if answer is None or answer.finished:
             return
         answer.step(context, entry)
-        del self.tokens[self.n_body + 1 + len(answer.tokens) :]
-        self.tokens += answer.tokens[len(self.tokens) - self.n_body - 1 :]
-        if self._pool is not None:
-            self._pool.settle(answer.n_certain)
+        self._follow_answer(answer)
+
+    def mend(self) -> None:
+        """After an interrupt anywhere in here: everything follows from the answer's tokens."""
+        if self.answer is not None:
+            self.answer.mend()
+            self._follow_answer(self.answer)
 
     def resumable(self, start: int) -> int:
         """The tokens of the cache after which it can go on, where a pass that began at `start` was
@@ -253,6 +256,13 @@ class Work:
                 self.answer.finish("interrupted")
             done = self.answer.completion(self.request.index)
         return replace(done, states=self._pool.states(len(done.tokens)) if self._pool else None)
+
+    def _follow_answer(self, answer: Answer) -> None:
+        """Take over what the answer has drawn, or taken back."""
+        del self.tokens[self.n_body + 1 + len(answer.tokens) :]
+        self.tokens += answer.tokens[len(self.tokens) - self.n_body - 1 :]
+        if self._pool is not None:
+            self._pool.settle(answer.n_certain)
 
     def _key(self, position: int, grouping: Grouping) -> object:
         own = self.alone or (grouping.readers_alone and self.reads(position, 1))
