@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -12,14 +15,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from alignez_edge.errors import BadInputError
+from alignez_edge.arrays import FloatArray
+from alignez_edge.errors import BadInputError, RuntimeFailure
 from alignez_edge.runtime.context import Context
+from alignez_edge.runtime.injection import Injection
 from alignez_edge.runtime.llama import cpp
 from alignez_edge.runtime.model import Model
-from alignez_edge.runtime.requests import Completion, Given, Sampling
+from alignez_edge.runtime.places import VectorPlaces
+from alignez_edge.runtime.requests import Completion, Given, Request, Sampling
 from alignez_edge.runtime.sampler import Answer, Sampler
 from alignez_edge.runtime.scheduler import Scheduler
+from alignez_edge.runtime.session import Session
 from alignez_edge.runtime.slots import Slots
+from alignez_edge.runtime.work import Work
 from tests.test_batch import assert_same_answers
 from tests.test_conditional import Fixed
 from tests.test_scheduler import (
@@ -314,3 +322,206 @@ def test_what_cannot_be_started_ends_alone(
         assert_same_answers(model, requests, by_ticket(log), expected)
         scheduler.submit(bad)
     assert scheduler._context.closed
+
+
+# --- handing rows to threads, and the last moments of a request -------------------------------
+
+
+def test_no_thread_draws_from_what_is_freed(
+    tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C as the rows of a pass are handed out: whoever closes then waits for the threads."""
+    path, real = tiny_model("llama", n_vocab=20000), ThreadPoolExecutor.submit
+    open_at_the_end: list[bool] = []
+    with Model.load(path, threads=2) as model:
+        for at in range(9, 13):
+            n = 0
+
+            def submit(pool: ThreadPoolExecutor, job: Any, at: int = at) -> Any:
+                nonlocal n
+                n += 1
+                if n == at:
+                    raise KeyboardInterrupt
+
+                def late() -> None:
+                    time.sleep(0.01)
+                    job()
+                    open_at_the_end.append(not scheduler._context.closed)
+
+                return real(pool, late)
+
+            monkeypatch.setattr(ThreadPoolExecutor, "submit", submit)
+            with pytest.raises(KeyboardInterrupt), Scheduler(model, n_slots=8) as scheduler:
+                for i in range(8):
+                    scheduler.submit(
+                        Request([1, 2, 3 + i], Sampling(min_tokens=20, max_tokens=30), i)
+                    )
+                for _ in range(6):
+                    scheduler.step()
+        monkeypatch.undo()
+    assert len(open_at_the_end) > 30 and all(open_at_the_end)
+
+
+@pytest.mark.parametrize("given", [None, Given([5, 6, 7]), Given([5, 6], lambda *row: None)])
+def test_an_interrupt_just_before_the_end(
+    model: Model, monkeypatch: pytest.MonkeyPatch, given: Given | None
+) -> None:
+    """It comes to its end all the same, and nothing more is computed for it."""
+    (request,) = some_requests(model, 1)
+    request = replace(request, given=given)
+    (whole,) = answers(model, [request])
+    real = Work.end
+
+    def interrupted(*args: Any) -> None:
+        monkeypatch.setattr(Work, "end", real)
+        raise KeyboardInterrupt
+
+    with Scheduler(model) as scheduler:
+        ticket = scheduler.submit(request)
+        monkeypatch.setattr(Work, "end", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            Log().run(scheduler)
+        done = Log().run(scheduler).done[ticket]
+        assert (done.tokens, done.finish_reason) == (whole.tokens, whole.finish_reason)
+        assert_idle(scheduler)
+
+
+def test_events_that_were_not_told_are_told(
+    model: Model, expected: list[Completion], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C at any line from the end of the last request on, or a cancel in place of a step."""
+    (request,) = some_requests(model, 1)
+    for then in (Scheduler.step, Scheduler.cancel):
+        for at in range(1, 40):
+            with Scheduler(model, n_slots=1) as scheduler:
+                ticket, log = scheduler.submit(request), Log()
+                while len(scheduler._running[0].tokens if scheduler._running else []) < 3 + 7:
+                    log.take(scheduler.step())
+                trace = AtLine(at, "scheduler.py")
+                if not interrupted_at(
+                    trace,
+                    lambda log=log, run=scheduler: log.run(run),  # type: ignore[misc]
+                ):
+                    continue
+                if then is Scheduler.cancel:
+                    done = scheduler.cancel(ticket)
+                    assert (done is None) == (ticket in log.done), trace.where
+                else:
+                    assert log.run(scheduler).done[ticket].text == log.text[ticket], trace.where
+
+
+def test_complete_yields_its_own_only(model: Model) -> None:
+    requests = some_requests(model)
+    with Scheduler(model, n_slots=2) as scheduler:
+        left = scheduler.complete(requests[:4])
+        next(left)
+        left.close()  # type: ignore[attr-defined]
+        assert scheduler.n_running == scheduler.n_waiting == 0
+        other = scheduler.submit(requests[5])
+        assert [done.index for done in scheduler.complete(requests[4:5])] == [4]
+        assert scheduler.cancel(other) is None or scheduler.n_running == 0
+
+
+# --- closing ----------------------------------------------------------------------------------
+
+
+class Closes:
+    """An `Editor` that does something in the middle of a pass, once."""
+
+    layers = (1,)
+
+    def __init__(self, what: Callable[[], object]) -> None:
+        self.what: Callable[[], object] | None = what
+        self.raised: Exception | None = None
+
+    def change(self, layer: int, x: FloatArray) -> FloatArray:
+        what, self.what = self.what, None
+        try:
+            if what is not None:
+                what()
+        except Exception as error:
+            self.raised = error
+        return np.zeros_like(x)
+
+
+def inside(model: Model, what: Callable[[], object]) -> Injection:
+    zeros = np.zeros((model.n_layer, model.n_embd), np.float32)
+    return Injection(zeros, zeros, answer_edits=((Closes(what), 1.0),))
+
+
+@pytest.mark.parametrize("which", ["model", "scheduler", "thread"])
+def test_closing_in_the_middle_of_a_pass_waits_for_the_steps_end(
+    tiny_llama: Path, which: str
+) -> None:
+    with Model.load(tiny_llama, threads=1) as model:
+        scheduler = Scheduler(model, n_slots=3)
+
+        def close() -> None:
+            if which == "thread":
+                thread = threading.Thread(target=model.close)
+                thread.start()
+                thread.join()
+            else:
+                {"model": model, "scheduler": scheduler}[which].close()
+            assert not scheduler._context.closed and not model.closed
+
+        steering = inside(model, close)
+        requests = some_requests(model, 2)
+        tickets = [
+            scheduler.submit(replace(requests[0], steering=steering)),
+            scheduler.submit(requests[1]),
+        ]
+        log = Log()
+        with pytest.raises(RuntimeFailure, match="was closed"):
+            log.run(scheduler)
+        assert steering.answer_edits[0][0].raised is None  # type: ignore[union-attr]
+        assert not log.errors and scheduler._context.closed
+        assert model.closed == (which != "scheduler")
+        said = [scheduler.cancel(ticket) for ticket in tickets]
+        assert all(done is not None for done in said) or which == "scheduler"
+        scheduler.close()
+        scheduler.close()
+        assert scheduler.n_running == 0
+
+
+@pytest.mark.parametrize("what", ["step", "cancel"])
+def test_a_step_in_a_step_is_refused(model: Model, expected: list[Completion], what: str) -> None:
+    if model.gguf.architecture == "mamba":
+        pytest.skip("an editor sees nothing of it")
+    requests = some_requests(model)
+    with Scheduler(model, n_slots=4) as scheduler:
+        calls = {"step": scheduler.step, "cancel": lambda: scheduler.cancel(1)}
+        steering = inside(model, calls[what])  # type: ignore[arg-type]
+        requests[0] = replace(requests[0], steering=steering)
+        for request in requests:
+            scheduler.submit(request)
+        log = Log().run(scheduler)
+        raised = steering.answer_edits[0][0].raised  # type: ignore[union-attr]
+        assert isinstance(raised, RuntimeFailure) and "in the middle of a step" in str(raised)
+        assert_undisturbed(model, log, expected)
+
+
+def test_nothing_is_written_into_a_closed_model(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Model.load(tiny_llama, threads=1) as model, Scheduler(model, n_slots=1) as scheduler:
+        list(scheduler.complete([some_requests(model)[1]]))
+        vectors = np.ones((model.n_layer, model.n_embd), np.float32)
+        vectors[0] = 0
+        context = scheduler._context
+        assert context._places.known
+        model.close()
+        monkeypatch.setattr(VectorPlaces, "write", lambda *_: pytest.fail("written"))
+        with pytest.raises(RuntimeFailure, match="was closed"):
+            context.set_control_vector(vectors)
+
+
+def test_a_session_of_a_closed_model_can_be_closed(tiny_llama: Path) -> None:
+    with Model.load(tiny_llama, threads=1) as model:
+        session = Session(model)
+        next(session.stream([1, 2, 3], Sampling(max_tokens=50)))  # type: ignore[call-overload]
+        model.close()
+        session.close()
+        assert session.completion is not None
+        assert session.completion.finish_reason == "interrupted"
+        assert session._scheduler.n_running == 0
