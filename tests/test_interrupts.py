@@ -37,6 +37,7 @@ from tests.test_scheduler import (
     assert_undisturbed,
     by_ticket,
     some_requests,
+    steering,
 )
 
 
@@ -127,13 +128,15 @@ class AtLine:
 
     FILES = ("scheduler.py", "work.py", "slots.py", "cells.py", "sampler.py")
 
-    def __init__(self, at: int, *files: str) -> None:
-        self.left, self.files = at, files or self.FILES
+    def __init__(self, at: int, *files: str, function: str = "") -> None:
+        self.left, self.files, self.function = at, files or self.FILES, function
         self.where = ""
 
     def __call__(self, frame: FrameType, event: str, argument: object) -> AtLine | None:
         path = Path(frame.f_code.co_filename)
         if path.name not in self.files or path.parent.name != "runtime":
+            return None
+        if self.function not in ("", frame.f_code.co_name):
             return None
         if event == "line":
             self.left -= 1
@@ -525,3 +528,36 @@ def test_a_session_of_a_closed_model_can_be_closed(tiny_llama: Path) -> None:
         assert session.completion is not None
         assert session.completion.finish_reason == "interrupted"
         assert session._scheduler.n_running == 0
+
+
+# --- what is set for a pass -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_an_interrupt_leaves_no_vector_in_place(
+    tiny_model: Callable[..., Path], grouped: bool
+) -> None:
+    """At any line of what sets vectors: a plain request after it is plain."""
+    with Model.load(tiny_model("llama"), threads=1) as model:
+        requests = some_requests(model, 6)
+        plain = replace(requests[3], steering=None)
+        # Alike where all rows of a pass must be.
+        steered = [
+            replace(requests[i], steering=steering(model, 1 if grouped else i)) for i in (1, 2)
+        ]
+        (expected,) = answers(model, [plain], n_slots=1, grouped=grouped)
+        at, alive = 0, True
+        while alive:
+            at += 1
+            with Scheduler(model, n_slots=2, grouped=grouped) as scheduler:
+                tickets = [scheduler.submit(request) for request in steered]
+                place = ("places.py", "finish") if grouped else ("rows.py", "set")
+                trace = AtLine(at, place[0], function=place[1])
+                alive = at < 80 and interrupted_at(
+                    trace,
+                    lambda run=scheduler: Log().run(run),  # type: ignore[misc]
+                )
+                for ticket in tickets:
+                    scheduler.cancel(ticket)
+                (found,) = scheduler.complete([plain])
+                assert found.tokens == expected.tokens, trace.where
