@@ -561,3 +561,46 @@ def test_an_interrupt_leaves_no_vector_in_place(
                     scheduler.cancel(ticket)
                 (found,) = scheduler.complete([plain])
                 assert found.tokens == expected.tokens, trace.where
+
+
+# --- requests that nobody can answer ----------------------------------------------------------
+
+
+def test_a_steering_that_is_none_or_for_another_model_is_refused(
+    model: Model, expected: list[Completion]
+) -> None:
+    """Also one that does something in layer 0 only, or whose columns would stretch."""
+    requests = some_requests(model)
+    with Scheduler(model, n_slots=4) as scheduler:
+        for request in requests:
+            scheduler.submit(request)
+        for wrong in (object(), "cheerful", 3):
+            with pytest.raises(BadInputError, match="is nothing that steers a request"):
+                scheduler.submit(replace(requests[0], steering=wrong))  # type: ignore[arg-type]
+        for shape in ((model.n_layer - 1, model.n_embd), (model.n_layer, 1)):
+            vectors = np.zeros(shape, np.float32)
+            vectors[0] = 1
+            with pytest.raises(BadInputError, match="an injection of shape"):
+                scheduler.submit(replace(requests[0], steering=Injection(vectors, vectors)))
+        late = Fixed(Injection(vectors, vectors), layers=(1,))
+        ticket = scheduler.submit(replace(requests[0], steering=late))
+        log = Log().run(scheduler)
+        assert list(log.errors) == [ticket] and "of shape" in str(log.errors.pop(ticket))
+        assert_undisturbed(model, log, expected)
+
+
+def test_tokens_are_whole_numbers(model: Model, expected: list[Completion]) -> None:
+    requests = some_requests(model)
+    arrays = [replace(request, tokens=np.array(request.tokens)) for request in requests]  # type: ignore[arg-type]
+    assert_same_answers(model, requests, answers(model, arrays, n_slots=4), expected)
+    with Scheduler(model) as scheduler:
+        for wrong in ([1, 2.0], ["a"], np.array([1.5])):
+            with pytest.raises(BadInputError, match="it must be a whole number"):
+                scheduler.submit(Request(wrong))  # type: ignore[arg-type]
+        with pytest.raises(BadInputError, match="is empty"):
+            scheduler.submit(Request(np.array([], np.int64)))  # type: ignore[arg-type]
+
+
+def test_a_scheduler_has_a_slot(model: Model) -> None:
+    with pytest.raises(BadInputError, match="a scheduler of 0 slots"):
+        Scheduler(model, n_slots=0)

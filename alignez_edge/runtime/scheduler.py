@@ -33,7 +33,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from alignez_edge.errors import BusyError, RuntimeFailure
+from alignez_edge.errors import BadInputError, BusyError, RuntimeFailure
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.passes import Passes
 from alignez_edge.runtime.prefix import common_prefix
@@ -99,6 +99,8 @@ class Scheduler:
         keep: int = KEPT,
         grouped: bool | None = None,
     ) -> None:
+        if n_slots < 1:
+            raise BadInputError(f"a scheduler of {n_slots} slots", "it must have at least 1")
         self.model = model
         self.n_ctx = window(model, n_ctx)
         self._n_slots = n_slots
@@ -140,8 +142,9 @@ class Scheduler:
     def submit(self, request: Request) -> int:
         """Have a request answered; its ticket names it in the events of `step`.
 
-        Raises `BadInputError` for an empty prompt, `PromptTooLongError` for one that the window has
-        no room for, and `BusyError` where too many wait already.
+        Raises `BadInputError` for an empty prompt, and for tokens and a steering that are none or
+        not for this model, `PromptTooLongError` for a prompt that the window has no room for, and
+        `BusyError` where too many wait already.
         """
         if len(self._waiting) >= self._max_waiting:
             raise BusyError(

@@ -14,7 +14,7 @@ from alignez_edge.directions.hidden_states import States
 from alignez_edge.errors import BadInputError
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.injection import Conditional, Edits, Injection
-from alignez_edge.runtime.requests import Completion, FinishReason, Request
+from alignez_edge.runtime.requests import Completion, FinishReason, Request, shown, whole
 from alignez_edge.runtime.sampler import Answer
 from alignez_edge.runtime.slots import Slot
 from alignez_edge.runtime.window import check_fits
@@ -94,14 +94,15 @@ class Work:
     """
 
     def __init__(self, ticket: int, request: Request, model: Weights, n_ctx: int) -> None:
-        if not request.tokens:
-            raise BadInputError(f"prompt {request.index} is empty")
         given, n_prompt = request.given, len(request.tokens)
-        rest = list(given.tokens) if given is not None else []
+        if not n_prompt:
+            raise BadInputError(f"prompt {request.index} is empty")
+        tokens = [whole(token, "a token") for token in request.tokens]
+        rest = [whole(token, "a token") for token in given.tokens] if given is not None else []
         check_fits(n_prompt + len(rest) - bool(rest), n_ctx, f"prompt {request.index}")
         self.ticket = ticket
         self.request = request
-        self.tokens = [*request.tokens, *rest]
+        self.tokens = tokens + rest
         self.n_body = n_prompt - 1
         self.slot: Slot | None = None
         self.leader: Work | None = None
@@ -117,9 +118,15 @@ class Work:
         self._started = 0.0
         self._pool = _Pool() if request.capture is not None else None
         steering = request.steering
-        static = steering is None or isinstance(steering, Injection)
-        self._conditional: Conditional | None = None if static else steering  # type: ignore[assignment]
-        self._steer(steering if isinstance(steering, Injection) else None)
+        self._conditional: Conditional | None = None
+        if steering is not None and not isinstance(steering, Injection):
+            if not all(hasattr(steering, name) for name in ("at", "layers", "tensor")):
+                raise BadInputError(
+                    f"{shown(steering)} is nothing that steers a request",
+                    "give an Injection or a Conditional: profile.injection(model)",
+                )
+            self._conditional, steering = steering, None
+        self._steer(steering)
 
     def start(self) -> None:
         """Its turn has come; a second call does nothing, but for what an interrupt left out."""
@@ -247,8 +254,8 @@ class Work:
         n_prompt = self.n_body + 1
         if self.answer is None:
             seconds = time.perf_counter() - self._started if self._started else 0.0
-            whole = self.request.given is not None and self.done
-            reason: FinishReason = "stop" if whole else "interrupted"
+            ended = self.request.given is not None and self.done
+            reason: FinishReason = "stop" if ended else "interrupted"
             tokens = tuple(self.tokens[n_prompt : self.n_computed])
             done = Completion(self.request.index, "", tokens, n_prompt, reason, seconds)
         else:
@@ -269,6 +276,12 @@ class Work:
         return self.phase(position).key(grouping), self.ticket if own else None
 
     def _steer(self, injection: Injection | None) -> None:
+        shape = self._model.n_layer, self._model.n_embd
+        if injection is not None and injection.deciding.shape != shape:
+            raise BadInputError(
+                f"an injection of shape {injection.deciding.shape} for a model of {shape}",
+                "make it for this model",
+            )
         hidden = self.request.given is not None and self.request.given.hidden
         edits = () if injection is None else injection.logit_edits
         self._logit_edits = tuple((editor, strength) for editor, strength in edits if strength)
