@@ -604,3 +604,57 @@ def test_tokens_are_whole_numbers(model: Model, expected: list[Completion]) -> N
 def test_a_scheduler_has_a_slot(model: Model) -> None:
     with pytest.raises(BadInputError, match="a scheduler of 0 slots"):
         Scheduler(model, n_slots=0)
+
+
+# --- what is no number any more ---------------------------------------------------------------
+
+
+class Huge:
+    """An `Editor` that lets a layer overflow."""
+
+    layers = (1,)
+
+    def change(self, layer: int, x: FloatArray) -> FloatArray:
+        return np.full_like(x, 3e38)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "qwen2moe"])
+def test_what_overflows_ends_with_an_error_and_nobody_after_it_notices(
+    tiny_model: Callable[..., Path], architecture: str
+) -> None:
+    with Model.load(tiny_model(architecture), threads=1) as model:
+        requests = some_requests(model)
+        expected = answers(model, requests, n_slots=4)
+        zeros = np.zeros((model.n_layer, model.n_embd), np.float32)
+        huge = Injection(zeros, zeros, answer_edits=((Huge(), 1.0),))
+        with Scheduler(model, n_slots=4) as scheduler:
+            bad = scheduler.submit(replace(requests[0], steering=huge))
+            log = Log().run(scheduler)
+            assert "not finite" in str(log.errors.pop(bad))
+            for request in requests:
+                scheduler.submit(request)
+            log = Log().run(scheduler)
+            assert_idle(scheduler)
+        assert not log.errors
+        assert_same_answers(model, requests, by_ticket(log), expected)
+
+
+def test_vectors_that_a_cache_cannot_hold_are_refused() -> None:
+    vectors = np.zeros((4, 8), np.float32)
+    vectors[2, 3] = -65504
+    Injection(vectors, vectors)
+    vectors[2, 3] = -3e38
+    with pytest.raises(BadInputError, match="an injection adds values of 3e"):
+        Injection(vectors, vectors)
+
+
+@pytest.mark.parametrize("logits", ["nan", "of ends only"])
+def test_a_draw_from_nothing_comes_to_an_end(tiny_model: Callable[..., Path], logits: str) -> None:
+    """Token 0 ends a text, and is what a greedy sampler takes where nothing is larger."""
+    path = tiny_model("llama", metadata={"tokenizer.ggml.eos_token_id": 0})
+    with Model.load(path, threads=1) as model, Context(model, n_ctx=32) as context:
+        context.decode([5], [0], [0], [True])
+        context.logits(0)[:] = np.nan if logits == "nan" else -np.inf
+        sampler = Sampler(model, Sampling(temperature=0))
+        with pytest.raises(RuntimeFailure, match="not finite"):
+            sampler.draw(context, 0, may_end=False)

@@ -363,9 +363,9 @@ class Context:
         """
         cpp.llama_memory_seq_cp(cpp.llama_get_memory(self.handle), source, target, p0, p1)
 
-    def clear(self) -> None:
-        """Forget all sequences."""
-        cpp.llama_memory_clear(cpp.llama_get_memory(self.handle), False)
+    def clear(self, wipe: bool = False) -> None:
+        """Forget all sequences; with `wipe`, also what stands in their cells."""
+        cpp.llama_memory_clear(cpp.llama_get_memory(self.handle), wipe)
 
     def close(self) -> None:
         """Free the context; a second call does nothing. While it is `busy`, as seen from a signal

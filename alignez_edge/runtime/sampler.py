@@ -6,10 +6,10 @@ import codecs
 import time
 import weakref
 from bisect import bisect_left
+from math import inf, isfinite
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from alignez_edge.errors import RuntimeFailure
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.llama import cpp
 from alignez_edge.runtime.requests import Completion, FinishReason, Sampling
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 _RANDOM_SEED = 0xFFFFFFFF
 """llama.cpp takes this seed (LLAMA_DEFAULT_SEED) as 'choose one yourself'."""
+
+
+class NotFiniteError(RuntimeFailure):
+    """What the model computes is no number any more."""
 
 
 class Sampler:
@@ -47,13 +51,20 @@ class Sampler:
         """The next token from the logits of batch entry `index`.
 
         With `may_end` False end-of-generation tokens are rejected and their logits in the context
-        overwritten, which is drawing from the distribution without them.
+        overwritten, which is drawing from the distribution without them. Raises `NotFiniteError`
+        where there is nothing to draw from: logits that are not finite, or none but of such tokens.
         """
-        token = int(cpp.llama_sampler_sample(self._chain, context.handle, index))
-        while not may_end and self._model.is_end(token):
-            context.logits(index)[token] = -np.inf
+        while True:
             token = int(cpp.llama_sampler_sample(self._chain, context.handle, index))
-        return token
+            logits = cpp.llama_get_logits_ith(context.handle, index)
+            # Looking at the chosen one only: where one is not a number, all are.
+            if not isfinite(logits[token]):
+                raise NotFiniteError(
+                    "the model's logits are not finite", "steer it less strongly, if it is steered"
+                )
+            if may_end or not self._model.is_end(token):
+                return token
+            logits[token] = -inf
 
     def close(self) -> None:
         """Free the chain; a second call does nothing."""

@@ -38,6 +38,7 @@ from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.passes import Passes
 from alignez_edge.runtime.prefix import common_prefix
 from alignez_edge.runtime.requests import Completion, Request
+from alignez_edge.runtime.sampler import NotFiniteError
 from alignez_edge.runtime.slots import Slots
 from alignez_edge.runtime.window import window
 from alignez_edge.runtime.work import Grouping, Span, Work, slot_of
@@ -388,4 +389,5 @@ class Scheduler:
         (self._running if work in self._running else self._waiting).remove(work)
         slot, work.slot = work.slot, None
         if slot is not None:
-            self._slots.leave(slot)
+            spoilt = work.outcome is not None and isinstance(work.outcome[1], NotFiniteError)
+            self._slots.leave(slot, spoilt)
