@@ -44,8 +44,9 @@ from tests.test_scheduler import (
 @pytest.fixture(scope="module", params=["llama", "mamba"])
 def model(request: pytest.FixtureRequest, tiny_model: Callable[..., Path]) -> Iterator[Model]:
     """One with cells that can be cut, and a recurrent one, which forgets all or nothing."""
-    options = {"llama": {"n_layer": 6}, "mamba": {"file_type": "F32"}}[request.param]
-    with Model.load(tiny_model(request.param, **options), threads=1) as model:
+    options: dict[str, dict[str, Any]]
+    options = {"llama": {"n_layer": 6}, "mamba": {"file_type": "F32"}}
+    with Model.load(tiny_model(request.param, **options[request.param]), threads=1) as model:
         yield model
 
 
@@ -465,7 +466,7 @@ def test_closing_in_the_middle_of_a_pass_waits_for_the_steps_end(
                 thread.start()
                 thread.join()
             else:
-                {"model": model, "scheduler": scheduler}[which].close()
+                (model if which == "model" else scheduler).close()
             assert not scheduler._context.closed and not model.closed
 
         steering = inside(model, close)
@@ -494,7 +495,7 @@ def test_a_step_in_a_step_is_refused(model: Model, expected: list[Completion], w
     requests = some_requests(model)
     with Scheduler(model, n_slots=4) as scheduler:
         calls = {"step": scheduler.step, "cancel": lambda: scheduler.cancel(1)}
-        steering = inside(model, calls[what])  # type: ignore[arg-type]
+        steering = inside(model, calls[what])
         requests[0] = replace(requests[0], steering=steering)
         for request in requests:
             scheduler.submit(request)
@@ -522,7 +523,7 @@ def test_nothing_is_written_into_a_closed_model(
 def test_a_session_of_a_closed_model_can_be_closed(tiny_llama: Path) -> None:
     with Model.load(tiny_llama, threads=1) as model:
         session = Session(model)
-        next(session.stream([1, 2, 3], Sampling(max_tokens=50)))  # type: ignore[call-overload]
+        next(session.stream([1, 2, 3], Sampling(max_tokens=50)))
         model.close()
         session.close()
         assert session.completion is not None
@@ -620,23 +621,43 @@ class Huge:
 
 @pytest.mark.parametrize("architecture", ["gpt2", "qwen2moe"])
 def test_what_overflows_ends_with_an_error_and_nobody_after_it_notices(
-    tiny_model: Callable[..., Path], architecture: str
+    tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, architecture: str
 ) -> None:
+    wiped, real = [], Context.clear
+
+    def clear(context: Context, wipe: bool = False) -> None:
+        wiped.append(wipe)
+        real(context, wipe)
+
     with Model.load(tiny_model(architecture), threads=1) as model:
         requests = some_requests(model)
         expected = answers(model, requests, n_slots=4)
         zeros = np.zeros((model.n_layer, model.n_embd), np.float32)
         huge = Injection(zeros, zeros, answer_edits=((Huge(), 1.0),))
+        monkeypatch.setattr(Context, "clear", clear)
         with Scheduler(model, n_slots=4) as scheduler:
-            bad = scheduler.submit(replace(requests[0], steering=huge))
-            log = Log().run(scheduler)
-            assert "not finite" in str(log.errors.pop(bad))
-            for request in requests:
-                scheduler.submit(request)
-            log = Log().run(scheduler)
-            assert_idle(scheduler)
-        assert not log.errors
-        assert_same_answers(model, requests, by_ticket(log), expected)
+            for beside in ([], requests):
+                wiped.clear()
+                tickets = [scheduler.submit(request) for request in beside]
+                bad = scheduler.submit(replace(requests[0], steering=huge))
+                log = Log().run(scheduler)
+                assert bad in log.errors
+                assert all("not finite" in str(error) for error in log.errors.values())
+                # Whoever stood beside it has its own answer, or the same error.
+                right = [i for i, ticket in enumerate(tickets) if ticket in log.done]
+                assert_same_answers(
+                    model,
+                    [requests[i] for i in right],
+                    by_ticket(log),
+                    [expected[i] for i in right],
+                )
+                for request in requests:
+                    scheduler.submit(request)
+                log = Log().run(scheduler)
+                assert not log.errors
+                assert True in wiped
+                assert_same_answers(model, requests, by_ticket(log), expected)
+                assert_idle(scheduler)
 
 
 def test_vectors_that_a_cache_cannot_hold_are_refused() -> None:
