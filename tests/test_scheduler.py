@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -22,10 +20,8 @@ from alignez_edge.runtime.llama import cpp
 from alignez_edge.runtime.model import Model
 from alignez_edge.runtime.passes import Passes
 from alignez_edge.runtime.requests import Completion, Given, Request, Sampling
-from alignez_edge.runtime.sampler import Answer, Sampler
 from alignez_edge.runtime.scheduler import PROMPT_BUDGET, Event, Scheduler
 from alignez_edge.runtime.session import Session
-from alignez_edge.runtime.slots import Slots
 from alignez_edge.runtime.weights import Weights
 from alignez_edge.runtime.work import Span, Work
 from tests.test_batch import assert_same_answers
@@ -214,7 +210,7 @@ def test_strength_0_beside_steered_neighbours_is_plain(
     assert np.array_equal(found[0], found[1])
 
 
-# --- cancelling, interrupts, errors -----------------------------------------------------------
+# --- cancelling, errors -----------------------------------------------------------------------
 
 
 def test_cancelling_leaves_the_others_alone(model: Model, expected: list[Completion]) -> None:
@@ -262,149 +258,6 @@ def test_an_unknown_ticket_is_nothing(model: Model) -> None:
     with Scheduler(model) as scheduler:
         assert scheduler.cancel(3) is None
         assert scheduler.step() == []
-
-
-@pytest.mark.parametrize("after", [False, True])
-@pytest.mark.parametrize("at", [1, 2, 3, 7, 20])
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    [
-        (Sampler, "draw"), (Context, "decode"), (Context, "remove"),
-        (Context, "set_control_vector"), (Slots, "enter"), (Slots, "extend"), (Slots, "cut"),
-        (Slots, "leave"), (Fixed, "at"), (Answer, "__init__"),
-    ],
-)  # fmt: skip
-def test_after_an_interrupt_all_go_on(
-    model: Model,
-    expected: list[Completion],
-    monkeypatch: pytest.MonkeyPatch,
-    kind: type,
-    name: str,
-    at: int,
-    after: bool,
-) -> None:
-    """Ctrl-C before or after the `at`-th call of a function: the same answers, all text told."""
-    calls, real = 0, getattr(kind, name)
-
-    def interrupted(*args: Any, **options: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == at and not after:
-            raise KeyboardInterrupt
-        result = real(*args, **options)
-        if calls == at:
-            raise KeyboardInterrupt
-        return result
-
-    with Scheduler(model, n_slots=4) as scheduler:
-        for request in some_requests(model):
-            scheduler.submit(request)
-        monkeypatch.setattr(kind, name, interrupted)
-        log = Log()
-        try:
-            log.run(scheduler)
-        except KeyboardInterrupt:
-            monkeypatch.undo()
-            log.run(scheduler)
-        assert_undisturbed(model, log, expected)
-        assert_idle(scheduler)
-
-
-@pytest.mark.parametrize("after", [False, True])
-def test_an_interrupted_beginning_can_be_closed(
-    model: Model, monkeypatch: pytest.MonkeyPatch, after: bool
-) -> None:
-    real = Answer.__init__
-
-    def interrupted(*args: Any) -> None:
-        if after:
-            real(*args)
-        raise KeyboardInterrupt
-
-    with Scheduler(model) as scheduler:
-        for request in some_requests(model):
-            scheduler.submit(request)
-        with monkeypatch.context() as patched:
-            patched.setattr(Answer, "__init__", interrupted)
-            with pytest.raises(KeyboardInterrupt):
-                scheduler.step()
-        scheduler.close()
-        assert scheduler.n_running == scheduler.n_waiting == 0
-
-
-class AtLine:
-    """A trace function that raises Ctrl-C at the `at`-th line of the runtime that is reached."""
-
-    FILES = ("scheduler.py", "work.py", "slots.py", "cells.py")
-
-    def __init__(self, at: int) -> None:
-        self.left = at
-        self.where = ""
-
-    def __call__(self, frame: FrameType, event: str, argument: object) -> AtLine | None:
-        path = Path(frame.f_code.co_filename)
-        if path.name not in self.FILES or path.parent.name != "runtime":
-            return None
-        if event == "line":
-            self.left -= 1
-            if self.left == 0:
-                self.where = f"{path.name}:{frame.f_lineno} ({frame.f_code.co_name})"
-                raise KeyboardInterrupt
-        return self
-
-
-@pytest.mark.parametrize("part", range(4))
-def test_an_interrupt_at_any_line_loses_nothing(
-    model: Model, expected: list[Completion], part: int
-) -> None:
-    """Neither a slot, nor a request, nor a text; 60 places, drawn evenly from all."""
-    lost: dict[str, str] = {}
-    for at in range(1 + 37 * part, 15 * 37 * 16, 37 * 40 + 7):
-        with Scheduler(model, n_slots=4) as scheduler:
-            for request in some_requests(model):
-                scheduler.submit(request)
-            log, trace, usual = Log(), AtLine(at), sys.gettrace()
-            try:
-                sys.settrace(trace)
-                log.run(scheduler)
-            except KeyboardInterrupt:
-                pass
-            finally:
-                sys.settrace(usual)
-            try:
-                log.run(scheduler)
-                assert_undisturbed(model, log, expected)
-                assert_idle(scheduler)
-            except AssertionError as error:
-                lost[trace.where] = str(error)[:60]
-    assert not lost
-
-
-def test_a_pass_that_fails_is_made_good(
-    model: Model, expected: list[Completion], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whichever of the first passes it is: the same answers, without an error."""
-    real = cpp.llama_decode
-    for at in range(1, 12):
-        calls = 0
-
-        def decode(*args: Any, at: int = at) -> int:
-            nonlocal calls
-            calls += 1
-            status = int(real(*args))
-            return -3 if calls == at else status
-
-        with Scheduler(model, n_slots=4) as scheduler:
-            monkeypatch.setattr(cpp, "llama_decode", decode)
-            for request in some_requests(model):
-                scheduler.submit(request)
-            log = Log().run(scheduler)
-            monkeypatch.undo()
-            if log.errors:  # a pass of a single request: its own failure
-                assert len(log.errors) == 1 and calls > at
-                continue
-            assert_undisturbed(model, log, expected)
-            assert_idle(scheduler)
 
 
 @pytest.mark.parametrize("culprit", range(6))

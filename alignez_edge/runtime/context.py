@@ -38,6 +38,7 @@ from alignez_edge.runtime.llama import HeedingInterrupts, clear_log, cpp, last_e
 from alignez_edge.runtime.places import VectorPlaces
 from alignez_edge.runtime.reference import Reference
 from alignez_edge.runtime.rows import RowPlan, RowTap
+from alignez_edge.runtime.team import Team
 from alignez_edge.runtime.weights import Adapter
 from alignez_edge.runtime.window import window
 
@@ -82,6 +83,8 @@ class Context:
         self._reference = Reference(model.gguf, model.n_layer, model.n_embd)
         self._rows = RowTap(model.gguf, model.n_layer, model.n_embd)
         self._errors: list[BaseException] = []
+        self.team = Team(model.threads)
+        self.busy = self._closing = False
         self._callback = evaluation_callback(
             [capture] if capture is not None else [],
             self._reference,
@@ -106,15 +109,17 @@ class Context:
         params.no_perf = True
         params.cb_eval = self._callback
         clear_log()
+        lease = model.lease()
         with HeedingInterrupts():
             handle = cpp.llama_init_from_model(model.handle, params)
             if not handle:
+                model.release(lease)
                 raise RuntimeFailure(
                     f"llama.cpp could not make a context of {self.n_ctx} tokens: {last_error()}",
                     "try a smaller context (--ctx)",
                 )
             # The model is an argument so that it outlives the context.
-            self._free = weakref.finalize(self, _free, handle, model)
+            self._free = weakref.finalize(self, _free, handle, model, lease)
         self._handle = handle
         model.contexts.add(self)
 
@@ -137,14 +142,17 @@ class Context:
     @property
     def handle(self) -> Any:
         """The `llama_context *`; raises `RuntimeFailure` once it, or its model, is closed."""
-        if self.closed:
-            raise RuntimeFailure("the model was closed, or this context of it", "load it again")
-        return self._handle
+        return self._handle if self._free.alive else self.check_open()
 
     @property
     def closed(self) -> bool:
         """Whether nothing can be computed any more."""
         return not self._free.alive
+
+    def check_open(self) -> None:
+        """Raise `RuntimeFailure` where this is closed, or is to be at the end of what is `busy`."""
+        if self.closed or self._closing:
+            raise RuntimeFailure("the model was closed, or this context of it", "load it again")
 
     def decode(
         self,
@@ -160,6 +168,25 @@ class Context:
         must ask for logits. Raises `RuntimeFailure` where llama.cpp fails, and `BadInputError`
         where a tensor of the plan does not come by; the cache may then hold a part of them.
         """
+        outer = self.busy
+        try:
+            self.busy = True
+            if not outer:
+                self.check_open()
+            self._decode(tokens, positions, sequences, want_logits, plan)
+        finally:
+            self.busy = outer
+            if not outer:
+                self.settle()
+
+    def _decode(
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        sequences: Sequence[int],
+        want_logits: Sequence[bool],
+        plan: RowPlan,
+    ) -> None:
         n = len(tokens)
         if n > self.n_batch:
             raise ValueError(f"{n} tokens in a batch of {self.n_batch}")
@@ -258,7 +285,7 @@ class Context:
         if vectors is before:
             return
         self._injected = _UNKNOWN
-        if self._places.known:
+        if self.handle and self._places.known:  # not into memory that was freed
             self._places.write(vectors)
         elif vectors is None or before is None or not np.array_equal(before, vectors):
             self._tell(vectors)
@@ -322,9 +349,12 @@ class Context:
     def remove(self, sequence: int, p0: int = 0, p1: int = -1) -> bool:
         """Drop the cells of a sequence at positions `[p0, p1)`; -1 is the end.
 
-        False where the model keeps a running state that cannot be cut: clear it and start anew.
+        False where the model keeps a running state that cannot be cut: clear it and start anew. Of
+        a closed context nothing is left anyway.
         """
-        return bool(cpp.llama_memory_seq_rm(cpp.llama_get_memory(self.handle), sequence, p0, p1))
+        return self.closed or bool(
+            cpp.llama_memory_seq_rm(cpp.llama_get_memory(self.handle), sequence, p0, p1)
+        )
 
     def share(self, source: int, target: int, p0: int, p1: int) -> None:
         """Let `target` have the cells of `source` at `[p0, p1)` too, without copying them.
@@ -333,13 +363,22 @@ class Context:
         """
         cpp.llama_memory_seq_cp(cpp.llama_get_memory(self.handle), source, target, p0, p1)
 
-    def clear(self) -> None:
-        """Forget all sequences."""
-        cpp.llama_memory_clear(cpp.llama_get_memory(self.handle), False)
+    def clear(self, wipe: bool = False) -> None:
+        """Forget all sequences; with `wipe`, also what stands in their cells."""
+        cpp.llama_memory_clear(cpp.llama_get_memory(self.handle), wipe)
 
     def close(self) -> None:
-        """Free the context; a second call does nothing."""
-        self._free()
+        """Free the context; a second call does nothing. While it is `busy`, as seen from a signal
+        handler, a callback or another thread, it is freed at the end of that instead."""
+        self._closing = True
+        if not self.busy:
+            self.settle()
+
+    def settle(self) -> None:
+        """Nothing is `busy` any more: free the context if that was asked for meanwhile."""
+        if self._closing:
+            self.team.rest()
+            self._free()
 
     def __enter__(self) -> Context:
         return self
@@ -352,6 +391,9 @@ def _pointer(array: Any, kind: Any) -> Any:
     return ctypes.cast(array.ctypes.data, ctypes.POINTER(kind))
 
 
-def _free(handle: Any, model: Weights) -> None:
-    with HeedingInterrupts():
-        cpp.llama_free(handle)
+def _free(handle: Any, model: Weights, lease: object) -> None:
+    try:
+        with HeedingInterrupts():
+            cpp.llama_free(handle)
+    finally:
+        model.release(lease)

@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 import numpy as np
 
 from alignez_edge.arrays import FloatArray, IntArray
+from alignez_edge.errors import BadInputError
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.weights import Adapter, Weights
+MOST = 65504.0
+"""The largest value of float16, in which caches hold keys and values. What overflows there, or in
+the square of a norm, is no number any more, and reaches other requests through the cache."""
 Phase = Literal["deciding", "answer"]
 """The pass of the last prompt token, and those of the answer's tokens."""
 
@@ -60,7 +64,7 @@ class Injection:
     (and `deciding_edits`) acts in the forward pass of the last prompt token, which yields the first
     answer token; `answer` in the passes of all tokens after it. `logit_edits` act before every
     answer token is drawn. Nobody may write to the arrays any more. Raises `ValueError` on other
-    shapes or non-finite values.
+    shapes or non-finite values, `BadInputError` on values beyond `MOST`.
     """
 
     deciding: FloatArray
@@ -75,6 +79,12 @@ class Injection:
         for array in (self.deciding, self.answer):
             if not np.isfinite(array).all():
                 raise ValueError("an injection must be finite")
+            if array.size and np.abs(array).max() > MOST:
+                most = float(np.abs(array).max())
+                raise BadInputError(
+                    f"an injection adds values of {most:.2g}; {MOST:.0f} is the most",
+                    "use a smaller strength",
+                )
         if not all(np.isfinite(strength) for _, strength in (*self.edits, *self.logit_edits)):
             raise ValueError("the strength of an edit must be finite")
 

@@ -8,8 +8,7 @@ request only. What is no `Exception`, such as Ctrl-C, undoes the pass and goes o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from alignez_edge.arrays import FloatArray, TensorName
@@ -38,7 +37,7 @@ class Passes:
         self._context = context
         self._slots = slots
         self._grouped = grouped
-        self._pool: ThreadPoolExecutor | None = None
+        self._under_way: Sequence[Span] = ()
 
     @cached_property
     def grouping(self) -> Grouping:
@@ -50,6 +49,7 @@ class Passes:
 
     def compute(self, spans: Sequence[Span]) -> None:
         """Compute the spans in one pass; what comes of it is in their requests and slots."""
+        self._under_way = spans
         try:
             reads = self._decode(spans)
             for span in spans:
@@ -57,14 +57,17 @@ class Passes:
             self._draw(self._rows_with_logits(spans, reads))
         except Exception as error:
             self._failed(spans, error)
-        except BaseException:
-            for span in spans:
-                self._undo(span)
-            raise
         for span in spans:
             span.work.alone = span.work.alone and len(spans) > 1
             if span.work.done:
                 span.work.end()
+        self._under_way = ()
+
+    def mend(self) -> None:
+        """After an interrupt: the pass that was broken off is undone."""
+        for span in self._under_way:
+            self._undo(span)
+        self._under_way = ()
 
     def _decode(self, spans: Sequence[Span]) -> dict[TensorName, list[int]]:
         """Compute the spans in one pass; the rows that were read, by tensor."""
@@ -149,16 +152,8 @@ class Passes:
             return
         # llama.cpp sorts the rows of recurrent models when the first one is asked for.
         self._context.logits(rows[0][2])
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._model.threads)
-        # Every answer has a sampler and a row of logits to itself: the order is irrelevant. None of
-        # the threads is at work any more when this ends, however it ends.
-        futures = [self._pool.submit(draw, row) for row in rows]
-        try:
-            for future in futures:
-                future.result()
-        finally:
-            wait(futures)
+        # Every answer has a sampler and a row of logits to itself: the order is irrelevant.
+        self._context.team.do([partial(draw, row) for row in rows])
 
     def _failed(self, spans: Sequence[Span], error: Exception) -> None:
         """A pass has failed: undo it, and let each of its requests find out whether it was to
@@ -174,8 +169,3 @@ class Passes:
         """Forget what a pass that was broken off has left of a request that still runs."""
         if span.work.slot is not None:
             self._slots.cut(span.work.slot, span.work.resumable(span.start))
-
-    def close(self) -> None:
-        """End the threads that draw; a second call does nothing."""
-        if self._pool is not None:
-            self._pool.shutdown()

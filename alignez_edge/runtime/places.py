@@ -78,9 +78,10 @@ class VectorPlaces:
         told, self._told, self._tried = self._told, None, True
         sure = {buffer for layer, (_, buffer) in self._seen.items() if told[layer].any()}
         if len(self._seen) == len(self._names) and all(b in sure for _, b in self._seen.values()):
-            self._tensors = {layer: tensor for layer, (tensor, _) in self._seen.items()}
-            self._steered = set(self._tensors)
-            self._view = _view([self._tensors[layer] for layer in sorted(self._tensors)])
+            tensors = {layer: tensor for layer, (tensor, _) in self._seen.items()}
+            self._steered = set(tensors)
+            self._view = _view([tensors[layer] for layer in sorted(tensors)])
+            self._tensors = tensors  # last: from here on they are known
 
     def write(self, vectors: FloatArray | None) -> None:
         """Let the graph add `vectors`, `(n_layer, n_embd)`; None: zeros."""

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from math import isfinite
+from numbers import Real
+from operator import index
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from alignez_edge.arrays import TensorName
 from alignez_edge.directions.hidden_states import States
+from alignez_edge.errors import BadInputError
+from alignez_edge.files.text import printable_name
 from alignez_edge.runtime.injection import Conditional, Injection
 
 if TYPE_CHECKING:
@@ -22,7 +27,8 @@ class Sampling:
 
     `temperature` 0 is greedy. `top_p` in (0, 1]; 1 switches it off. `top_k` 0 switches it off.
     Generation ends at an end-of-generation token (not before `min_tokens`), before the first of
-    the `stop` strings (which is not part of the text), or after `max_tokens`.
+    the `stop` strings (which is not part of the text), or after `max_tokens`. Raises
+    `BadInputError` for values of other kinds.
     """
 
     temperature: float = 0.8
@@ -33,6 +39,21 @@ class Sampling:
     min_tokens: int = 0
     stop: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        # As what llama.cpp's binding takes: NumPy's own numbers are none.
+        for name in ("top_k", "seed", "max_tokens", "min_tokens"):
+            object.__setattr__(self, name, whole(getattr(self, name), name))
+        for name in ("temperature", "top_p"):
+            value = getattr(self, name)
+            if not isinstance(value, Real) or not isfinite(value):
+                raise BadInputError(f"{name} is {shown(value)}; it must be a number")
+            object.__setattr__(self, name, float(value))
+        if not isinstance(self.stop, tuple | list) or not all(
+            isinstance(text, str) for text in self.stop
+        ):
+            raise BadInputError(f"stop is {shown(self.stop)}; it must be a tuple of texts")
+        object.__setattr__(self, "stop", tuple(self.stop))
+
     def with_seed(self, seed: int) -> Sampling:
         """The same settings with another seed."""
         return replace(self, seed=seed)
@@ -41,6 +62,19 @@ class Sampling:
         """The same settings, which end at these strings, too: `sampling.with_stops(model.stops)`
         wherever the model's prompt form is used."""
         return replace(self, stop=tuple(dict.fromkeys((*self.stop, *stops))))
+
+
+def whole(value: object, name: str) -> int:
+    """A whole number as an `int`. Raises `BadInputError` where `value` is none."""
+    try:
+        return index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise BadInputError(f"{name} is {shown(value)}; it must be a whole number") from None
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it."""
+    return printable_name(repr(value), 40)
 
 
 class RowReader(Protocol):

@@ -148,12 +148,12 @@ class _Stack:
     def set(self, vectors: list[FloatArray]) -> None:
         if len(vectors) == len(self._vectors) and all(map(_same, vectors, self._vectors)):
             return
-        self._vectors, self.rows = [], {}
+        rows = {}
         if vectors:
             stacked = np.stack(vectors)
             steered = np.flatnonzero(stacked.any(axis=(0, 2))).tolist()
-            self.rows = {layer: np.ascontiguousarray(stacked[:, layer]) for layer in steered}
-            self._vectors = vectors
+            rows = {layer: np.ascontiguousarray(stacked[:, layer]) for layer in steered}
+        self._vectors, self.rows = vectors, rows  # together, whatever interrupt there is
 
 
 def _same(a: object, b: object) -> bool:

@@ -6,10 +6,10 @@ import codecs
 import time
 import weakref
 from bisect import bisect_left
+from math import inf, isfinite
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from alignez_edge.errors import RuntimeFailure
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.llama import cpp
 from alignez_edge.runtime.requests import Completion, FinishReason, Sampling
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 _RANDOM_SEED = 0xFFFFFFFF
 """llama.cpp takes this seed (LLAMA_DEFAULT_SEED) as 'choose one yourself'."""
+
+
+class NotFiniteError(RuntimeFailure):
+    """What the model computes is no number any more."""
 
 
 class Sampler:
@@ -47,13 +51,20 @@ class Sampler:
         """The next token from the logits of batch entry `index`.
 
         With `may_end` False end-of-generation tokens are rejected and their logits in the context
-        overwritten, which is drawing from the distribution without them.
+        overwritten, which is drawing from the distribution without them. Raises `NotFiniteError`
+        where there is nothing to draw from: logits that are not finite, or none but of such tokens.
         """
-        token = int(cpp.llama_sampler_sample(self._chain, context.handle, index))
-        while not may_end and self._model.is_end(token):
-            context.logits(index)[token] = -np.inf
+        while True:
             token = int(cpp.llama_sampler_sample(self._chain, context.handle, index))
-        return token
+            logits = cpp.llama_get_logits_ith(context.handle, index)
+            # Looking at the chosen one only: where one is not a number, all are.
+            if not isfinite(logits[token]):
+                raise NotFiniteError(
+                    "the model's logits are not finite", "steer it less strongly, if it is steered"
+                )
+            if may_end or not self._model.is_end(token):
+                return token
+            logits[token] = -inf
 
     def close(self) -> None:
         """Free the chain; a second call does nothing."""
@@ -64,25 +75,19 @@ class TextStream:
     """Assembles token bytes into text that may be shown.
 
     Never lets out half a character, nor text that could be the beginning of a stop string.
-    `text` is everything let out so far, of `n_shown` characters; `length` counts the characters
-    fed, held ones included.
+    `text` is everything let out so far; `length` counts the characters fed, held ones included.
     """
 
     def __init__(self, stop: tuple[str, ...] = ()) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stop = tuple(s for s in stop if s)
         self._held = ""
-        self._shown: list[str] = []
-        self.n_shown = 0
+        self.text = ""
         self.stopped = False
 
     @property
-    def text(self) -> str:
-        return "".join(self._shown)
-
-    @property
     def length(self) -> int:
-        return self.n_shown + len(self._held)
+        return len(self.text) + len(self._held)
 
     def feed(self, piece: bytes) -> str:
         """The text that has become certain; sets `stopped` at the first stop string."""
@@ -107,9 +112,9 @@ class TextStream:
         return 0
 
     def _show(self, n: int) -> str:
-        text, self._held = self._held[:n], self._held[n:]
-        self._shown.append(text)
-        self.n_shown += n
+        text, held = self._held[:n], self._held[n:]
+        # In one statement, so that no interrupt loses text or lets it out twice.
+        self.text, self._held = self.text + text, held
         return text
 
 
@@ -117,7 +122,8 @@ class Answer:
     """One answer in the making: its sampler, its text and its limits.
 
     `finish_reason` is None while it goes on. A token that a stop string cuts in two belongs to
-    the answer's tokens, as it carries a part of the text.
+    the answer's tokens, as it carries a part of the text. Until it is finished everything follows
+    from `tokens`: what an interrupt leaves half done, `mend` does again.
     """
 
     def __init__(self, model: Weights, sampling: Sampling, n_prompt: int, n_ctx: int) -> None:
@@ -126,6 +132,7 @@ class Answer:
         self._sampler = Sampler(model, sampling)
         self._stream = TextStream(sampling.stop)
         self._begins: list[int] = []
+        self._pieces: list[bytes] = []
         self._started = time.perf_counter()
         self._n_prompt = n_prompt
         self._n_ctx = n_ctx
@@ -139,12 +146,12 @@ class Answer:
 
     def text_from(self, begin: int) -> str:
         """What was let out of the text after its first `begin` characters."""
-        return self._stream.text[begin:] if self._stream.n_shown > begin else ""
+        return self._stream.text[begin:]
 
     @property
     def n_certain(self) -> int:
         """The tokens that no stop string can take back any more."""
-        return bisect_left(self._begins, self._stream.n_shown)
+        return bisect_left(self._begins, len(self._stream.text))
 
     def step(self, context: Context, index: int) -> str:
         """Draw from the logits of batch entry `index`; returns the text that became certain."""
@@ -152,25 +159,39 @@ class Answer:
         token = self._sampler.draw(context, index, may_end=may_end)
         if self._model.is_end(token):
             return self.finish("stop")
+        self._pieces.append(self._model.token_bytes(token))
         self.tokens.append(token)
-        self._begins.append(self._stream.length)
-        text = self._stream.feed(self._model.token_bytes(token))
-        if self._stream.stopped:
-            while self._begins and self._begins[-1] >= self._stream.length:
-                self._begins.pop()
-                self.tokens.pop()
-            return text + self.finish("stop")
-        if len(self.tokens) >= self._sampling.max_tokens:
-            return text + self.finish("length")
-        if self._n_prompt + len(self.tokens) >= self._n_ctx:
-            return text + self.finish("context")
-        return text
+        return self._write(self._pieces[-1])
 
     def finish(self, reason: FinishReason) -> str:
         """End the answer; returns the text that was held back."""
         self.finish_reason = reason
         self._sampler.close()
         return self._stream.finish()
+
+    def mend(self) -> None:
+        """After an interrupt anywhere in here: the text is that of the tokens."""
+        if self.finish_reason is None:
+            self._stream, self._begins = TextStream(self._sampling.stop), []
+            del self._pieces[len(self.tokens) :]
+            for piece in self._pieces:
+                self._write(piece)
+        if self.finish_reason is not None:
+            self.finish(self.finish_reason)
+
+    def _write(self, piece: bytes) -> str:
+        """Add what the next of the tokens says; returns the text that became certain."""
+        self._begins.append(self._stream.length)
+        text, n = self._stream.feed(piece), len(self._begins)
+        if self._stream.stopped:
+            kept = bisect_left(self._begins, self._stream.length)
+            self.tokens, self.finish_reason = self.tokens[:kept], "stop"
+            return text + self.finish("stop")
+        if n >= self._sampling.max_tokens:
+            return text + self.finish("length")
+        if self._n_prompt + n >= self._n_ctx:
+            return text + self.finish("context")
+        return text
 
     def completion(self, index: int = 0) -> Completion:
         """The finished answer."""

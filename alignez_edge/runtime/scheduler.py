@@ -33,11 +33,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from alignez_edge.errors import BusyError
+from alignez_edge.errors import BadInputError, BusyError, RuntimeFailure
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.passes import Passes
 from alignez_edge.runtime.prefix import common_prefix
 from alignez_edge.runtime.requests import Completion, Request
+from alignez_edge.runtime.sampler import NotFiniteError
 from alignez_edge.runtime.slots import Slots
 from alignez_edge.runtime.window import window
 from alignez_edge.runtime.work import Grouping, Span, Work, slot_of
@@ -70,6 +71,11 @@ class Event:
     completion: Completion | None = None
     error: Exception | None = None
 
+    @property
+    def ends(self) -> bool:
+        """Whether nothing more will be said of it."""
+        return self.completion is not None or self.error is not None
+
 
 class Scheduler:
     """Requests in one context; a context manager. Not for several threads at once.
@@ -94,6 +100,8 @@ class Scheduler:
         keep: int = KEPT,
         grouped: bool | None = None,
     ) -> None:
+        if n_slots < 1:
+            raise BadInputError(f"a scheduler of {n_slots} slots", "it must have at least 1")
         self.model = model
         self.n_ctx = window(model, n_ctx)
         self._n_slots = n_slots
@@ -111,6 +119,7 @@ class Scheduler:
         self._waiting: deque[Work] = deque()
         self._running: list[Work] = []
         self._events: list[Event] = []
+        self._handed: list[Event] = []
         self._tickets = itertools.count()
         self._torn = False
         self._n_told = 0
@@ -122,8 +131,9 @@ class Scheduler:
 
     @property
     def n_running(self) -> int:
-        """Requests that have one."""
-        return len(self._running)
+        """Requests that have one, or whose end has yet to be told."""
+        running = {work.ticket for work in self._running}
+        return len(running | {event.ticket for event in self._untold() if event.ends})
 
     @property
     def n_drawn(self) -> int:
@@ -133,8 +143,9 @@ class Scheduler:
     def submit(self, request: Request) -> int:
         """Have a request answered; its ticket names it in the events of `step`.
 
-        Raises `BadInputError` for an empty prompt, `PromptTooLongError` for one that the window has
-        no room for, and `BusyError` where too many wait already.
+        Raises `BadInputError` for an empty prompt, and for tokens and a steering that are none or
+        not for this model, `PromptTooLongError` for a prompt that the window has no room for, and
+        `BusyError` where too many wait already.
         """
         if len(self._waiting) >= self._max_waiting:
             raise BusyError(
@@ -145,32 +156,38 @@ class Scheduler:
         return work.ticket
 
     def cancel(self, ticket: int) -> Completion | None:
-        """End a request at once: what it has said so far. None where it has ended already."""
-        self._mend()
-        for work in (*self._running, *self._waiting):
-            if work.ticket == ticket:
-                with self._whole():
+        """End a request at once: what it has said so far. None where `step` has told its end.
+
+        Raises `RuntimeFailure` in the middle of a step.
+        """
+        with self._whole():
+            for event in self._events:
+                if event.ticket == ticket and event.ends:  # an interrupt kept it from being told
+                    self._events = [other for other in self._events if other.ticket != ticket]
+                    return event.completion
+            for work in (*self._running, *self._waiting):
+                if work.ticket == ticket:
                     completion = work.finish()
                     work.told_end = True
                     self._release(work)
-                return completion
+                    return completion
         return None
 
     def step(self) -> list[Event]:
         """Let every request go on by one pass; what came of it, in the order of the tickets.
 
         What is raised for one request ends that one, with an event. Anything else, such as Ctrl-C,
-        passes through, and all requests can go on after it.
+        passes through, and all requests can go on after it: what was not told is told then. Raises
+        `RuntimeFailure` in the middle of another step, and once the model is closed.
         """
-        self._mend()
         with self._whole():
+            self._context.check_open()
             self._admit()
             for spans in self._planned():
                 self._passes.compute(spans)
             self._tell()
-            self._events.sort(key=lambda event: event.ticket)
-            events, self._events = self._events, []
-            return events
+            self._handed, self._events = sorted(self._events, key=lambda event: event.ticket), []
+            return self._handed
 
     def complete(
         self, requests: Iterable[Request], on_progress: Progress | None = None
@@ -178,37 +195,50 @@ class Scheduler:
         """Answers to requests as they finish, drawn lazily, as many at a time as there are slots.
 
         Where a request cannot be taken or fails, the running ones are finished and yielded, then
-        the first error is raised.
+        the first error is raised. Those that are under way when it is left are cancelled; what is
+        said of requests that others have submitted is not heard here.
         """
         left, n_done, failure = iter(requests), 0, None
-        while True:
-            while failure is None and len(self._running) + len(self._waiting) < self._n_slots:
-                try:
-                    request = next(left, None)
-                    if request is None:
-                        break
-                    self.submit(request)
-                except Exception as error:  # the caller's own iterator may fail as well
-                    failure = error
-            if not (self._running or self._waiting):
-                break
-            for event in self.step():
-                failure = failure or event.error
-                if event.completion is not None:
-                    n_done += 1
-                    yield event.completion
-            if on_progress is not None:
-                on_progress(n_done, self.n_drawn)
+        own, more = set[int](), True
+        try:
+            while True:
+                while more and failure is None and self.n_running + self.n_waiting < self._n_slots:
+                    try:
+                        request = next(left, None)
+                        if request is None:
+                            more = False
+                        else:
+                            own.add(self.submit(request))
+                    except Exception as error:  # the caller's own iterator may fail as well
+                        failure = error
+                if not own and (failure is not None or not more):
+                    break
+                for event in self.step():
+                    if event.ticket not in own:
+                        continue
+                    if event.ends:
+                        own.remove(event.ticket)
+                    failure = failure or event.error
+                    if event.completion is not None:
+                        n_done += 1
+                        yield event.completion
+                if on_progress is not None:
+                    on_progress(n_done, self.n_drawn)
+        finally:
+            for ticket in own:
+                self.cancel(ticket)
         if failure is not None:
             raise failure
 
     def close(self) -> None:
-        """Forget all requests and free the context; a second call does nothing."""
-        for work in (*self._running, *self._waiting):
-            work.finish()
-        self._running, self._waiting = [], deque()
+        """Forget all requests and free the context; a second call does nothing.
+
+        In the middle of a step (from a callback, a signal handler or another thread) that step ends
+        as usual first, and then all is freed; the next one raises.
+        """
         self._context.close()
-        self._passes.close()
+        if not self._context.busy:
+            self._running, self._waiting = [], deque()
 
     def __enter__(self) -> Scheduler:
         return self
@@ -219,15 +249,36 @@ class Scheduler:
     @contextmanager
     def _whole(self) -> Iterator[None]:
         """Around what an interrupt must not leave half done: it is mended before anything else."""
+        context = self._context
+        if context.busy:
+            raise RuntimeFailure(
+                "the scheduler is in the middle of a step", "call it again when that has ended"
+            )
+        if not self._torn:
+            self._handed = []
         try:
-            yield
-        except BaseException:
-            self._torn = True
-            raise
+            try:
+                context.busy = True
+                self._mend()
+                yield
+            except BaseException:
+                self._torn = True
+                raise
+            finally:
+                context.busy = False
+        finally:
+            context.busy = False  # again: Ctrl-C may have met the first time
+            context.settle()
+
+    def _untold(self) -> list[Event]:
+        """What has yet to be told: after an interrupt also what was being handed over."""
+        return [*self._handed, *self._events] if self._torn else self._events
 
     def _mend(self) -> None:
         """After an interrupt: everything is again as the requests' own records say."""
         if self._torn:
+            self._context.team.rest()
+            self._events, self._handed = self._untold(), []
             self._running = [work for work in self._running if not work.told_end]
             started = {work.ticket for work in self._running}
             self._waiting = deque(
@@ -235,15 +286,25 @@ class Scheduler:
             )
             self._slots.mend([slot_of(work) for work in self._running])
             for work in self._running:
+                work.mend()
                 self._slots.cut(slot_of(work), work.resumable(work.n_computed))
+            self._passes.mend()
+            for work in self._running:
+                if work.done:  # it was to be ended just then
+                    work.end()
+            self._tell()
             self._torn = False
 
     def _admit(self) -> None:
         """Give free slots to those that wait, in their order."""
         for work in list(self._waiting):
-            work.start()
-            if work.done:  # nothing is to be computed at all
+            try:
+                work.start()
+            except Exception as error:
+                work.end(error)
+            if work.outcome is None and work.done:  # nothing is to be computed at all
                 work.end()
+            if work.outcome is not None:
                 continue
             work.slot = self._slots.enter(work.tokens[: work.n_body], work.need)
             if work.slot is None:
@@ -328,4 +389,5 @@ class Scheduler:
         (self._running if work in self._running else self._waiting).remove(work)
         slot, work.slot = work.slot, None
         if slot is not None:
-            self._slots.leave(slot)
+            spoilt = work.outcome is not None and isinstance(work.outcome[1], NotFiniteError)
+            self._slots.leave(slot, spoilt)

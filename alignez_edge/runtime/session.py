@@ -74,8 +74,10 @@ class Session:
 
     def close(self) -> None:
         """End a running answer and free the context; a second call does nothing."""
-        self._end_current()
-        self._scheduler.close()
+        try:
+            self._end_current()
+        finally:
+            self._scheduler.close()
 
     def __enter__(self) -> Session:
         return self

@@ -45,6 +45,7 @@ class Slots:
         self._cells = Cells(context.n_ctx)
         self._slots = [Slot(sequence) for sequence in range(n_slots)]
         self._clock = 0
+        self._spoilt = False
 
     def enter(self, body: list[int], need: int) -> Slot | None:
         """A slot for a prompt that takes up to `need` cells with its answer; None: not now.
@@ -52,7 +53,7 @@ class Slots:
         It holds what was there already of the prompt's `body`, all its tokens but the last.
         """
         idle = [slot for slot in self._slots if slot.idle]
-        if not idle:
+        if not idle or not self._clean():
             return None
         source, common = self._source(body)
         slot = self._target(idle, source, common)
@@ -98,9 +99,11 @@ class Slots:
         del slot.cells[length:], slot.tokens[length:]
         slot.n_plain = min(slot.n_plain, length)
 
-    def leave(self, slot: Slot) -> None:
-        """A request has ended: what is plain stays, as far as it may."""
+    def leave(self, slot: Slot, spoilt: bool = False) -> None:
+        """A request has ended: what is plain stays, as far as it may. `spoilt`: it has left in its
+        cells what is no number."""
         self._clock += 1
+        self._spoilt = self._spoilt or spoilt
         slot.need, slot.used_at = 0, self._clock
         self.cut(slot, slot.n_plain)
         kept = 0
@@ -129,6 +132,17 @@ class Slots:
             if slot not in running:
                 slot.need = 0
                 self.cut(slot, slot.n_plain)
+
+    def _clean(self) -> bool:
+        """Whether the cells hold nothing but numbers. One that is none spoils every row that looks
+        at all cells, masked or not, so nobody comes in until all have ended: then they are wiped.
+        """
+        if self._spoilt and all(slot.idle for slot in self._slots):
+            for slot in self._slots:
+                self.cut(slot, 0)
+            self._context.clear(wipe=True)
+            self._spoilt = False
+        return not self._spoilt
 
     def _forget(self, slot: Slot, length: int) -> int:
         """Have llama.cpp keep the first `length` tokens of a slot; how many it could keep."""

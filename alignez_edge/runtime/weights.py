@@ -93,6 +93,8 @@ class Weights:
         self.threads = threads
         self.kept: dict[str, Any] = {}
         self.contexts: WeakSet[Closes] = WeakSet()
+        self._leases: set[object] = set()
+        self._closing = False
         check_loaded(handle, gguf)
         self.vocab: int = cpp.llama_model_get_vocab(handle)
         self.n_layer: int = cpp.llama_model_n_layer(handle)
@@ -109,9 +111,34 @@ class Weights:
         self.adapters = tuple((Adapter(self, a.content(), carried=True), s) for a, s in lora)
 
     def close(self) -> None:
-        """Free the contexts that are still open, then the weights. A second call does nothing."""
+        """Free the contexts that are still open, then the weights. A second call does nothing.
+
+        Contexts in which something is being computed (this is a signal handler, a callback or
+        another thread) are freed when that has ended, and the weights with the last of them.
+        """
+        self._closing = True
         for context in list(self.contexts):
             context.close()
+        self._free_unused()
+
+    def lease(self) -> object:
+        """Something to `release` when the weights are needed no longer; until then they are kept.
+        Raises as `handle`, and where they are being closed."""
+        lease = object()
+        self._leases.add(lease)
+        if self._closing:
+            self.release(lease)
+            raise RuntimeFailure("the model was closed", "load it again: Model.load(...)")
+        return lease
+
+    def release(self, lease: object) -> None:
+        """Give a lease back; the last one frees weights that are to be closed."""
+        self._leases.discard(lease)
+        self._free_unused()
+
+    def _free_unused(self) -> None:
+        if self._leases or not self._closing:
+            return
         # Forgotten before it is freed: an interrupt between the two must not free it twice.
         handle, self._handle = self._handle, 0
         if handle:

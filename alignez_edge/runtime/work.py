@@ -14,7 +14,7 @@ from alignez_edge.directions.hidden_states import States
 from alignez_edge.errors import BadInputError
 from alignez_edge.runtime.context import Context
 from alignez_edge.runtime.injection import Conditional, Edits, Injection
-from alignez_edge.runtime.requests import Completion, FinishReason, Request
+from alignez_edge.runtime.requests import Completion, FinishReason, Request, shown, whole
 from alignez_edge.runtime.sampler import Answer
 from alignez_edge.runtime.slots import Slot
 from alignez_edge.runtime.window import check_fits
@@ -94,14 +94,15 @@ class Work:
     """
 
     def __init__(self, ticket: int, request: Request, model: Weights, n_ctx: int) -> None:
-        if not request.tokens:
-            raise BadInputError(f"prompt {request.index} is empty")
         given, n_prompt = request.given, len(request.tokens)
-        rest = list(given.tokens) if given is not None else []
+        if not n_prompt:
+            raise BadInputError(f"prompt {request.index} is empty")
+        tokens = [whole(token, "a token") for token in request.tokens]
+        rest = [whole(token, "a token") for token in given.tokens] if given is not None else []
         check_fits(n_prompt + len(rest) - bool(rest), n_ctx, f"prompt {request.index}")
         self.ticket = ticket
         self.request = request
-        self.tokens = [*request.tokens, *rest]
+        self.tokens = tokens + rest
         self.n_body = n_prompt - 1
         self.slot: Slot | None = None
         self.leader: Work | None = None
@@ -109,6 +110,7 @@ class Work:
         self.alone = False
         self.outcome: tuple[Completion | None, Exception | None] | None = None
         self.n_told, self.told_end = 0, False
+        self._n_read = 0
         most = len(rest) if given is not None else max(0, request.sampling.max_tokens)
         self.need = min(n_prompt + most, n_ctx)
         self.answer: Answer | None = None
@@ -116,9 +118,15 @@ class Work:
         self._started = 0.0
         self._pool = _Pool() if request.capture is not None else None
         steering = request.steering
-        static = steering is None or isinstance(steering, Injection)
-        self._conditional: Conditional | None = None if static else steering  # type: ignore[assignment]
-        self._steer(steering if isinstance(steering, Injection) else None)
+        self._conditional: Conditional | None = None
+        if steering is not None and not isinstance(steering, Injection):
+            if not all(hasattr(steering, name) for name in ("at", "layers", "tensor")):
+                raise BadInputError(
+                    f"{shown(steering)} is nothing that steers a request",
+                    "give an Injection or a Conditional: profile.injection(model)",
+                )
+            self._conditional, steering = steering, None
+        self._steer(steering)
 
     def start(self) -> None:
         """Its turn has come; a second call does nothing, but for what an interrupt left out."""
@@ -129,9 +137,14 @@ class Work:
 
     def end(self, error: Exception | None = None) -> None:
         """It goes no further; what has come of it is its `outcome`."""
-        if self.outcome is None:
-            done = self.finish()
-            self.outcome = (done, None) if error is None else (None, error)
+        if self.outcome is not None:
+            return
+        if error is None:
+            self.outcome = self.finish(), None
+        else:
+            if self.answer is not None and not self.answer.finished:
+                self.answer.finish("interrupted")
+            self.outcome = None, error
 
     def said(self) -> str:
         """The text that became certain since it was told last."""
@@ -207,19 +220,27 @@ class Work:
         return not self._steered
 
     def computed(self, context: Context, position: int, entry: int) -> None:
-        """Draw from the logits of batch entry `entry`, or let them be read."""
+        """Draw from the logits of batch entry `entry`, or let them be read: once of each position,
+        although a recurrent model computes a whole text again after a pass that was broken off."""
+        given, answer = self.request.given, self.answer
+        place = position - self.n_body
+        if place != (self._n_read if answer is None else len(answer.tokens)):
+            return
         if self._logit_edits:
             context.edit_logits(entry, self._logit_edits)
-        given, answer = self.request.given, self.answer
         if given is not None and given.on_row is not None:
-            given.on_row(context, entry, position - self.n_body)
+            given.on_row(context, entry, place)
+            self._n_read += 1
         if answer is None or answer.finished:
             return
         answer.step(context, entry)
-        del self.tokens[self.n_body + 1 + len(answer.tokens) :]
-        self.tokens += answer.tokens[len(self.tokens) - self.n_body - 1 :]
-        if self._pool is not None:
-            self._pool.settle(answer.n_certain)
+        self._follow_answer(answer)
+
+    def mend(self) -> None:
+        """After an interrupt anywhere in here: everything follows from the answer's tokens."""
+        if self.answer is not None:
+            self.answer.mend()
+            self._follow_answer(self.answer)
 
     def resumable(self, start: int) -> int:
         """The tokens of the cache after which it can go on, where a pass that began at `start` was
@@ -229,13 +250,12 @@ class Work:
         return min(self.n_computed, self.n_body + len(self.answer.tokens))
 
     def finish(self) -> Completion:
-        """What has come of it; an answer that goes on is interrupted."""
-        self.start()
-        given, n_prompt = self.request.given, self.n_body + 1
+        """What has come of it; an answer that goes on, or has not begun, is interrupted."""
+        n_prompt = self.n_body + 1
         if self.answer is None:
-            assert given is not None
-            seconds = time.perf_counter() - self._started
-            reason: FinishReason = "stop" if self.done else "interrupted"
+            seconds = time.perf_counter() - self._started if self._started else 0.0
+            ended = self.request.given is not None and self.done
+            reason: FinishReason = "stop" if ended else "interrupted"
             tokens = tuple(self.tokens[n_prompt : self.n_computed])
             done = Completion(self.request.index, "", tokens, n_prompt, reason, seconds)
         else:
@@ -244,11 +264,24 @@ class Work:
             done = self.answer.completion(self.request.index)
         return replace(done, states=self._pool.states(len(done.tokens)) if self._pool else None)
 
+    def _follow_answer(self, answer: Answer) -> None:
+        """Take over what the answer has drawn, or taken back."""
+        del self.tokens[self.n_body + 1 + len(answer.tokens) :]
+        self.tokens += answer.tokens[len(self.tokens) - self.n_body - 1 :]
+        if self._pool is not None:
+            self._pool.settle(answer.n_certain)
+
     def _key(self, position: int, grouping: Grouping) -> object:
         own = self.alone or (grouping.readers_alone and self.reads(position, 1))
         return self.phase(position).key(grouping), self.ticket if own else None
 
     def _steer(self, injection: Injection | None) -> None:
+        shape = self._model.n_layer, self._model.n_embd
+        if injection is not None and injection.deciding.shape != shape:
+            raise BadInputError(
+                f"an injection of shape {injection.deciding.shape} for a model of {shape}",
+                "make it for this model",
+            )
         hidden = self.request.given is not None and self.request.given.hidden
         edits = () if injection is None else injection.logit_edits
         self._logit_edits = tuple((editor, strength) for editor, strength in edits if strength)
@@ -291,11 +324,11 @@ class _Pool:
     def settle(self, n_certain: int) -> None:
         """The answer's first `n_certain` tokens will not be taken back."""
         while self._n < n_certain and self._n + 1 in self._waiting:
-            self._n += 1
-            states = self._waiting.pop(self._n)
-            if self._total is None:
-                self._total = np.zeros_like(states)
-            self._total += states
+            states = self._waiting[self._n + 1]
+            total = states.copy() if self._total is None else self._total + states
+            # In one statement, so that no interrupt loses a state or counts one twice.
+            self._total, self._n = total, self._n + 1
+            del self._waiting[self._n]
 
     def states(self, n_answer: int) -> States | None:
         """The pooled states; None where not even the prompt was read."""
