@@ -157,7 +157,7 @@ class DirectionOptions:
 
     @property
     def layer_numbers(self) -> list[int] | None:
-        """The layers to edit; None where the best are to be found."""
+        """The layers to edit; None if the best are to be found."""
         return parse_layers(self.layers) if self.layers is not None else None
 
 

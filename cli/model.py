@@ -101,7 +101,7 @@ def _card(facts: ModelFacts, path: Path, lora: list[dict[str, str | float]]) -> 
 
 
 def _size_of(path: Path) -> int | None:
-    """The bytes of a file; None where there is none that this user may look at."""
+    """The bytes of a file; None if there is none that this user may look at."""
     try:
         return path.stat().st_size if path.is_file() else None
     except OSError:

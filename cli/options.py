@@ -101,7 +101,7 @@ class WhoseOptions:
         return library.find(name, self.fingerprint() if several else None)
 
     def fingerprint(self) -> Fingerprint | None:
-        """That of the model, without loading it; None where no model is named."""
+        """That of the model, without loading it; None if no model is named."""
         name = self._named()
         return _fingerprint(name) if name is not None else None
 
@@ -135,8 +135,8 @@ def _fingerprint(name: str, lora: Sequence[str] = ()) -> Fingerprint:
     from alignez_edge.modelfiles.lora import parse_lora_option, read_lora
 
     gguf = read_gguf(model_file(name))
-    carried = [parse_lora_option(text) for text in lora]
-    return fingerprint(gguf, [(read_lora(file, gguf), scale) for file, scale in carried])
+    attached = [parse_lora_option(text) for text in lora]
+    return fingerprint(gguf, [(read_lora(file, gguf), scale) for file, scale in attached])
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ ROW_KEYS = [
     "price",
     "scores",
 ]
-PRICE_KEYS = [
+COST_KEYS = [
     "nats_above_plain",
     "low",
     "high",
@@ -76,7 +76,7 @@ def test_a_row_for_each_profile_and_strength(
     assert (said.code, said.err) == (0, "")
     found = records(said.out)
     assert [list(row) for row in found] == [ROW_KEYS, ROW_KEYS]
-    assert [list(row["price"]) for row in found] == [PRICE_KEYS, PRICE_KEYS]
+    assert [list(row["price"]) for row in found] == [COST_KEYS, COST_KEYS]
     assert [(row["arm"], row["strength"], row["side"], row["trait"]) for row in found] == [
         ("bright:1", 1.0, "positive", "polite"),
         ("bright:-0.5", -0.5, "negative", "rude"),
@@ -101,11 +101,11 @@ def test_the_table_says_wins_and_prices(
     lines = said.out.splitlines()
     assert lines[0].startswith("Random model: 3 queries, 1 answer to each, judged by wordy-")
     head = "arm                more    win  lose  tie  net win %"
-    assert lines[2].startswith(head) and lines[2].endswith("of asking")
+    assert lines[2].startswith(head) and lines[2].endswith("of prompting")
     arms = [line.split("  ")[0] for line in lines[3:9]]
     both = ["bright:-1 + asked", "bright:1 + asked"]
     assert arms == ["asked:polite+", "asked:polite-", "bright:-1", "bright:1", *both]
-    assert "the price, against plain answers:" in lines
+    assert "the cost, against plain answers:" in lines
     assert f"kept in {tmp_path / 'run'}" in said.err
 
 

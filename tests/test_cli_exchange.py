@@ -52,7 +52,7 @@ def test_export_a_control_vector(
     assert said.err.splitlines() == [
         "note: other programs apply it to every token, the prompt's too; alignez leaves the prompt"
         " alone but for its last token",
-        "note: what the profile does at the prompt's last token is left out (--part deciding)",
+        "note: what the profile does at the last prompt token is left out (--part deciding)",
     ]
     profile = Profile.load(polite)
     rows = read_control_vector(target).rows(6, 64)

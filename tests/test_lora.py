@@ -317,7 +317,7 @@ def test_a_dropped_model_goes_at_once(tiny_llama: Path, tuned_file: Path) -> Non
         gc.enable()
 
 
-# --- strangers' files -------------------------------------------------------------------------
+# --- untrusted files --------------------------------------------------------------------------
 
 DOWN = "blk.1.ffn_down.weight"
 

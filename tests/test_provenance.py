@@ -229,7 +229,7 @@ def changed(keys: Sequence[str], value: Any) -> dict[str, Any]:
         changed(["neighbors"], -3),
     ],
 )
-def test_a_strangers_record_is_sound_or_none(model: Model, value: Any) -> None:
+def test_an_untrusted_record_is_sound_or_none(model: Model, value: Any) -> None:
     profile = random_profile(model)
     assert Provenance.of(replace(profile, report={KEY: record()})) is not None
     assert Provenance.of(replace(profile, report={KEY: value})) is None

@@ -233,7 +233,7 @@ def good() -> dict[str, Any]:
         [{key: text for key, text in good().items() if key != "drift"}],
     ],
 )
-def test_kept_pairs_of_strangers_are_sound_or_none(llama_model: Model, value: Any) -> None:
+def test_untrusted_kept_pairs_are_sound_or_none(llama_model: Model, value: Any) -> None:
     profile = random_profile(llama_model)
     assert kept_pairs(with_kept(profile, [good()])) and kept_pairs(profile) == ()
     assert kept_pairs(with_kept(profile, value)) == ()

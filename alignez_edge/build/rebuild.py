@@ -42,7 +42,7 @@ def build_like(
     `profile` but for the time. `method`, `layers` and `neighbors`, where they are given, take the
     place of those that it was built with. `queries` or `pairs` (a file) are needed where the
     profile does not carry its queries and they are not the built-in ones. Raises `BadInputError`
-    where the profile says nothing of its build, and where these are not what it was built from.
+    if the profile says nothing of its build, and if these are not what it was built from.
     """
     from alignez_edge.build.build import build_profile
     from alignez_edge.profile.kept_pairs import kept_pairs
@@ -88,8 +88,8 @@ def build_like(
 
 
 def threads_of(profile: Profile) -> int | None:
-    """The threads that a profile was built with, which rounding depends on; None where it does not
-    say, or where this machine has fewer cores."""
+    """The threads that a profile was built with, which rounding depends on; None if it does not
+    say, or if this machine has fewer cores."""
     found = Provenance.of(profile)
     if found is None or found.threads > (os.cpu_count() or 1):
         return None
@@ -97,7 +97,7 @@ def threads_of(profile: Profile) -> int | None:
 
 
 def differences(profile: Profile, model: Model) -> str:
-    """What is not as it was when a profile was built, of what its numbers depend on; '' where
+    """What is not as it was when a profile was built, of what its numbers depend on; '' if
     building it again gives the same, as far as that can be told without building it."""
     found = Provenance.of(profile)
     facts: list[tuple[str, object, object]] = [

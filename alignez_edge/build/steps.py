@@ -261,7 +261,7 @@ class Builder(Workplace):
         step: tuple[int, int] = (0, 1),
     ) -> list[FreeReading]:
         """The free-running answers to `questions`; finished ones are read back. `step` says which
-        of how many such measurements this is. Raises `BadInputError` where this model does not
+        of how many such measurements this is. Raises `BadInputError` if this model does not
         allow `way`."""
         form, probe = self._prompting(choice)
         names = [way, form.name, probe.name, *(field.name for field in fields(FreeReading))]

@@ -1,4 +1,4 @@
-"""How much of a side is in a text, judged by the model itself: consensus among ways of asking.
+"""How much of a side is in a text, judged by the model itself: consensus among forms of request.
 
 A text that was written for one form of request is scored by how much likelier the model finds it
 under the positive than under the negative request of *other* forms, the probes:

@@ -20,7 +20,7 @@ never seen the generator's. The rules, one by one:
    The score is (true - wrong - off - evasive - unknown) over the sentences that are not social.
    An answer without any such sentence scores -1: it does not answer. So does an empty one.
 5. *knowledge*: true / (true + wrong + unknown), the share of claims about the topic that are
-   true; None where nothing is claimed.
+   true; None if nothing is claimed.
 6. *coherence*: the share of words that belong to this world, times the share of sentences that
    are not a repetition of an earlier one. *loop*: a sentence that occurs three times or more, or
    the same four words five times or more.

@@ -35,7 +35,7 @@ class Blind:
 
     @classmethod
     def of(cls, axis: str, arms: Sequence[Seen]) -> Blind | None:
-        """What the arms of an axis say; None where the judge tells the answers of one apart."""
+        """What the arms of an axis say; None if the judge tells the answers of one apart."""
         told = [arm for arm in arms if arm.differing]
         differing, ties = sum(arm.differing for arm in told), sum(arm.ties for arm in told)
         if differing < LEAST or any(arm.ties < TIES * arm.differing for arm in told):

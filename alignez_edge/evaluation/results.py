@@ -1,4 +1,4 @@
-"""From the files of a run to its table: wins, scores and prices of every arm, with intervals.
+"""From the files of a run to its table: wins, scores and costs of every arm, with intervals.
 
 Nothing here needs a model: whoever has the folder can compute the table again.
 """
@@ -23,7 +23,7 @@ from alignez_edge.files.text import printable
 Contest = tuple[str, str, str]
 """(arm, axis, side): one arm against plain answers, judged by one aim."""
 KNOWLEDGE = "knowledge"
-"""The aspect that is a price and no style: the share of claims that are true."""
+"""The aspect that is a cost and no style: the share of claims that are true."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Tables:
         return found
 
     def _drift(self) -> dict[str, DoubleArray]:
-        """By arm, the sums over neutral texts of drift times tokens, of nats, and of tokens."""
+        """By arm, the sums over neutral texts of KL times tokens, of nats, and of tokens."""
         found: dict[str, DoubleArray] = {}
         for _, record in self.run.drift.records():
             sums = found.setdefault(str(record.get("arm")), np.zeros(3))
@@ -174,7 +174,7 @@ def _row(tables: Tables, number: int, contest: Contest, trait: str) -> dict[str,
         "low": _percent(wins.net.low),
         "high": _percent(wins.net.high),
         "p_value": sign_test(judged.preferences),
-        "price": _price(tables, number, contest),
+        "price": _cost(tables, number, contest),
         "scores": {
             aspect: _triple(tables.resamples.figure(tables.resamples.mean(values)))
             for aspect, values in tables.scores(contest).items()
@@ -183,7 +183,7 @@ def _row(tables: Tables, number: int, contest: Contest, trait: str) -> dict[str,
     if arm["kind"] == "steered":
         for name, share in (
             ("relative_improvement", _relative_improvement(tables, contest)),
-            ("share_of_asking", _share_of_asking(tables, number, contest)),
+            ("share_of_asking", _ratio_to_prompting(tables, number, contest)),
         ):
             if share is not None:
                 scale = 100 if name == "relative_improvement" else 1
@@ -195,7 +195,7 @@ def _row(tables: Tables, number: int, contest: Contest, trait: str) -> dict[str,
     return row
 
 
-def _price(tables: Tables, number: int, contest: Contest) -> dict[str, float | None]:
+def _cost(tables: Tables, number: int, contest: Contest) -> dict[str, float | None]:
     """What an arm's answers cost, against plain answers of the same seeds."""
     both = tables.resamples
     above = both.ratio(tables.nats[number], tables.tokens[number]) - both.ratio(
@@ -248,10 +248,10 @@ def _relative_improvement(tables: Tables, contest: Contest) -> Figure | None:
     return tables.resamples.share(ours, mean(np.sign(reference.preferences)))
 
 
-def _share_of_asking(tables: Tables, number: int, contest: Contest) -> Figure | None:
-    """The span from this strength to the opposite one, over that of asking for either side.
+def _ratio_to_prompting(tables: Tables, number: int, contest: Contest) -> Figure | None:
+    """The span from this strength to the opposite one, over that of prompting for either side.
 
-    None where one of the four arms is missing.
+    None if one of the four arms is missing.
     """
     arm = tables.arms[number]
     axis = contest[1]

@@ -36,7 +36,7 @@ class RunFolder:
     """One evaluation on disk."""
 
     def __init__(self, path: str | Path) -> None:
-        """Open the folder of a run to read it; raises `BadInputError` where it holds none."""
+        """Open the folder of a run to read it; raises `BadInputError` if it holds none."""
         self.path = Path(path)
         self.answers = Log(self.path / "answers.jsonl")
         self.verdicts = Log(self.path / "verdicts.jsonl")
@@ -49,7 +49,7 @@ class RunFolder:
     def begin(cls, path: str | Path, settings: Mapping[str, Any]) -> RunFolder:
         """The folder of the run of these settings: begun, or as an earlier call left it.
 
-        Raises `BadInputError` where the folder holds something else.
+        Raises `BadInputError` if the folder holds something else.
         """
         folder = Path(path)
         shown = printable(str(folder))
@@ -112,7 +112,7 @@ class RunFolder:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """`run.json` of a folder; raises `BadInputError` where it is missing or not one of ours."""
+    """`run.json` of a folder; raises `BadInputError` if it is missing or not one of ours."""
     path = folder / "run.json"
     shown = printable(str(path))
     text = read_text(path, limit=MAX_RUN, what="run")

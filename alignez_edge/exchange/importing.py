@@ -49,7 +49,7 @@ def files_of(path: str | Path) -> list[Path]:
 
 
 def is_control_vector(path: str | Path) -> bool:
-    """Whether the GGUF file at `path` says that it is one; raises `ProfileFileError` where it
+    """Whether the GGUF file at `path` says that it is one; raises `ProfileFileError` if it
     cannot be read."""
     file = read_gguf(path, ProfileFileError)
     return str(file.metadata.get("general.architecture")) == ARCHITECTURE
@@ -66,7 +66,7 @@ def name_for(path: Path) -> str:
 def copy_profile(path: str | Path, library: ProfileLibrary, name: str) -> tuple[Path, Profile]:
     """Take a profile file into the library under `name`, byte by byte; where it lies, and it.
 
-    Raises `ProfileFileError` where it is no usable profile, `BadInputError` where the name cannot
+    Raises `ProfileFileError` if it is no usable profile, `BadInputError` if the name cannot
     be or another profile for the same model has it.
     """
     given = Profile.load(path)  # for messages that name the file that was given
@@ -90,8 +90,8 @@ def imported_profile(
 ) -> Profile:
     """A control vector as a profile of `model` called `name`: the same at every token.
 
-    Strength 1 adds `unit` times what the file holds. Raises `BadInputError` where it does not fit
-    the model, where nobody knows who made it, and for a name or a unit that cannot be.
+    Strength 1 adds `unit` times what the file holds. Raises `BadInputError` if it does not fit
+    the model, if nobody knows who made it, and for a name or a unit that cannot be.
     """
     maker = maker or file.maker
     rows = file.rows(model.n_layer, model.n_embd, maker)

@@ -53,7 +53,7 @@ def export_peft(
     """Write a PEFT adapter of one part of the exact form of `profile` at `strength`.
 
     The folder is made if missing. Raises `BadInputError` as `export_lora` does, for architectures
-    whose modules are not known here and for mixtures of experts; `AlignezError` where the package
+    whose modules are not known here and for mixtures of experts; `AlignezError` if the package
     safetensors is not installed.
     """
     try:

@@ -100,7 +100,7 @@ class QueryEdit:
 
     def edit(self, position: str) -> Edit:
         """The papers' edit of the MLP's output at one position: a swap, or version 2's sum of
-        `<x, theta> theta`. Raises `ValueError` where the bank was not read at the MLP's output."""
+        `<x, theta> theta`. Raises `ValueError` if the bank was not read at the MLP's output."""
         if self.tensor != "ffn_out":
             raise ValueError(f"directions of {self.tensor} cannot edit the MLP's output")
         p = POSITIONS.index(position)
@@ -135,7 +135,7 @@ class QueryEdit:
 def condition(bank: Bank, states: npt.NDArray[np.floating], recipe: Recipe = Recipe()) -> QueryEdit:
     """The turn of a query whose state at the last token of its plain prompt is `states`.
 
-    `states` is `(n_layer, n_embd)`, read at the bank's tensor. Raises `ValueError` where they or
+    `states` is `(n_layer, n_embd)`, read at the bank's tensor. Raises `ValueError` if they or
     the recipe's layers do not fit the bank.
     """
     layers = bank.layers if recipe.layers is None else tuple(sorted(recipe.layers))

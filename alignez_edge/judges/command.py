@@ -67,7 +67,7 @@ class CommandJudge:
         return cls(printable(shlex.join(words), 120), words, timeout)
 
     def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Judgement]:
-        """See `Judge`. Raises `AlignezError` where the program dies, stalls or says nonsense."""
+        """See `Judge`. Raises `AlignezError` if the program dies, stalls or says nonsense."""
         lines = [_line(asked) for asked in comparisons]
         if not lines:
             return
@@ -120,7 +120,7 @@ class _Program:
             thread.start()
 
     def next_line(self, where: str, timeout: float) -> bytes:
-        """The next line that is not blank; raises `AlignezError` where none comes."""
+        """The next line that is not blank; raises `AlignezError` if none comes."""
         try:
             line = self._said.get(timeout=timeout)
         except queue.Empty:

@@ -1,7 +1,7 @@
 """LoRA adapters that a model carries: what tunes it, in files beside its own.
 
 An adapter changes matrices `W` of a model to `W + s B A` (Hu et al. 2021, arXiv:2106.09685). Its
-file comes from a stranger: what llama.cpp would abort on or leave out in silence is refused here,
+file is untrusted: what llama.cpp would abort on or leave out in silence is refused here,
 and what llama.cpp gets is written anew from the parts that were checked (`Lora.content`).
 """
 
@@ -95,7 +95,7 @@ Carried = Sequence[tuple[Lora, float]]
 
 
 def read_lora(path: str | Path, model: GGUFFile) -> Lora:
-    """The adapter in the file at `path`, for `model`. Raises `ModelFileError` where it is none
+    """The adapter in the file at `path`, for `model`. Raises `ModelFileError` if it is none
     that llama.cpp can apply as it is meant."""
     return _Check(read_gguf(path), model).run()
 
@@ -111,7 +111,7 @@ def parse_lora_option(text: str) -> tuple[str, float]:
     """`FILE[:SCALE]` as (file, scale); the default scale is 1.
 
     Only a number behind the last colon is a scale, and not where a file is called so. Raises
-    `BadInputError` where it is not finite.
+    `BadInputError` if it is not finite.
     """
     head, colon, tail = text.rpartition(":")
     if colon and head and not is_there(text):

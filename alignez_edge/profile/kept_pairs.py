@@ -21,7 +21,7 @@ _TEXTS = ("query", "chosen", "rejected")
 class KeptPair:
     """A pair that was held back from a profile's directions, and what the profile did to it.
 
-    `margin` (nats per token, against the plain model) and `drift` are at strengths +1 and -1.
+    `margin` and `drift` (KL), in nats per token against the plain model, are at strengths ±1.
     """
 
     query: str
@@ -34,7 +34,7 @@ class KeptPair:
 def kept_pairs(profile: Profile) -> tuple[KeptPair, ...]:
     """The pairs that a profile carries; none where its report tells of none that are sound.
 
-    A report can come from a stranger's file.
+    A report can come from an untrusted file.
     """
     try:
         found = profile.report.get(KEY, [])

@@ -22,7 +22,7 @@ class Moved:
     """A steered answer beside the plain one of the same query and seed.
 
     `amount` is how far it moved towards `side` of `axis`: the difference of the two scores, in
-    their units, or the judge's preference (−1 to 1) where it gives no scores; None where that was
+    their units, or the judge's preference (−1 to 1) where it gives no scores; None if that was
     not looked at.
     """
 

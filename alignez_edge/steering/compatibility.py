@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def check_fit(profile: Steerable, model: Weights) -> str | None:
-    """One line about a profile made for a sibling of `model`; None where it is the same model.
+    """One line about a profile made for a sibling of `model`; None if it is the same model.
 
-    Raises `ProfileFileError`, naming what differs, where the profile does not fit.
+    Raises `ProfileFileError`, naming what differs, if the profile does not fit.
     """
     name = printable(profile.name)
     found = compare(profile.fingerprint, model.fingerprint)

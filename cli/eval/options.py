@@ -26,7 +26,10 @@ JudgeOption = Annotated[
 ]
 NeutralOption = Annotated[
     str | None,
-    typer.Option(metavar="FILE", help="Texts to measure drift on, one a line; else plain answers."),
+    typer.Option(
+        metavar="FILE",
+        help="Texts to measure KL from the plain model on, one a line; else plain answers.",
+    ),
 ]
 FolderOption = Annotated[
     str | None,

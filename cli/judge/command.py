@@ -177,7 +177,7 @@ def _orders(record: Mapping[str, Any], path: Path) -> Orders:
 
 
 def record_of(report: JudgeReport) -> dict[str, Any]:
-    """A report as `--json` says it; shares are from 0 to 1, None where nothing was counted."""
+    """A report as `--json` says it; shares are from 0 to 1, None if nothing was counted."""
     return {
         "judge": report.judge,
         "can_tell": report.can_tell,

@@ -53,7 +53,7 @@ def effect_title(profile: Profile) -> str:
 
 def effect_of(profile: Profile) -> tuple[float, float | None] | None:
     """How far strengths +1 and -1 lie apart, in nats per token, and that as a ratio to prompting;
-    None where it was not measured."""
+    None if it was not measured."""
     from alignez_edge.calibration.unit import Measured
 
     found = Measured.of(profile)
@@ -84,7 +84,7 @@ def verdict_line(profile: Profile, *, long: bool = False) -> str:
 
 
 def verdict_facts(profile: Profile) -> dict[str, str | None]:
-    """The same for JSON: `verdict` and `reason`, null where it was not measured."""
+    """The same for JSON: `verdict` and `reason`, null if it was not measured."""
     from alignez_edge.calibration.verdict import Verdict
 
     found = Verdict.of(profile)
@@ -98,8 +98,8 @@ def strength_line(profile: Profile) -> str:
     """What strengths 1 and -1 are."""
     unit, negative = profile.unit, profile.unit_negative
     if negative is None or negative == unit:
-        return f"{unit:.2f} natural lengths"
-    return f"{unit:.2f} natural lengths, -1 {negative:.2f}"
+        return f"{unit:.2f} raw differences"
+    return f"{unit:.2f} raw differences, -1 {negative:.2f}"
 
 
 def size_line(path: Path) -> str:
@@ -108,7 +108,7 @@ def size_line(path: Path) -> str:
 
 
 def curve_table(profile: Profile, indent: str = "") -> str:
-    """The measured curve over strengths of the profile; '' where there is none."""
+    """The measured curve over strengths of the profile; '' if there is none."""
     from alignez_edge.calibration.unit import Measured
 
     found = Measured.of(profile)
@@ -123,12 +123,12 @@ def curve_table(profile: Profile, indent: str = "") -> str:
 
 
 def _heads(found: Measured) -> list[str]:
-    return ["", "effect", "cost"] if found.free else ["", "preference", "drift"]
+    return ["", "effect", "cost"] if found.free else ["", "preference", "KL"]
 
 
 def _cells(values: Iterable[float]) -> list[str]:
-    preference, drift = values
-    return [f"{preference:+.3f}", f"{drift:+.3f}" if drift < 0 else f"{drift:.3f}"]
+    effect, cost = values
+    return [f"{effect:+.3f}", f"{cost:+.3f}" if cost < 0 else f"{cost:.3f}"]
 
 
 def facts(profile: Profile, path: Path) -> dict[str, Any]:

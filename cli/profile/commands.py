@@ -40,7 +40,7 @@ def list_(*, whose: WhoseOptions, out: Output) -> None:
     """List the profiles that can be used by name.
 
     Where models share a name, the full name tells their profiles apart. With a model the list says
-    which of them fit it. The strength is that of 1, in natural lengths; the effect is how far +1
+    which of them fit it. The strength is that of 1, in raw differences; the effect is how far +1
     and -1 move answers apart, against prompting; the verdict says whether it works.
     """
     from alignez_edge.modelfiles.fingerprint import Fit

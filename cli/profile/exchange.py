@@ -42,7 +42,7 @@ PartOption = Annotated[
     typer.Option(
         metavar="PART",
         help="What a vector or adapter holds: what the profile does at the tokens of the answer,"
-        " or at the deciding token.",
+        " or at the last prompt token.",
     ),
 ]
 PairsOption = Annotated[
@@ -101,9 +101,9 @@ def export(
     name, strength = parse_profile_option(profile)
     source = WhoseOptions(loading.model).find(name)  # the demo's only where that is said
     value = Profile.load(source)
-    carried = [parse_lora_option(text)[0] for text in loading.lora]
+    attached = [parse_lora_option(text)[0] for text in loading.lora]
     for target in (output, Path(output) / ADAPTER, Path(output) / VECTOR):
-        check_apart(target, [source, *carried])
+        check_apart(target, [source, *attached])
     if to == "pairs":
         found = export_pairs(value, output, pairs)
     elif to == "control-vector":
@@ -183,7 +183,7 @@ class _Importer(ExitStack):
         self._model: Model | None = None
 
     def take(self, file: Path, name: str | None) -> None:
-        """One file, under `name` or its own; raises `AlignezError` where it cannot be taken."""
+        """One file, under `name` or its own; raises `AlignezError` if it cannot be taken."""
         from alignez_edge.exchange.importing import copy_profile, is_control_vector, name_for
         from alignez_edge.profile.library import ProfileLibrary
 
