@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from alignez_edge.runtime.weights import ModelFacts
 
 app = typer.Typer(
-    help="What a GGUF is, and short names for the models that one uses.",
+    help="What a GGUF file is, and short names for models.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )

@@ -177,12 +177,12 @@ def test_a_system_prompt_alone_and_with_a_profile(
         (["--sweep", "layers=0"], "error: '0' is not a count"),
         (["--sweep", "method=alignes"], "error: 'alignes' cannot be swept over"),
         (["--sweep", "strength=1", "--strengths", "1"], "error: --sweep strength and --strengths"),
-        (["--sweep", "strength=1", "--ablations"], "error: --sweep and --ablations exclude"),
-        (["--sweep", "strength=1", "--grid", "a", "b"], "error: --grid and -p exclude"),
+        (["--sweep", "strength=1", "--ablations"], "error: --sweep and --ablations cannot"),
+        (["--sweep", "strength=1", "--grid", "a", "b"], "error: --grid and -p cannot"),
         (["--sweep", "strength=1", "--sweep", "strength=2"], "error: --sweep names a setting"),
         (["--strengths", "1,1.0000001"], "error: two arms are called bright:1"),
-        (["--grid", "a", "b"], "error: --grid and -p exclude each other"),
-        (["--reference", "a", "--against", "b"], "error: --reference and --against exclude"),
+        (["--grid", "a", "b"], "error: --grid and -p cannot be combined"),
+        (["--reference", "a", "--against", "b"], "error: --reference and --against cannot"),
         (["--reference", "nowhere"], "error: no model called 'nowhere'"),
         (["--against", "nobody"], "error: no profile called 'nobody'"),
         (["--judge", "nobody"], "error: no judge is called 'nobody'"),
@@ -221,9 +221,9 @@ def test_what_has_to_be_named(
     *without, _, profile = use
     model = without[:2]
     for options, error in (
-        (without, "error: there is no profile to evaluate"),
-        ([*model, "-p", profile], "error: there is nothing to ask"),
-        ([*without[:6], "-p", profile], "error: there is nobody to judge"),
+        (without, "error: no profile given"),
+        ([*model, "-p", profile], "error: no queries given"),
+        ([*without[:6], "-p", profile], "error: no judge given"),
     ):
         said = alignez("eval", *options)
         assert said.code == 2 and said.err.startswith(error)

@@ -259,7 +259,7 @@ def test_interference_of_profiles_and_of_a_mix(llama_model: Model) -> None:
     assert isinstance(after, Heat)
     assert before.values == heat.values
     assert abs(after.values[0][1]) < 1e-3
-    with pytest.raises(BadInputError, match="is one, and no mix"):
+    with pytest.raises(BadInputError, match="needs several profiles or a mix"):
         of_profile.interference_of(profiles[:1])
 
 
@@ -338,7 +338,7 @@ def test_sweeps_of_a_run(tmp_path: Path) -> None:
     assert not over_method.curves[0].joined
     with pytest.raises(BadInputError, match="no profile at a strength") as caught:
         of_run.picture_of_run(outcome, "strength")
-    assert caught.value.hint == "of this run there is: sweep"
+    assert caught.value.hint == "this run has: sweep"
     rendered(picture, "svg")
 
 
@@ -414,7 +414,7 @@ def test_strange_results_are_one_line(tmp_path: Path, change: Any) -> None:
     results = json.loads(path.read_text("utf-8"))
     change(results)
     path.write_text(json.dumps(results), "utf-8")
-    with pytest.raises(BadInputError, match=r"does not say what a run found") as caught:
+    with pytest.raises(BadInputError, match=r"has no usable results") as caught:
         Outcome.load(run.path)
     assert "\n" not in caught.value.message
 

@@ -41,7 +41,7 @@ def build_like(
     On the same model, with the same number of threads and versions, the result is equal to
     `profile` but for the time. `method`, `layers` and `neighbors`, where they are given, take the
     place of those that it was built with. `queries` or `pairs` (a file) are needed where the
-    profile does not carry its queries and they are not the built-in ones. Raises `BadInputError`
+    profile does not contain its queries and they are not the built-in ones. Raises `BadInputError`
     if the profile says nothing of its build, and if these are not what it was built from.
     """
     from alignez_edge.build.build import build_profile
@@ -121,12 +121,12 @@ def _queries(source: Source, profile: Profile, offered: Sequence[str] | None) ->
             return queries
     if offered is None:
         raise BadInputError(
-            f"the profile {name} does not carry its {source.count} queries",
+            f"the profile {name} does not contain its {source.count} queries",
             "give them: --queries FILE",
         )
     raise BadInputError(
         f"these are not the {source.count} queries that the profile {name} was built with",
-        f"as a text of one a line they have the SHA-256 {source.sha256}",
+        f"the right ones, one a line, have the SHA-256 {source.sha256}",
     )
 
 
@@ -144,7 +144,7 @@ def _check_pairs(source: Source, profile: Profile, pairs: str | Path | None) -> 
     name = printable(profile.name)
     if pairs is None:
         raise BadInputError(
-            f"the profile {name} does not carry the {source.count} pairs that it was built from",
+            f"the profile {name} does not contain the {source.count} pairs that it was built from",
             "give them: --pairs FILE",
         )
     if Source.of_pairs(read_labelled_pairs(pairs, profile.axis).pairs) != source:

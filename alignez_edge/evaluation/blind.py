@@ -47,7 +47,7 @@ class Blind:
         """What `dataclasses.asdict` made of one. Raises `KeyError` or `ValueError`."""
         ties, differing = value["ties"], value["differing"]
         if type(ties) is not int or type(differing) is not int or not 0 <= ties <= differing > 0:
-            raise ValueError("the ties of a judge are no counts")
+            raise ValueError("the ties of a judge are not counts")
         return cls(str(value["axis"]), ties, differing, value["asked"] is True)
 
     def finding(self, judge: str) -> str:
@@ -58,8 +58,8 @@ class Blind:
         )
         if self.asked:
             return (
-                f"{told}, those included where the prompt asked for it: it cannot see {self.axis}"
-                " here, and its verdicts prove nothing"
+                f"{told}, also where the prompt asked for it: it cannot see {self.axis} here, and"
+                " its verdicts prove nothing"
             )
         return (
             f"{told}: its verdicts prove nothing here (--asking shows whether it sees what the"

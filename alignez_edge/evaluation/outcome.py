@@ -129,7 +129,7 @@ class Outcome:
             # Only what was raised here has words for a user.
             reason = str(failure) if type(failure) is ValueError else "it is damaged"
             raise BadInputError(
-                f"{shown} does not say what a run found: {reason}",
+                f"{shown} has no usable results: {reason}",
                 "start the same evaluation again: it writes it anew from the answers",
             ) from None
 
@@ -217,6 +217,6 @@ def _number(value: Any) -> float:
     if value is None:
         return math.nan
     if type(value) not in (int, float):
-        raise ValueError(f"{printable(repr(value), 40)} is no number")
+        raise ValueError(f"{printable(repr(value), 40)} is not a number")
     # What is larger than any figure can be is drawn and printed as not known.
     return float(value) if abs(value) < LARGEST else math.nan

@@ -307,7 +307,7 @@ def _number(run: RunFolder, record: Mapping[str, Any], key: str) -> float:
         if value is None:
             return math.nan
         raise BadInputError(
-            f"{printable(str(run.path))} holds a line whose {key} is no number",
+            f"{printable(str(run.path))} holds a line whose {key} is not a number",
             "the folder is damaged: choose another one with -o",
         )
     return float(value)

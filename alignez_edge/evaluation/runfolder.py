@@ -61,7 +61,7 @@ class RunFolder:
             if found != wanted:
                 differing = [k for k in wanted if found.get(k) != wanted[k]] or ["keys"]
                 raise BadInputError(
-                    f"the folder {shown} holds a run of other settings:"
+                    f"the folder {shown} holds a run with other settings:"
                     f" {', '.join(differing)} differ",
                     "choose another folder with -o, or none",
                 )
@@ -101,7 +101,7 @@ class RunFolder:
             type(at) is int and 0 <= at < size for at, size in zip(place, self.shape, strict=True)
         ):
             raise BadInputError(
-                f"{printable(str(self.path))} holds a line about an answer that is not of its run",
+                f"{printable(str(self.path))} holds a line about an answer of another run",
                 "the folder is damaged: choose another one with -o",
             )
         return place  # type: ignore[return-value]
@@ -130,5 +130,5 @@ def read_run(folder: Path) -> dict[str, Any]:
     except (ValueError, RecursionError, KeyError, TypeError):
         usable = False
     if not usable:
-        raise BadInputError(f"{shown} does not say what a run is", "choose another folder with -o")
+        raise BadInputError(f"{shown} does not describe a run", "choose another folder with -o")
     return dict(run)

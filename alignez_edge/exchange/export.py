@@ -196,7 +196,7 @@ def no_lora(profile: Profile) -> BadInputError:
         return _moves_logits(profile)
     what = (profile.intervention or Intervention).no_lora
     return BadInputError(
-        f"the profile {printable(profile.name)} {what}, of which no LoRA can be made",
+        f"the profile {printable(profile.name)} {what}: no LoRA can be made of it",
         "export it as a control vector: --to control-vector",
     )
 

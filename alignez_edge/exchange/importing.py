@@ -59,7 +59,7 @@ def name_for(path: Path) -> str:
     """The name that a file gets in the library where nobody gives one."""
     name = _UNFIT.sub("-", path.name.removesuffix(SUFFIX))[:64].strip("-_")
     if not name:
-        raise BadInputError(f"{printable(str(path))} has no name to keep", "give one: --name NAME")
+        raise BadInputError(f"{printable(str(path))} has no usable name", "give one: --name NAME")
     return name
 
 

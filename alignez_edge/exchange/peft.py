@@ -66,8 +66,8 @@ def export_peft(
     architecture = profile.fingerprint.architecture
     if architecture not in MODULES:
         raise BadInputError(
-            f"what transformers calls the modules of {printable(architecture)} is not known here",
-            f"known are {', '.join(sorted(MODULES))}; --to lora works for all",
+            f"the names of {printable(architecture)}'s modules in transformers are not known",
+            f"known: {', '.join(sorted(MODULES))}; --to lora works for all",
         )
     found = factors(profile, model, strength, part)
     biased = bool(found.constants.any())

@@ -70,8 +70,8 @@ class VectorFile:
         maker = maker or self.maker
         if maker is None:
             raise ProfileFileError(
-                f"{shown}: it does not show which program made it, and they count layers apart",
-                "say it: --from llama.cpp (its cvector-generator), or --from repeng",
+                f"{shown}: unknown maker, and programs number layers differently",
+                "name it: --from llama.cpp (its cvector-generator), or --from repeng",
             )
         if self.n_embd != n_embd:
             raise ProfileFileError(
@@ -133,7 +133,7 @@ def read_control_vector(path: str | Path) -> VectorFile:
         match = _NAME.fullmatch(name)
         if match is None:
             raise ProfileFileError(
-                f"{shown}: the tensor {printable(name, 70)!r} is no direction of a layer"
+                f"{shown}: the tensor {printable(name, 70)!r} is not the direction of a layer"
             )
         if info.type != "F32" or len(info.shape) != 1:
             raise ProfileFileError(

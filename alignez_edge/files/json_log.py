@@ -21,7 +21,7 @@ from alignez_edge.files.text import printable
 from alignez_edge.files.writing import append_whole, write_atomic
 
 MAX_LINE = 16 << 20
-GO_ON = "what is finished is kept: start the same evaluation again and it goes on"
+GO_ON = "finished work is kept: start the same evaluation again to continue"
 
 
 class Log:

@@ -80,7 +80,7 @@ class ValueFunction:
         names = set(cls.__dataclass_fields__)
         if set(arrays) != names:
             odd = ", ".join(sorted(names ^ set(arrays)))
-            raise BadInputError(f"these arrays make no value function: {odd}")
+            raise BadInputError(f"these arrays are not a value function: {odd}")
         return cls(**{name: np.asarray(array) for name, array in arrays.items()})
 
     def __call__(self, states: FloatArray) -> FloatArray:

@@ -59,7 +59,7 @@ class CommandJudge:
             raise BadInputError("the judge's command is empty", "write command:PROGRAM ARGUMENTS")
         if "\0" in text or shutil.which(words[0]) is None:
             raise BadInputError(
-                f"the judge's program {printable(words[0], 120)!r} is not there",
+                f"the judge's program {printable(words[0], 120)!r} was not found",
                 "give its path, or a name on $PATH; scripts need to be executable",
             )
         if not (math.isfinite(timeout) and timeout > 0):

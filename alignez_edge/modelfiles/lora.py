@@ -204,7 +204,7 @@ class _Check:
         if (way := str(keys.get("adapter.type"))) != "lora":
             raise self._fail(f"an adapter of the kind '{printable_name(way)}'")
         if "adapter.alora.invocation_tokens" in keys:
-            raise self._fail("a LoRA that certain words switch on (aLoRA), which nothing does here")
+            raise self._fail("an activated LoRA (aLoRA), which is not supported")
         architecture, expected = (
             printable_name(str(source.metadata.get("general.architecture")))
             for source in (self._gguf, self._model)
@@ -228,12 +228,12 @@ class _Check:
         if base is None:
             raise self._fail(f"it changes {shown}, which the model does not have")
         if len(base.shape) < 2:
-            raise self._fail(f"it changes {shown}, which is no matrix", _MERGE)
+            raise self._fail(f"it changes {shown}, which is not a matrix", _MERGE)
         if base.type == "NVFP4":  # llama.cpp ends the process over some of them
             raise self._fail(f"it changes {shown}, which is NVFP4", "use another quantization")
         if matrix == _EMBEDDING and "output.weight" not in self._model.tensors:
             # llama.cpp would multiply with the factors of the embedding on the way out as well.
-            raise self._fail(f"it changes {shown}, with which this model also ends", _MERGE)
+            raise self._fail(f"it changes {shown}, also this model's output matrix", _MERGE)
         shapes = []
         for side in "ab":
             factor = self._gguf.tensors.get(f"{matrix}.lora_{side}")

@@ -157,7 +157,7 @@ def interference_of(profiles: Sequence[Profile]) -> Picture:
     mixture = Mixture.of(profile)
     if mixture is None:
         raise BadInputError(
-            f"interference is between profiles; {_name(profile)} is one, and no mix",
+            f"interference needs several profiles or a mix, not {_name(profile)} alone",
             "name several: alignez plot interference polite formal",
         )
     names = tuple(part.profile for part in mixture.parts)

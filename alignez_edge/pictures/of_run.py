@@ -31,7 +31,7 @@ def strength_of_run(outcome: Outcome) -> Picture:
     rows = [row for row in outcome.steered if len(row.terms) == 1 and _is_plain_sweep(row)]
     names = list(dict.fromkeys(row.profile for row in rows))
     if not names:
-        raise BadInputError("the run has no profile at a strength of its own")
+        raise BadInputError("the run has no profile that is used alone")
     shown = names[:MOST_PANELS]
     columns = [_strength_column(outcome, [r for r in rows if r.profile == n]) for n in shown]
     return Picture(
@@ -91,7 +91,7 @@ def picture_of_run(outcome: Outcome, kind: str) -> Picture:
     except BadInputError as failure:
         others = ", ".join(pictures_of_run(outcome))
         raise BadInputError(
-            failure.message, f"of this run there is: {others}" if others else None
+            failure.message, f"this run has: {others}" if others else None
         ) from None
 
 

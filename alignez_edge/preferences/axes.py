@@ -61,7 +61,8 @@ class Axis:
     pirate" do as well. An axis without a `negative` has one side only: its other side is the plain
     answer. An author's own sentence in place of the paper's goes into `positive_prompt` and
     `negative_prompt`, word for word; words for other forms of request go into `positive_wording`
-    and `negative_wording`. `queries` are the questions of pairs when the caller brings none. Every text is one printable line. Raises `AxisError`.
+    and `negative_wording`. `queries` are the questions of pairs when the caller brings none.
+    Every text is one printable line. Raises `AxisError`.
     """
 
     name: str

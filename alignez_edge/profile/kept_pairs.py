@@ -50,7 +50,7 @@ def _kept(value: Any) -> KeptPair:
     for key in _TEXTS:
         text = value[key]
         if not isinstance(text, str) or not text.strip() or len(text) > MAX_CHARS:
-            raise ValueError(f"{key} is no text of bounded length")
+            raise ValueError(f"{key} is not a text of bounded length")
         if not _is_text(text):
             raise ValueError(f"{key} holds half a character")
     query, chosen, rejected = (value[key] for key in _TEXTS)

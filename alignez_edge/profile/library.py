@@ -185,7 +185,7 @@ class ProfileLibrary:
             return _one_of(own, name, model).path
         if found:
             raise BadInputError(
-                f"{name} is built in and stays",
+                f"{name} is built in and cannot be removed",
                 hint="a profile of your own by that name for the same model hides it",
             )
         known = [entry.name for entry in self.list() if entry.origin == "user"]

@@ -207,7 +207,7 @@ def mix(
     for profile in profiles:
         if profile.intervention is not None and not profile.intervention.edits_layers:
             raise BadInputError(
-                f"{printable(profile.name)} moves the logits, no layer: it cannot be mixed",
+                f"{printable(profile.name)} moves logits and not layers: it cannot be mixed",
                 "use both at once: -p NAME -p NAME",
             )
     sums = [sum_of(strengths[profile.order]) for profile in profiles]

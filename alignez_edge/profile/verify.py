@@ -145,7 +145,7 @@ def recalibrate(profile: Profile, model: Model, on_progress: Progress | None = N
         return _recalibrated_freely(profile, model, questions, kept, on_progress)
     if not kept:
         raise BadInputError(
-            f"the profile {printable(profile.name)} carries no pairs to calibrate with",
+            f"the profile {printable(profile.name)} contains no pairs to calibrate with",
             "build one for this model: alignez build --like FILE -m MODEL",
         )
     ways = ways_of(profile, model)

@@ -176,7 +176,7 @@ def injections(
             reasons.append(failure.message)
             continue
         if injection is None:
-            raise BadInputError("the steering adds up to nothing: there is nothing to measure")
+            raise BadInputError("the steering is zero: there is nothing to measure")
         found[way] = injection
     if not found:
         raise BadInputError(reasons[-1])

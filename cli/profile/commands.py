@@ -102,7 +102,7 @@ def _model_of(whose: WhoseOptions, out: Output) -> Fingerprint | None:
     except AlignezError as failure:
         if whose.model is not None:
             raise
-        out.notice(f"no profile is marked as fitting: {failure.message}")
+        out.notice(f"cannot mark the profiles that fit: {failure.message}")
     return None
 
 
@@ -160,9 +160,7 @@ def remove(
     place = library.check_removable(name, model)
     if not yes:
         if not can_ask():
-            raise BadInputError(
-                "nobody is there to confirm that", f"alignez profile remove {name} --yes"
-            )
+            raise BadInputError("stdin is not a terminal; pass --yes")
         if not typer.confirm(f"delete {place}?", err=True):
             out.notice("not removed")
             raise typer.Exit(1)
@@ -187,7 +185,7 @@ def mix_(
     orthogonal: Annotated[
         bool,
         typer.Option(
-            "--orthogonal", help="Take out of each part what it has along the axes of the others."
+            "--orthogonal", help="Remove from each part what lies along the others' axes."
         ),
     ] = False,
     name: Annotated[
