@@ -282,10 +282,7 @@ class SamplingOptions:
         float, typer.Option(metavar="T", help="0 always takes the likeliest token.")
     ] = 0.8
     top_p: Annotated[
-        float,
-        typer.Option(
-            metavar="P", help="Draw from the likeliest tokens, together of probability P."
-        ),
+        float, typer.Option(metavar="P", help="Draw from the likeliest tokens that sum to P.")
     ] = 0.95
     max_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens of an answer at most.")] = 256
 
