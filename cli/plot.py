@@ -205,10 +205,10 @@ def _find_run(name: str) -> Path | None:
 
 
 def _run(name: str) -> Path:
-    found = _find_run(name)
-    if found is None:
+    folder = _find_run(name)
+    if folder is None:
         raise BadInputError(
             f"no run called '{printable(name, 120)}', and no such folder",
             "`alignez eval` says where it keeps one",
         )
-    return found
+    return folder

@@ -266,7 +266,7 @@ def test_a_line_of_another_run_is_one_error(
     shutil.copytree(folder, tmp_path / "run")
     with (tmp_path / "run" / "answers.jsonl").open("a") as file:
         file.write(json.dumps(cell) + "\n")
-    with pytest.raises(BadInputError, match="not of its run"):
+    with pytest.raises(BadInputError, match="answer of another run"):
         evaluate(tiny, plan, Longer(), tmp_path / "run")
 
 

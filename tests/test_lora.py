@@ -384,7 +384,7 @@ BAD: dict[str, tuple[str, Callable[[Factors], None], dict[str, Any]]] = {
     "sizes": ("are 128 x 4 and 4 x 7, the matrix is 128 x 64", other_sizes, {}),
     "axes": ("are 128 x 4 x 2 x 1", more_axes, {}),
     "unknown": ("blk.9.ffn_down.weight, which the model", renamed("blk.9.ffn_down.weight"), {}),
-    "vector": ("is no matrix", renamed("blk.1.ffn_norm.weight"), {}),
+    "vector": ("is not a matrix", renamed("blk.1.ffn_norm.weight"), {}),
     "norm": ("replaces blk.1.ffn_norm.weight", a_norm, {}),
     "infinite": ("lora_a holds numbers that are not finite", infinite, {}),
     "integers": ("lora_a holds I32 numbers", whole_numbers, {}),

@@ -149,7 +149,7 @@ def test_without_texts_only_the_models_are_compared(
     found = verify(bare, llama_model)
     assert (found.pairs, found.before, found.now) == (0, None, None)
     assert "I love" not in json.dumps(bare.report)
-    with pytest.raises(BadInputError, match="carries no pairs"):
+    with pytest.raises(BadInputError, match="contains no pairs"):
         recalibrate(bare, llama_model)
 
 

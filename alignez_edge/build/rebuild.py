@@ -90,23 +90,23 @@ def build_like(
 def threads_of(profile: Profile) -> int | None:
     """The threads that a profile was built with, which rounding depends on; None if it does not
     say, or if this machine has fewer cores."""
-    found = Provenance.of(profile)
-    if found is None or found.threads > (os.cpu_count() or 1):
+    provenance = Provenance.of(profile)
+    if provenance is None or provenance.threads > (os.cpu_count() or 1):
         return None
-    return found.threads
+    return provenance.threads
 
 
 def differences(profile: Profile, model: Model) -> str:
     """What is not as it was when a profile was built, of what its numbers depend on; '' if
     building it again gives the same, as far as that can be told without building it."""
-    found = Provenance.of(profile)
+    provenance = Provenance.of(profile)
     facts: list[tuple[str, object, object]] = [
         (name, profile.versions.get(name), now) for name, now in versions().items()
     ]
-    if found is not None:
+    if provenance is not None:
         facts += [
-            ("the model's file", found.model.sha256, ModelFile.of(model).sha256),
-            ("threads", found.threads, model.threads),
+            ("the model's file", provenance.model.sha256, ModelFile.of(model).sha256),
+            ("threads", provenance.threads, model.threads),
         ]
     facts.append(("adapters", profile.fingerprint.adapter, model.fingerprint.adapter))
     return ", ".join(name for name, then, now in facts if then != now)

@@ -102,8 +102,8 @@ def judge(text: str, topic: str) -> RuleScores:
 
 def topic_of(query: str) -> str | None:
     """The topic that a query is about: the longest topic name in it; None if there is none."""
-    found = _rules().topics.findall(query.lower())
-    return max(found, key=len) if found else None
+    topics = _rules().topics.findall(query.lower())
+    return max(topics, key=len) if topics else None
 
 
 def split_sentences(text: str) -> list[str]:

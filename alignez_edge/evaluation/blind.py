@@ -52,16 +52,16 @@ class Blind:
 
     def finding(self, judge: str) -> str:
         """That in one sentence."""
-        told = (
+        fact = (
             f"the judge {judge} called {self.ties / self.differing:.0%} of the {self.differing}"
             f" answers that differ from plain ones ties on {self.axis}"
         )
         if self.asked:
             return (
-                f"{told}, also where the prompt asked for it: it cannot see {self.axis} here, and"
+                f"{fact}, also where the prompt asked for it: it cannot see {self.axis} here, and"
                 " its verdicts prove nothing"
             )
         return (
-            f"{told}: its verdicts prove nothing here (--asking shows whether it sees what the"
+            f"{fact}: its verdicts prove nothing here (--asking shows whether it sees what the"
             " prompt asks for)"
         )

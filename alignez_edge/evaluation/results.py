@@ -60,38 +60,38 @@ class Tables:
 
     def _judged(self) -> dict[Contest, Judged]:
         shape = self.run.shape[1:]
-        found: dict[Contest, Judged] = {}
+        by_contest: dict[Contest, Judged] = {}
         for _, record in self.run.verdicts.records():
             _, query, seed = self.run.place(record)
             contest = str(record["arm"]), str(record.get("axis")), str(record.get("side"))
-            judged = found.setdefault(contest, Judged(np.full(shape, np.nan), {}))
+            judged = by_contest.setdefault(contest, Judged(np.full(shape, np.nan), {}))
             judged.preferences[query, seed] = _number(self.run, record, "preference")
             scores = record.get("scores")
             for aspect, pair in scores.items() if isinstance(scores, dict) else ():
                 both = judged.scores.setdefault(str(aspect), np.full((2, *shape), np.nan))
                 both[:, query, seed] = _pair(self.run, pair)
-        return found
+        return by_contest
 
     def _drift(self) -> dict[str, DoubleArray]:
         """By arm, the sums over neutral texts of KL times tokens, of nats, and of tokens."""
-        found: dict[str, DoubleArray] = {}
+        by_arm: dict[str, DoubleArray] = {}
         for _, record in self.run.drift.records():
-            sums = found.setdefault(str(record.get("arm")), np.zeros(3))
+            sums = by_arm.setdefault(str(record.get("arm")), np.zeros(3))
             tokens = _number(self.run, record, "tokens")
             if tokens > 0:
                 drift, nats = (_number(self.run, record, key) for key in ("drift", "nats"))
                 sums += (drift * tokens, nats, tokens)
-        return found
+        return by_arm
 
     @cached_property
     def plain_scores(self) -> dict[str, DoubleArray]:
         """By aspect, the scores of the plain answers, from whichever contest has them."""
-        found: dict[str, DoubleArray] = {}
+        by_aspect: dict[str, DoubleArray] = {}
         for judged in self.judged.values():
             for aspect, (_, plain) in judged.scores.items():
-                known = found.setdefault(aspect, plain.copy())
+                known = by_aspect.setdefault(aspect, plain.copy())
                 np.copyto(known, plain, where=np.isnan(known))
-        return found
+        return by_aspect
 
     def scores(self, contest: Contest) -> dict[str, DoubleArray]:
         """By aspect, the scores of an arm's answers. Answers that were not judged because they are
@@ -99,13 +99,13 @@ class Tables:
         judged = self.judged.get(contest)
         if judged is None:
             return {}
-        found = {}
+        by_aspect = {}
         for aspect, plain in self.plain_scores.items():
             own = judged.scores.get(aspect, np.full((2, *plain.shape), np.nan))[0]
             unscored = np.all([np.isnan(both[0]) for both in judged.scores.values()] or [True], 0)
             same = unscored & (judged.preferences == 0)
-            found[aspect] = np.where(same, plain, own)
-        return found
+            by_aspect[aspect] = np.where(same, plain, own)
+        return by_aspect
 
     def sample(self, contest: Contest) -> DoubleArray:
         """How much an arm's answers show of the positive side of their axis.

@@ -129,16 +129,16 @@ def export_pairs(profile: Profile, path: str | Path, source: str | Path | None =
     """
     file = Path(source) if source is not None else built_from(profile)
     check_apart(path, [file])
-    found = read_labelled_pairs(file, profile.axis)
+    pairs = read_labelled_pairs(file, profile.axis)
     records = [
         {"prompt": pair.query, "chosen": pair.chosen, "rejected": pair.rejected}
-        for pair in found.pairs
+        for pair in pairs.pairs
     ]
     if not records:
         raise BadInputError(f"the pair file {printable(str(file))} has no usable pairs")
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     write_atomic(path, lines.encode())
-    dropped = sum(found.dropped.values())
+    dropped = sum(pairs.dropped.values())
     notices = (f"left out, because no build would use them: {dropped}",) if dropped else ()
     return Exported((Path(path),), notices)
 
@@ -164,30 +164,30 @@ def factors(profile: Profile, model: Model, strength: float, part: Part) -> Fact
 
 def folder_at(path: str | Path) -> Path:
     """The folder, made if missing; raises `BadInputError` if a file is in its place."""
-    found = status_of(path)
-    if found is not None and not stat.S_ISDIR(found.st_mode):
+    status = status_of(path)
+    if status is not None and not stat.S_ISDIR(status.st_mode):
         raise BadInputError(f"cannot write {printable(str(path))}: it is a file, not a folder")
     return make_folder(Path(path))
 
 
 def notices_of(profile: Profile, part: Part, model: Model | None = None) -> list[str]:
     """What is lost where other programs apply one part of `profile` to every token."""
-    found = [
+    notices = [
         "other programs apply it to every token, the prompt's too; alignez leaves the prompt alone"
         " but for its last token"
     ]
     if profile.intervention is not None and profile.intervention.lost_in_export:
-        found.append(profile.intervention.lost_in_export)
+        notices.append(profile.intervention.lost_in_export)
     vector = profile.vector
     if profile.exact is not None or not np.array_equal(vector.deciding, vector.answer):
-        found.append(
+        notices.append(
             "what the profile does at the last prompt token is left out (--part deciding)"
             if part == "answer"
             else "this is for the last prompt token only: at every token it is too strong"
         )
     if model is not None and model.lora:
-        found.append("it is for the model with the adapters that it carries: set it beside those")
-    return found
+        notices.append("it is for the model with its attached adapters: use it beside those")
+    return notices
 
 
 def no_lora(profile: Profile) -> BadInputError:

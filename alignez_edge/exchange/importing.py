@@ -39,13 +39,13 @@ def files_of(path: str | Path) -> list[Path]:
     try:
         if not place.is_dir():
             return [place]
-        found = sorted(p for p in place.iterdir() if p.suffix == SUFFIX and p.is_file())
+        files = sorted(p for p in place.iterdir() if p.suffix == SUFFIX and p.is_file())
     except (OSError, ValueError) as failure:
         reason = getattr(failure, "strerror", None) or str(failure)
         raise ProfileFileError(f"cannot read {shown}: {reason}") from None
-    if not found:
+    if not files:
         raise ProfileFileError(f"the folder {shown} holds no {SUFFIX} files")
-    return found
+    return files
 
 
 def is_control_vector(path: str | Path) -> bool:
@@ -73,16 +73,16 @@ def copy_profile(path: str | Path, library: ProfileLibrary, name: str) -> tuple[
     target = library.place(name, given.fingerprint, given.model)
     if not _same(target, Path(path)):  # the very same bytes may be imported again
         target = library.free_place(name, given.fingerprint, given.model)
-    found: list[Profile] = []
+    loaded: list[Profile] = []
 
     def copy(temporary: Path) -> None:
         shutil.copyfile(path, temporary)
         # The copy is what is checked: the original may change in between.
-        found.append(Profile.load(temporary))
+        loaded.append(Profile.load(temporary))
 
     make_folder(library.folder)
     write_atomic(target, copy)
-    return target, found[0]
+    return target, loaded[0]
 
 
 def imported_profile(

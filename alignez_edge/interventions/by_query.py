@@ -111,15 +111,15 @@ class QueryEdit:
         """By layer, the edit's `inward` rows `(rank, n_embd)` as coefficients `(rank, 2 k)` over
         the wanted and then the unwanted sides of `rows`."""
         p = POSITIONS.index(position)
-        found = {}
+        by_layer = {}
         for i, layer in self._edited(p):
             directions, coefficients = self._kept(i, p)
             if self.swaps:
                 help_, harm = coefficients
                 overlap = directions[0] @ directions[1]
                 coefficients = np.stack([harm, help_ - overlap * harm])
-            found[layer] = coefficients
-        return found
+            by_layer[layer] = coefficients
+        return by_layer
 
     def _edited(self, p: int) -> list[tuple[int, int]]:
         """(index, layer) of the layers in which the edit at a position has all that it needs."""

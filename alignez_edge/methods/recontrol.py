@@ -177,7 +177,7 @@ class _Probe:
     rows: FloatArray
     p: FloatArray
 
-    def drift(self, move: FloatArray) -> float:
+    def kl(self, move: FloatArray) -> float:
         """KL(plain || moved), in nats. All other tokens keep their logits, so with the changes
         `c` of these it is `log(1 + sum p (e^c - 1)) - sum p c`."""
         change = (self.rows @ move).astype(np.float64)
@@ -214,7 +214,7 @@ def _size(steering: ReControl, probes: Sequence[_Probe], drift: float) -> float:
     def found(size: float) -> float:
         moves = replace(steering, size=size).moves(hidden)
         pairs = zip(probes, moves, strict=True)
-        return float(np.mean([probe.drift(s * move) for probe, move in pairs for s in (1, -1)]))
+        return float(np.mean([probe.kl(s * move) for probe, move in pairs for s in (1, -1)]))
 
     low, high = 0.0, 1.0
     while found(high) < drift:

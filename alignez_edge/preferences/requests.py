@@ -84,8 +84,8 @@ def role(axis: Axis, side: Side) -> str:
 def style(axis: Axis, side: Side) -> str:
     """How the answer is to be: "Answer in a very polite way."."""
     trait = prompts.very(prompts.trait(axis, side))
-    made = f"in a {trait} way" if trait.startswith("very ") else f"like {trait}"
-    return axis.wording_of(side).style or f"Answer {made}."
+    manner = f"in a {trait} way" if trait.startswith("very ") else f"like {trait}"
+    return axis.wording_of(side).style or f"Answer {manner}."
 
 
 def person(axis: Axis, side: Side) -> str:

@@ -1,6 +1,4 @@
-"""The pairs that a profile carries so that `verify.py` can measure them again, read as a
-stranger's.
-"""
+"""The pairs that a profile carries for `verify.py` to measure again, read as untrusted."""
 
 from __future__ import annotations
 
@@ -37,10 +35,10 @@ def kept_pairs(profile: Profile) -> tuple[KeptPair, ...]:
     A report can come from an untrusted file.
     """
     try:
-        found = profile.report.get(KEY, [])
-        if not isinstance(found, list) or len(found) > N_KEPT:
+        entries = profile.report.get(KEY, [])
+        if not isinstance(entries, list) or len(entries) > N_KEPT:
             return ()
-        return tuple(_kept(value) for value in found)
+        return tuple(_kept(value) for value in entries)
     except (KeyError, TypeError, ValueError):
         return ()
 

@@ -114,12 +114,12 @@ class ProfileLibrary:
         short, at, model = name.partition("@")
         if not _NAME.fullmatch(short) or (at and not _MODEL.fullmatch(model)):
             return []
-        found = self._entries(short)
+        entries = self._entries(short)
         if at:
             wanted = model.lower()
-            exact = [entry for entry in found if entry.model.lower() == wanted]
-            found = exact or [e for e in found if f"-{wanted}" in f"-{e.model.lower()}"]
-        return found
+            exact = [entry for entry in entries if entry.model.lower() == wanted]
+            entries = exact or [e for e in entries if f"-{wanted}" in f"-{e.model.lower()}"]
+        return entries
 
     def find(self, name_or_file: str, model: Fingerprint | None = None) -> Path:
         """The file of a name (see `called`), else of a path.
@@ -128,9 +128,9 @@ class ProfileLibrary:
         shape. Raises `ProfileFileError` with near matches if there is neither name nor file,
         and with what there is if several are meant.
         """
-        found = self.called(name_or_file)
-        if found:
-            return _one_of(found, name_or_file, model).path
+        entries = self.called(name_or_file)
+        if entries:
+            return _one_of(entries, name_or_file, model).path
         if is_there(name_or_file):
             return Path(name_or_file)
         raise ProfileFileError(
@@ -274,25 +274,25 @@ def _in_a_name(model: str) -> str:
     return _UNFIT.sub("-", model)[:_LONGEST].strip("-._") or "unnamed"
 
 
-def _one_of(found: Sequence[LibraryEntry], name: str, model: Fingerprint | None) -> LibraryEntry:
+def _one_of(entries: Sequence[LibraryEntry], name: str, model: Fingerprint | None) -> LibraryEntry:
     """The entry that is meant; raises `ProfileFileError` if that is not clear."""
     shown = printable(name, 80)
-    if model is not None and len(found) > 1:
+    if model is not None and len(entries) > 1:
         for fit in (Fit.SAME, Fit.SAME_SHAPE):
-            if fitting := [entry for entry in found if entry.fit(model) is fit]:
-                found = fitting
+            if fitting := [entry for entry in entries if entry.fit(model) is fit]:
+                entries = fitting
                 break
         else:
             raise ProfileFileError(
-                f"no profile called '{shown}' is for this model, only {_names(found)}",
+                f"no profile called '{shown}' is for this model, only {_names(entries)}",
                 hint=f"build one for this model: alignez build {shown.partition('@')[0]} -m MODEL",
             )
-    if len(found) > 1:
+    if len(entries) > 1:
         raise ProfileFileError(
-            f"{len(found)} profiles are called '{shown}': {_names(found)}",
-            hint=f"name one, like {printable(found[0].full_name)}, or the model: -m MODEL",
+            f"{len(entries)} profiles are called '{shown}': {_names(entries)}",
+            hint=f"name one, like {printable(entries[0].full_name)}, or the model: -m MODEL",
         )
-    return found[0]
+    return entries[0]
 
 
 def _names(entries: Iterable[LibraryEntry]) -> str:

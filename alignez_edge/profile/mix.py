@@ -74,18 +74,18 @@ class Mixture:
 
         A report can come from an untrusted file.
         """
-        found = profile.report.get(_KEY)
+        record = profile.report.get(_KEY)
         try:
             parts = tuple(
                 Part(str(part["profile"]), str(part["digest"]), _number(part["strength"]))
-                for part in found["parts"]  # type: ignore[index]
+                for part in record["parts"]  # type: ignore[index]
             )
             if not 1 <= (size := len(parts)) <= MAX_PARTS:
                 return None
             return cls(
                 parts,
-                _matrix(found["interference"], size),  # type: ignore[index]
-                _matrix(left, size) if (left := found["remaining"]) else None,  # type: ignore[index]
+                _matrix(record["interference"], size),  # type: ignore[index]
+                _matrix(left, size) if (left := record["remaining"]) else None,  # type: ignore[index]
             )
         except (KeyError, TypeError, ValueError, OverflowError):
             return None

@@ -1,7 +1,7 @@
 """A run as one page that can be handed on: HTML with its pictures inside, or Markdown.
 
 The page loads nothing and runs nothing. Everything in it that comes out of the run, answers most of
-all, is a stranger's text: it is escaped, so that it can be read and can do nothing.
+all, is untrusted text: it is escaped, so that it can be read and can do nothing.
 """
 
 from __future__ import annotations
@@ -94,9 +94,9 @@ def _fill(page: _Page, outcome: Outcome) -> None:
         page.table(scores)
     page.heading("The cost")
     page.line(
-        "Against plain answers: how much less likely the plain model finds them, how far the next"
-        " tokens drift on neutral text, its perplexity there, answers that repeat themselves, and"
-        " the change of length."
+        "Against plain answers: how much less likely the plain model finds them, the KL from"
+        " the plain model on neutral text, the perplexity there, answers that repeat themselves,"
+        " and the change of length."
     )
     page.table(_costs(outcome))
     if pictures[1:]:

@@ -104,7 +104,7 @@ def _named(text: str, loading: ModelOptions, way: str) -> tuple[str, Steering]:
 def _unique(given: Sequence[tuple[str, Steering]]) -> list[tuple[str, Steering]]:
     """Names for different profiles that are different; the same profile and strength only once."""
     digests: dict[str, list[str]] = {}
-    found: dict[tuple[str, float], tuple[str, Steering]] = {}
+    unique: dict[tuple[str, float], tuple[str, Steering]] = {}
     for name, steering in given:
         ((profile, strength),) = steering.terms
         known = digests.setdefault(name, [])
@@ -112,8 +112,8 @@ def _unique(given: Sequence[tuple[str, Steering]]) -> list[tuple[str, Steering]]
             known.append(profile.order[1])
         number = known.index(profile.order[1]) + 1
         own = name if number == 1 else f"{name}#{number}"
-        found.setdefault((own, strength), (own, steering))
-    return list(found.values())
+        unique.setdefault((own, strength), (own, steering))
+    return list(unique.values())
 
 
 def _scaled(

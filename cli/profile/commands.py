@@ -137,9 +137,9 @@ def path(
     """Print where the profiles are, or where one is."""
     from alignez_edge.profile.library import ProfileLibrary
 
-    found = ProfileLibrary().folder if name is None else whose.find(name)
-    out.record({"path": str(found)})
-    out.result(str(found))
+    place = ProfileLibrary().folder if name is None else whose.find(name)
+    out.record({"path": str(place)})
+    out.result(str(place))
 
 
 @app.command()
