@@ -336,7 +336,7 @@ def test_sweeps_of_a_run(tmp_path: Path) -> None:
     assert over_k.curves[0].x == (3, 5, 10)
     assert over_method.x_names == ("alignez", "mean")
     assert not over_method.curves[0].joined
-    with pytest.raises(BadInputError, match="no profile at a strength") as caught:
+    with pytest.raises(BadInputError, match="no profile that is used alone") as caught:
         of_run.picture_of_run(outcome, "strength")
     assert caught.value.hint == "this run has: sweep"
     rendered(picture, "svg")

@@ -208,7 +208,7 @@ def test_nothing_is_written_of_a_damaged_run(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", [arm(POLITE, 1.0)], n_query=2)
     with run.verdicts.path.open("a", encoding="utf-8") as file:
         file.write('{"arm": "nobody", "query_index": 0, "seed_index": 0}\n')
-    with pytest.raises(BadInputError, match="not of its run"):
+    with pytest.raises(BadInputError, match="answer of another run"):
         write_report(run.path, tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
 
