@@ -1,9 +1,9 @@
 """The measurements behind the choices in docs/method.md: `python -m benchmarks.choices`.
 
 On 60 queries that are neither the unseen ones nor those of the build, and with the displacements at
-their natural lengths (no calibration): how far each choice of layers, of position, of length and of
-what is read moves the four axes, as a share of what asking moves them, and at what price. The
-negative side of `helpful`, where the price is true claims, has a table of its own, beside what the
+their raw differences (no calibration): how far each choice of layers, of position, of length and of
+what is read moves the four axes, over what prompting moves them, and at what cost. The
+negative side of `helpful`, where the cost is true claims, has a table of its own, beside what the
 demo world's own writing loses from one level of the axis to the next.
 """
 
@@ -49,11 +49,11 @@ LEVELS = {"helpful": 1, "middling": 0, "unhelpful": -1}
 N_WRITTEN = 100
 """Answers of the corpus' generator to each query, at each level."""
 Displacements = dict[str, np.ndarray]
-"""By name, `(position, n_layer, n_embd)`: the deciding token, then the answer's."""
+"""By name, `(position, n_layer, n_embd)`: the last prompt token, then the answer's."""
 
 
 def choices(n_layer: int) -> Iterator[tuple[str, str, tuple[int, ...], float, float]]:
-    """What is tried: name, displacement, layers, length at the deciding token, at later ones."""
+    """What is tried: name, displacement, layers, length at the last prompt token, at later ones."""
     last = n_layer - 1
     for first, end in ((1, last - 2), (1, last - 1), (3, last - 1), (last, last), (5, last),
                        (3, last), (1, last)):  # fmt: skip
@@ -61,7 +61,7 @@ def choices(n_layer: int) -> Iterator[tuple[str, str, tuple[int, ...], float, fl
         yield name, "residual", tuple(range(first, end + 1)), 1, 1
     whole = tuple(range(1, n_layer))
     for deciding, answer in ((1, 0), (0, 1), (1, 0.5), (0.5, 1), (1.5, 1), (1.5, 0.8), (2, 0.8)):
-        name = f"deciding token × {deciding}, later ones × {answer}"
+        name = f"last prompt token × {deciding}, later ones × {answer}"
         yield name, "residual", whole, deciding, answer
     yield "difference of means in place of rank 1", "means", whole, 1, 1
     yield "rank 4", "rank 4", whole, 1, 1
@@ -150,19 +150,19 @@ def main() -> None:
             column = AXES.index(axis)
             target = float((asked[0].scores - asked[1].scores)[..., column].mean())
             if axis == UNTRUE:
-                untrue = written(bench.queries) | {"asking": lost(asked[1], plain, column)}
+                untrue = written(bench.queries) | {"prompting": lost(asked[1], plain, column)}
             for name, key, layers, *lengths in choices(model.n_layer):
                 made = vector(found[key], key, layers, (lengths[0], lengths[1]))
                 moved, answers = span(bench, scorer, axis, [
                     Injection((made * s).deciding, (made * s).answer) for s in (1, -1)
                 ])  # fmt: skip
-                prices = [float(a.nats.sum() / a.tokens.sum() - plain_nats) for a in answers]
-                cell = moved / target, float(np.mean(prices)), max(prices)
+                costs = [float(a.nats.sum() / a.tokens.sum() - plain_nats) for a in answers]
+                cell = moved / target, float(np.mean(costs)), max(costs)
                 rows.setdefault(name, []).append(cell)
                 if axis == UNTRUE:
                     untrue[name] = lost(answers[1], plain, column)
-                say(f"{axis}: {name}: {moved / target:.2f}, {np.mean(prices):+.3f} nats")
-    lines = ["| choice | share of asking | nats per token above plain | at worst |",
+                say(f"{axis}: {name}: {moved / target:.2f}, {np.mean(costs):+.3f} nats")
+    lines = ["| choice | ratio to prompting | nats per token above plain | at worst |",
              "| --- | ---: | ---: | ---: |"]  # fmt: skip
     for name, cells in rows.items():
         shares, means, worst = zip(*cells, strict=True)

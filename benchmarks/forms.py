@@ -1,14 +1,14 @@
-"""Every form of steering at the same drift: `python -m benchmarks.forms`.
+"""Every form of steering at the same KL from the plain model: `python -m benchmarks.forms`.
 
 For each axis of the demo world, on the unseen queries and by the rule judge: the control vector,
 the papers' exact edits, both of them made anew for each query, variants of the exact edit that
 might pay, and the methods that they are measured against. All are fitted on the same pairs, which
 the model wrote itself (one row, marked, has the judge's scores instead). Each form's strength is
 set so that the KL divergence from the plain next-token distributions, mean of both signs, over the
-pairs that were held back, is what the control vector at strength 1 costs there: equal drift.
+pairs that were held back, is what the control vector at strength 1 costs there: equal KL.
 
 Net wins are against the plain answers of the same draws, mean of the wanted and the unwanted side;
-the share is the span of scores between both signs over that of asking for either side. Intervals
+the ratio to prompting is the span of scores between both signs over that of prompting. Intervals
 are 95 % and resample the queries.
 """
 
@@ -114,7 +114,7 @@ class Fitted:
             "exact, version 2, rank 4": self._rank_4,
             "exact, version 1, MLP and attention outputs": self._attention,
             "control vector and exact pin": lambda: self._pinned(POSITIONS),
-            "control vector and exact pin at the deciding token": lambda: self._pinned(
+            "control vector and exact pin at the last prompt token": lambda: self._pinned(
                 POSITIONS[:1]
             ),
             "RE-Control, trained on the judge's scores": self._judged,
@@ -202,8 +202,8 @@ class Fitted:
         return lambda strength: (steering * strength).injection(self._model)
 
 
-class Drift:
-    """The price of an injection on texts that are given: KL from the plain distributions."""
+class Divergence:
+    """The KL from the plain model of an injection, on texts that are given."""
 
     def __init__(self, model: Model, pairs: Sequence[PreferencePair], scorer: Scorer) -> None:
         self._model, self._scorer = model, scorer
@@ -227,8 +227,8 @@ class Drift:
         return float(np.mean(found))
 
     def matched(self, form: Form, target: float) -> tuple[float, float]:
-        """The strength at which `form` drifts by `target` to a twentieth, at most `MOST`, and its
-        drift there.
+        """The strength (at most `MOST`) at which the KL of `form` is `target` to a twentieth, and
+        the KL there.
 
         For small moves the divergence grows with the square of the strength.
         """
@@ -269,11 +269,11 @@ def measure_axis(task: Task) -> dict[str, tuple[dict[str, Any], DoubleArray]]:
         asked = [bench.answers(Arm(axis, s), None, task.seeds, scorer) for s in prompts.SIDES]
         span = _span(resamples, asked, column)
         fitted = Fitted(model, axis)
-        drift, target = Drift(model, fitted.held_back, scorer), math.nan
+        divergence, target = Divergence(model, fitted.held_back, scorer), math.nan
         for name, form in fitted.forms(task.wanted):
             if math.isnan(target):  # the control vector comes first
-                target = drift.of(form, 1.0)
-            strength, found_drift = drift.matched(form, target)
+                target = divergence.of(form, 1.0)
+            strength, divergence_there = divergence.matched(form, target)
             answers = [
                 bench.answers(Arm(axis, strength=sign), form(sign * strength), task.seeds, scorer)
                 for sign in SIGNS
@@ -282,7 +282,7 @@ def measure_axis(task: Task) -> dict[str, tuple[dict[str, Any], DoubleArray]]:
             cell = _figures(resamples, answers, plain, column) | {
                 "strength": strength,
                 "share of asking": resamples.figure(share),
-                "drift": found_drift,
+                "drift": divergence_there,
                 "target": target,
             }
             found[name] = cell, share
@@ -334,7 +334,7 @@ def markdown(result: Mapping[str, Any], axes: Sequence[str]) -> str:
     """The table, and which form wins, in words."""
     rows, best = result["forms"], result["best"]
     order = sorted(rows, key=lambda name: -rows[name]["mean"]["share of asking"].mean)
-    head = [*(f"{axis}: net win, %" for axis in axes), "share of asking", "below the best",
+    head = [*(f"{axis}: net win, %" for axis in axes), "ratio to prompting", "below the best",
             "nats", "claims true", "strength"]  # fmt: skip
     lines = ["| form | " + " | ".join(head) + " |", "| --- |" + " ---: |" * len(head)]
     for name in order:
@@ -348,7 +348,7 @@ def markdown(result: Mapping[str, Any], axes: Sequence[str]) -> str:
         cells.append(f"{min(strengths):.2f} to {max(strengths):.2f}")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     ties = [n for n in order if n != best and rows[n]["mean"]["below the best"].low <= 0]
-    verdict = f"**{best}** moves the scores most at equal drift"
+    verdict = f"**{best}** moves the scores most at equal KL from the plain model"
     if ties:
         verdict += "; not told apart from it by these samples: " + ", ".join(ties)
     return re.sub(r"-(?=[0-9])", "−", "\n".join([*lines, "", f"{verdict}."]))
@@ -357,7 +357,7 @@ def markdown(result: Mapping[str, Any], axes: Sequence[str]) -> str:
 def brief(result: Mapping[str, Any], axes: Sequence[str]) -> str:
     """The forms that `alignez build` makes, for a reader in a hurry."""
     rows = result["forms"]
-    lines = ["| form | share of asking | net win, mean of the axes, % | nats above plain |",
+    lines = ["| form | ratio to prompting | net win, mean of the axes, % | nats above plain |",
              "| --- | ---: | ---: | ---: |"]  # fmt: skip
     shown = [name for name in METHODS if name in rows]
     for name in sorted(shown, key=lambda name: -rows[name]["mean"]["share of asking"].mean):

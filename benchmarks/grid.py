@@ -117,7 +117,7 @@ def slopes(scores: DoubleArray) -> DoubleArray:
 
 
 def figures(grid: Grid, names: Sequence[str], foretold: Sequence[float]) -> Table:
-    """The table of one grid: per axis own effect, cross effect and interference; and the price.
+    """The table of one grid: per axis own effect, cross effect and interference; and the cost.
 
     The interference is the cross effect in units of what the other axis does itself, beside what
     the profiles alone foretold (`predicted`).

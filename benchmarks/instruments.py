@@ -58,7 +58,7 @@ class Instrument:
     """A judge of one axis: `score` rises from the `negative` to the `positive` side.
 
     `unit` says what the number is. `measure` gets a text that has a word and gives the number, or
-    None where the text has nothing that the instrument measures. `any_script` is for instruments
+    None if the text has nothing that the instrument measures. `any_script` is for instruments
     that do not read words: the others know Latin letters only.
     """
 
@@ -124,7 +124,7 @@ def _simple(text: str) -> float:
 
 
 def _formal(text: str) -> float | None:
-    """None where there is neither a contraction nor a place for one. A place is two words that are
+    """None if there is neither a contraction nor a place for one. A place is two words that are
     commonly drawn together; a noun before 's is none, because that may be a possessive."""
     text = " ".join(text.split())
     contracted = len(_CONTRACTION.findall(text))

@@ -77,7 +77,7 @@ class LlamaServer:
             return list(pool.map(ask, range(len(prompts))))
 
     def cpu_seconds(self) -> float | None:
-        """Seconds that it has computed so far; None where the system does not say."""
+        """Seconds that it has computed so far; None if the system does not say."""
         stat = Path(f"/proc/{self._process.pid}/stat")
         if not stat.exists():
             return None

@@ -2,7 +2,7 @@
 
 For each axis of the demo world a value function is trained on the model's own answers to the build
 queries, scored by the rule judge. It is then measured as in `benchmarks.steering`: the judge's
-scores on the unseen queries, against plain answers and against asking, and the price in nats a
+scores on the unseen queries, against plain answers and against prompting, and the cost in nats a
 token under the unsteered model. Unlike every other method here it is told the scores.
 """
 
@@ -61,7 +61,7 @@ def measure(
     table: dict[str, Any] = {}
     with Scorer(model) as scorer:
         plain = bench.answers(PLAIN, None, n_seed, scorer)
-        price = resamples.ratio(plain.nats, plain.tokens)
+        plain_nats = resamples.ratio(plain.nats, plain.tokens)
         for axis in axes:
             column = AXES.index(axis)
             training = recontrol_for(model, axis, drift=drift)
@@ -88,7 +88,7 @@ def measure(
                 "span": resamples.figure(span),
                 "share of asking": resamples.figure(share),
                 "nats above plain": {
-                    name: resamples.figure(resamples.ratio(arm.nats, arm.tokens) - price)
+                    name: resamples.figure(resamples.ratio(arm.nats, arm.tokens) - plain_nats)
                     for name, arm in arms.items()
                 },
             }
@@ -97,7 +97,7 @@ def measure(
 
 def markdown(table: dict[str, Any]) -> str:
     """The figures as a Markdown table."""
-    head = ["axis", "explained", "plain", "−1", "−½", "+½", "+1", "span", "share of asking",
+    head = ["axis", "explained", "plain", "−1", "−½", "+½", "+1", "span", "ratio to prompting",
             "nats −1", "nats +1"]  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
     for axis, row in table.items():

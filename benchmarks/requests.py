@@ -53,7 +53,7 @@ _ITEM = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s", re.MULTILINE)
 
 
 def judge(axis: str) -> Judge | None:
-    """An instrument for an axis' positive side; None where there is none.
+    """An instrument for an axis' positive side; None if there is none.
 
     Cheerful: VADER's compound score. Concise: words, tens of them, negative. Formal: contractions
     in 100 words, negative. Simple: Flesch's reading ease, hundredths. Lists: lines that are items.
@@ -96,7 +96,7 @@ class Found:
 
     @property
     def ratio(self) -> float | None:
-        """The taken form's span over that of the best form by the instrument; None where no form
+        """The taken form's span over that of the best form by the instrument; None if no form
         moves it by two errors."""
         best = max(self.rows, key=lambda row: row.span)
         if best.span <= 2 * best.error:

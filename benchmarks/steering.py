@@ -1,8 +1,8 @@
-"""How much steering moves the demo model, against asking: `python -m benchmarks.steering`.
+"""How much steering moves the demo model, against prompting: `python -m benchmarks.steering`.
 
 For each axis of the demo world, on the unseen queries and by the rule judge: the answers to plain
 queries, to the same queries with either side of the trait asked for, and to plain queries under
-the axis' profile at seven strengths. The yardstick is asking. The price is what the unsteered
+the axis' profile at seven strengths. The yardstick is prompting. The cost is what the unsteered
 model thinks of the answers (nats per token with the plain prompt) and the share of true claims.
 
 A query's draws are the same in every arm, so that arms are compared answer by answer; intervals
@@ -193,7 +193,7 @@ def figures(answers: Mapping[Arm, Answers], axes: Sequence[str]) -> dict[str, An
                 ).net
                 for s in FULL
             },
-            "price": {name: _price(resamples, answers[arm], plain) for name, arm in arms.items()},
+            "price": {name: _cost(resamples, answers[arm], plain) for name, arm in arms.items()},
             "strength 0": {
                 "same as plain": int((zero == plain.texts[:, : zero.shape[1]]).sum()),
                 "answers": zero.size,
@@ -214,7 +214,7 @@ def figures(answers: Mapping[Arm, Answers], axes: Sequence[str]) -> dict[str, An
     return table
 
 
-def _price(resamples: Resamples, arm: Answers, plain: Answers) -> dict[str, Figure | float]:
+def _cost(resamples: Resamples, arm: Answers, plain: Answers) -> dict[str, Figure | float]:
     """What an arm costs beside plain answers of the same seeds."""
     plain = plain.first(arm.nats.shape[1])
     above = resamples.ratio(arm.nats, arm.tokens) - resamples.ratio(plain.nats, plain.tokens)
@@ -304,7 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--method", choices=METHODS, default=DEFAULT_METHOD)
     parser.add_argument("--profiles", type=Path, help="folder with <axis>.gguf to use as they are")
     parser.add_argument("--build-seed", type=int, default=0, help="seed of the profiles")
-    parser.add_argument("--picture", type=Path, help="write score and price over strength (PNG)")
+    parser.add_argument("--picture", type=Path, help="write score and cost over strength (PNG)")
     parser.add_argument("--json", action="store_true", help="print one JSON object, no tables")
     parser.add_argument("--readme", type=Path, help="put the tables between this file's markers")
     options = parser.parse_args(arguments)

@@ -18,8 +18,8 @@ SHARE_WANTED = 0.85
 NATS_ALLOWED = 0.1
 KNOWLEDGE_ALLOWED = 0.1
 SHOWN = {
-    "asked negative": "asked −",
-    "asked positive": "asked +",
+    "asked negative": "prompted −",
+    "asked positive": "prompted +",
     "steered -1": "steered −1",
     "steered +1": "steered +1",
 }
@@ -37,10 +37,10 @@ class Check:
 
 
 def checks(result: Table) -> Iterator[Check]:
-    """What has to be shown, line by line. Prices are judged by the worst axis and side."""
+    """What has to be shown, line by line. Costs are judged by the worst axis and side."""
     share: Figure = result["mean share of asking"]
     yield Check(
-        "span of steering / span of asking, mean of the axes",
+        "span of steering / span of prompting, mean of the axes",
         f">= {SHARE_WANTED}",
         f"{share.mean:.2f} [{share.low:.2f}, {share.high:.2f}]",
         share.mean >= SHARE_WANTED,
@@ -69,7 +69,7 @@ def checks(result: Table) -> Iterator[Check]:
         yield Check(
             what,
             f"<= {allowed}",
-            f"worst {cells[where]:+.2f} at {where} (asking: {asked:+.2f}), mean {mean:+.2f}",
+            f"worst {cells[where]:+.2f} at {where} (prompting: {asked:+.2f}), mean {mean:+.2f}",
             cells[where] <= allowed if worst is max else cells[where] >= -allowed,
         )
     same = sum(table["strength 0"]["same as plain"] for table in axes.values())
@@ -83,7 +83,7 @@ def markdown(result: Table, brief: bool = False) -> str:
         f"{result['model']}: {result['queries']} {result['which']} queries, {result['seeds']} "
         "answers to each, temperature 0.8; scores from −1 to +1 by the rule judge, intervals 95 %.",
         _scores(result),
-        _prices(result),
+        _costs(result),
     ]
     if not brief:
         verdict = [
@@ -107,7 +107,7 @@ def insert(text: str, path: Path, name: str = "steering") -> None:
 
 def _scores(result: Table) -> str:
     head = ["axis", "plain", *SHOWN.values()]
-    head += ["+1 over −1", "share of asking", "net win −1", "net win +1"]
+    head += ["+1 over −1", "ratio to prompting", "net win −1", "net win +1"]
     rows = []
     for axis, table in result["axes"].items():
         score = table["scores"]
@@ -122,7 +122,7 @@ def _scores(result: Table) -> str:
     return _table(head, [*rows, ["mean", *[""] * 6, mean, "", ""]])
 
 
-def _prices(result: Table) -> str:
+def _costs(result: Table) -> str:
     head = ["axis", *(f"{what}: {arm}" for what in ("nats", "knowledge") for arm in SHOWN.values())]
     rows = [
         [axis, *(
@@ -134,7 +134,7 @@ def _prices(result: Table) -> str:
     ]  # fmt: skip
     plain = result["plain"]
     return (
-        f"The price, against plain answers ({plain['nats per token'].mean:.2f} nats per token "
+        f"The cost, against plain answers ({plain['nats per token'].mean:.2f} nats per token "
         f"under the unsteered model, {100 * plain['knowledge'].mean:.0f} % of claims true):\n\n"
         + _table(head, rows)
     )
@@ -179,21 +179,21 @@ def _interval(figure: Figure, scale: float = 1.0, digits: int = 2) -> str:
 
 
 def draw(result: Table, path: Path) -> None:
-    """Write the picture: per axis the score over strength, and below it the price."""
+    """Write the picture: per axis the score over strength, and below it the cost."""
     columns = [_column(name, table) for name, table in result["axes"].items()]
     make_folder(path.parent)
-    title = f"{result['model']}: score and price over strength, 95\u00a0% intervals"
+    title = f"{result['model']}: score and cost over strength, 95\u00a0% intervals"
     save(Picture(title, tuple(zip(*columns, strict=True))), path)
 
 
 def _column(name: str, table: Table) -> tuple[Chart, Chart]:
-    scores, prices = table["scores"], table["price"]
-    asked = {f"asking for the {side} side": f"asked {side}" for side in ("positive", "negative")}
+    scores, cost = table["scores"], table["price"]
+    asked = {f"prompting for the {side} side": f"asked {side}" for side in ("positive", "negative")}
     zero = Figure(0.0, 0.0, 0.0)
     found = [scores[f"steered {s:+g}"] if s else scores["plain"] for s in STRENGTHS]
-    costs = [prices[f"steered {s:+g}"]["nats above plain"] if s else zero for s in STRENGTHS]
+    costs = [cost[f"steered {s:+g}"]["nats above plain"] if s else zero for s in STRENGTHS]
     levels = [(label, scores[arm].mean) for label, arm in asked.items()]
-    price_levels = [(label, prices[arm]["nats above plain"].mean) for label, arm in asked.items()]
+    cost_levels = [(label, cost[arm]["nats above plain"].mean) for label, arm in asked.items()]
     return (
         Chart(
             name, "strength", "score", (_steered(found),),
@@ -201,7 +201,7 @@ def _column(name: str, table: Table) -> tuple[Chart, Chart]:
         ),
         Chart(
             "", "strength", "nats per token above plain", (_steered(costs),),
-            (*price_levels, (PLAIN, 0.0)),
+            (*cost_levels, (PLAIN, 0.0)),
         ),
     )  # fmt: skip
 

@@ -81,7 +81,7 @@ def measure(
 ) -> dict[Kind, Answers]:
     """The judged answers of every row; `load` opens the model with the adapters that it is given.
 
-    The price is what the base model thinks of the answers.
+    The cost is what the base model thinks of the answers.
     """
     found: dict[Kind, Answers] = {}
     with ExitStack() as stack:

@@ -44,7 +44,7 @@ def bench(
         int, typer.Option(metavar="N", help="Repetitions; fewer where time is short.")
     ] = 15,
     seconds: Annotated[
-        float, typer.Option(metavar="S", help="About how long it may take, loading apart.")
+        float, typer.Option(metavar="S", help="Seconds it may take, without loading.")
     ] = 25.0,
     parallel: ParallelOption = DEFAULT_WIDTH,
     out: Output,

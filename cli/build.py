@@ -91,7 +91,7 @@ class PairOptions:
         typer.Option(metavar="FILE", help="Queries, one a line or JSON lines; else the axis' own."),
     ] = None
     limit: Annotated[
-        int | None, typer.Option(metavar="N", help="Stop asking when N usable pairs are there.")
+        int | None, typer.Option(metavar="N", help="Stop when there are N usable pairs.")
     ] = None
     request: Annotated[
         str,
@@ -113,7 +113,7 @@ class PairOptions:
         at_least("--limit", self.limit, MIN_LIMIT)
         check_request(self.request)
         if self.pairs is not None and self.request != AUTO:
-            raise BadInputError("--pairs and --request exclude each other", "use one of them")
+            raise BadInputError("--pairs and --request cannot be combined", "use one of them")
 
     def asked(self, loading: ModelOptions, out: Output) -> list[str] | None:
         """The queries to ask; None for the axis' own, or where the pairs are given."""
@@ -121,7 +121,7 @@ class PairOptions:
 
         if self.queries is not None:
             if self.pairs is not None:
-                raise BadInputError("--pairs and --queries exclude each other", "use one of them")
+                raise BadInputError("--pairs and --queries cannot be combined", "use one of them")
             return read_queries(self.queries)
         if self.pairs is None and loading.is_demo:
             from alignez_edge.demo.bundled import demo_queries
@@ -157,7 +157,7 @@ class DirectionOptions:
 
     @property
     def layer_numbers(self) -> list[int] | None:
-        """The layers to edit; None where the best are to be found."""
+        """The layers to edit; None if the best are to be found."""
         return parse_layers(self.layers) if self.layers is not None else None
 
 
@@ -177,13 +177,13 @@ class CardOptions:
     no_texts: Annotated[
         bool,
         typer.Option(
-            "--no-texts", help="Leave out the few pairs that `profile verify` replays as well."
+            "--no-texts", help="Store no texts, not even the pairs that `profile verify` replays."
         ),
     ] = False
 
     def __post_init__(self) -> None:
         if self.include_queries and self.no_texts:
-            raise BadInputError("--include-queries and --no-texts exclude each other")
+            raise BadInputError("--include-queries and --no-texts cannot be combined")
         for option, text in (("--author", self.author), ("--licence", self.licence)):
             if text is not None and (len(text) > MAX_LINE or any(map(is_unprintable, text))):
                 raise BadInputError(
@@ -235,11 +235,11 @@ def build(
         if own != usual or (parallel, seed, ctx) != (DEFAULT_WIDTH, 0, None):
             raise BadInputError(
                 "--like takes the axis and every option of the build from the profile",
-                "give no more than -m, --lora, --threads, --queries, --pairs, --author, -o",
+                "besides it give only -m, --lora, --threads, --queries, --pairs, --author, -o",
             )
         built_axis, loading, make = _like(like, pairing, loading, out)
     elif axis is None:
-        raise BadInputError("no axis is named", "like this: alignez build polite")
+        raise BadInputError("no axis given", "like this: alignez build polite")
     else:
         from alignez_edge.build.build import build_profile
 
@@ -286,7 +286,7 @@ def _like(
 
     def make(model: Model, **more: Any) -> Profile:
         if difference := differences(original, model):
-            out.notice(f"not the same as then, so that the profile will differ: {difference}")
+            out.notice(f"the profile will differ, because this has changed: {difference}")
         return build_like(model, original, queries=asked, pairs=pairing.pairs, **more)
 
     return original.axis, loading, make
@@ -320,6 +320,6 @@ def parse_layers(text: str) -> list[int]:
             raise BadInputError(f"--layers cannot be {text!r}", "write it like 3-8,10")
         low, high = map(int, bounds)
         if low > high:
-            raise BadInputError(f"--layers: {part.strip()} runs backwards", "write it like 3-8,10")
+            raise BadInputError(f"--layers: {part.strip()} is reversed", "write it like 3-8,10")
         found.update(range(low, high + 1))
     return sorted(found)

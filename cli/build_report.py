@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from .layout import paragraph
 from .output import duration
 from .profile.cards import (
-    carried,
     effect_table,
     effect_title,
     forms,
     strength_line,
+    texts_stored,
     verdict_facts,
     verdict_line,
 )
@@ -71,7 +71,7 @@ def summary(profile: Profile, path: Path, seconds: float, suggestion: str) -> st
         *([f"  layers      {layers}"] if layers else []),
         f"  acts as     {forms(profile)}",
         f"  strength 1  {strength_line(profile)}",
-        f"  texts       {carried(profile)} in the file",
+        f"  texts       {texts_stored(profile)} in the file",
         f"  time        {duration(seconds)}",
     ]
     if effect := effect_table(profile, indent="  "):

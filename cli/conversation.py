@@ -65,9 +65,9 @@ class Conversation:
         self._written: set[Path] = set()
 
     def take(self, line: str) -> bool:
-        """Answer a question or follow a command; False where the chat is over.
+        """Answer a question or follow a command; False if the chat is over.
 
-        Raises `AlignezError` where that cannot be done; the conversation stays as it was.
+        Raises `AlignezError` if that cannot be done; the conversation stays as it was.
         """
         if not line.startswith("/"):
             self._ask(line)
@@ -120,7 +120,7 @@ class Conversation:
         """What asks for the answer to `question` after the conversation so far, the oldest turns
         dropped where it is long.
 
-        Raises `PromptTooLongError`, and drops nothing, where the question alone is too long.
+        Raises `PromptTooLongError`, and drops nothing, if the question alone is too long.
         """
         from alignez_edge.runtime.window import check_fits
 

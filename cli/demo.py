@@ -152,7 +152,7 @@ def _show_scores(
     queries = [entry["query"] for entry in unseen]
     topics = [entry["topic"] for entry in unseen]
 
-    def asking(side: Side) -> list[str]:
+    def prompted(side: Side) -> list[str]:
         return [prompts.prompted(query, axis, side) for query in queries]
 
     positive, negative = (prompts.trait(axis, side) for side in prompts.SIDES)
@@ -161,8 +161,8 @@ def _show_scores(
         ("plain", queries, None),
         ("steered +1", queries, profile * 1.0),
         ("steered -1", queries, profile * -1.0),
-        (f"asked to be {positive}", asking("positive"), None),
-        (f"asked to be {negative}", asking("negative"), None),
+        (f"asked to be {positive}", prompted("positive"), None),
+        (f"asked to be {negative}", prompted("negative"), None),
     ]
     scores: dict[str, float] = {}
     with out.progress() as progress:
@@ -187,6 +187,4 @@ def _show_scores(
     asked = scores[f"asked to be {positive}"] - scores[f"asked to be {negative}"]
     if asked > 0:
         out.result()
-        out.result(
-            f"  Steering moves the score by {steered:+.2f}; asking in the prompt by {asked:+.2f}."
-        )
+        out.result(f"  Steering moves the score by {steered:+.2f}; prompting by {asked:+.2f}.")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from alignez_edge.runtime.weights import ModelFacts
 
 app = typer.Typer(
-    help="What a GGUF is, and short names for the models that one uses.",
+    help="What a GGUF file is, and short names for models.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -101,7 +101,7 @@ def _card(facts: ModelFacts, path: Path, lora: list[dict[str, str | float]]) -> 
 
 
 def _size_of(path: Path) -> int | None:
-    """The bytes of a file; None where there is none that this user may look at."""
+    """The bytes of a file; None if there is none that this user may look at."""
     try:
         return path.stat().st_size if path.is_file() else None
     except OSError:

@@ -38,10 +38,10 @@ ParallelOption = Annotated[
     int,
     typer.Option(
         metavar="N",
-        help="Prompts that are worked on at the same time; another N may round otherwise.",
+        help="Prompts to work on at the same time; another N may round differently.",
     ),
 ]
-SeedOption = Annotated[int, typer.Option(metavar="N", help="Seed of all chance.")]
+SeedOption = Annotated[int, typer.Option(metavar="N", help="Random seed.")]
 ThreadsOption = Annotated[
     int | None, typer.Option(metavar="N", help="CPU threads; else the physical cores.")
 ]
@@ -86,7 +86,7 @@ class WhoseOptions:
             "-m",
             "--model",
             metavar="FILE|NAME",
-            help="The model whose profile is meant, where several have one of that name;"
+            help="The model whose profile is meant, if several have one of that name;"
             f" else ${MODEL_VARIABLE}.",
         ),
     ] = None
@@ -101,7 +101,7 @@ class WhoseOptions:
         return library.find(name, self.fingerprint() if several else None)
 
     def fingerprint(self) -> Fingerprint | None:
-        """That of the model, without loading it; None where no model is named."""
+        """That of the model, without loading it; None if no model is named."""
         name = self._named()
         return _fingerprint(name) if name is not None else None
 
@@ -135,8 +135,8 @@ def _fingerprint(name: str, lora: Sequence[str] = ()) -> Fingerprint:
     from alignez_edge.modelfiles.lora import parse_lora_option, read_lora
 
     gguf = read_gguf(model_file(name))
-    carried = [parse_lora_option(text) for text in lora]
-    return fingerprint(gguf, [(read_lora(file, gguf), scale) for file, scale in carried])
+    attached = [parse_lora_option(text) for text in lora]
+    return fingerprint(gguf, [(read_lora(file, gguf), scale) for file, scale in attached])
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class ModelOptions(WhoseOptions):
         typer.Option(
             "--lora",
             metavar="FILE[:S]",
-            help="A LoRA adapter (GGUF) that the model carries, at scale S (else 1); may be"
+            help="A LoRA adapter (GGUF) to attach to the model, at scale S (else 1); may be"
             " repeated.",
             show_default=False,
         ),
@@ -212,7 +212,7 @@ class SteeringOptions:
     ] = field(default_factory=list)
     inject: Annotated[
         str,
-        typer.Option(metavar="WAY", help=f"How steering gets in: {', '.join(WAYS)}."),
+        typer.Option(metavar="WAY", help=f"How steering is injected: {', '.join(WAYS)}."),
     ] = "auto"
 
     def __post_init__(self) -> None:
@@ -279,10 +279,10 @@ class SamplingOptions:
 
     seed: SeedOption = 0
     temperature: Annotated[
-        float, typer.Option(metavar="T", help="0 takes the likeliest token always.")
+        float, typer.Option(metavar="T", help="0 always takes the likeliest token.")
     ] = 0.8
     top_p: Annotated[
-        float, typer.Option(metavar="P", help="Draw from the likeliest tokens of this share.")
+        float, typer.Option(metavar="P", help="Draw from the likeliest tokens that sum to P.")
     ] = 0.95
     max_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens of an answer at most.")] = 256
 

@@ -84,7 +84,7 @@ def strength(
     drawing: Drawing,
     out: Output,
 ) -> None:
-    """Effect and price over strength.
+    """Effect and cost over strength.
 
     Of an evaluation the scores (or net wins) of its answers; of a profile what its calibration
     measured on pairs that were held back.
@@ -99,7 +99,7 @@ def strength(
 @app.command()
 @grouped
 def sweep(run: RunArgument, *, drawing: Drawing, out: Output) -> None:
-    """Effect and price over each setting that was swept."""
+    """Effect and cost over each setting that was swept."""
     drawing.show(_of_run(_run(run), "sweep"), "sweep", [run], out)
 
 
@@ -205,10 +205,10 @@ def _find_run(name: str) -> Path | None:
 
 
 def _run(name: str) -> Path:
-    found = _find_run(name)
-    if found is None:
+    folder = _find_run(name)
+    if folder is None:
         raise BadInputError(
             f"no run called '{printable(name, 120)}', and no such folder",
             "`alignez eval` says where it keeps one",
         )
-    return found
+    return folder

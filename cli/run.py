@@ -60,7 +60,7 @@ def run(
 
     at_least("--parallel", parallel, 1)
     if prompt is None and sys.stdin.isatty():
-        raise BadInputError("there is nothing to answer", 'try: alignez run "Tell me about bread."')
+        raise BadInputError("no prompt given", 'try: alignez run "Tell me about bread."')
     if prompt is not None and not prompt.strip():
         raise BadInputError("the prompt is empty")
     steering, preamble = steered.load(loading), prompted.load()

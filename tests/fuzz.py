@@ -1,4 +1,4 @@
-"""Strangers' files by the thousand: valid ones are damaged, and each is read as the program would.
+"""Untrusted files by the thousand: valid ones are damaged, and each is read as the program would.
 
     python -m tests.fuzz --files 100000 --seed 0
 

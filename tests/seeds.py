@@ -1,4 +1,4 @@
-"""Valid files of every kind that strangers send, made on the spot and small: what fuzzers start
+"""Valid files of every untrusted kind, made on the spot and small: what fuzzers start
 from, and profiles that together use every part of the profile file."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The bank: neighbors are found, scales do not matter, and a stranger's file is checked."""
+"""The bank: neighbors are found, scales do not matter, and an untrusted file is checked."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def _no_layers(arrays: dict[str, np.ndarray]) -> None:
         (_no_layers, "no layers"),
     ],
 )
-def test_a_strangers_arrays_are_checked(
+def test_untrusted_arrays_are_checked(
     make: Maker, spoil: Callable[[dict[str, np.ndarray]], object], says: str
 ) -> None:
     arrays = make()[0].to_arrays()

@@ -165,11 +165,13 @@ def test_forms_are_compared_pair_by_pair() -> None:
     assert (below.mean, below.low, below.high) == pytest.approx((0.25, 0.25, 0.25))
     table = forms.markdown(result, ["polite"])
     assert table.index("| control vector |") < table.index("| CAA |")
-    assert table.endswith("**control vector** moves the scores most at equal drift.")
+    assert table.endswith(
+        "**control vector** moves the scores most at equal KL from the plain model."
+    )
     assert len(forms.brief(result, ["polite"]).splitlines()) == 4
 
 
-def test_a_forms_strength_is_where_it_drifts_as_told(llama_model: Model) -> None:
+def test_a_forms_strength_is_where_its_kl_is_as_told(llama_model: Model) -> None:
     profile = random_profile(llama_model)
     pair = PreferencePair("Why?", "Because.", "No idea.", "Why?", "Why?")
 
@@ -179,9 +181,9 @@ def test_a_forms_strength_is_where_it_drifts_as_told(llama_model: Model) -> None
         return found
 
     with Scorer(llama_model) as scorer:
-        drift = forms.Drift(llama_model, [pair], scorer)
-        assert drift.of(form, 0.0) == 0
-        target = drift.of(form, 0.7)
-        strength, there = drift.matched(form, target)
+        divergence = forms.Divergence(llama_model, [pair], scorer)
+        assert divergence.of(form, 0.0) == 0
+        target = divergence.of(form, 0.7)
+        strength, there = divergence.matched(form, target)
         assert strength == pytest.approx(0.7, abs=0.05) and there == pytest.approx(target, rel=0.05)
-        assert drift.matched(form, 1e9)[0] == forms.MOST
+        assert divergence.matched(form, 1e9)[0] == forms.MOST

@@ -311,7 +311,7 @@ def test_the_states_come_with_the_answers(
     llama_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is read a second time but what a person has edited. (A random model's answers are
-    other tokens once they are read, so only the deciding token's states can be compared.)"""
+    other tokens once they are read, so only the last prompt token's states can be compared.)"""
     read: list[int] = []
     real = Builder._read
 

@@ -19,7 +19,7 @@ LAST = GRID[-1]
 
 
 def planted(margin: Curve, drift: Curve, asked: float, asked_drift: float = 1.0) -> Reading:
-    """A reading of curves over the signed strength; asking moves either side by `asked`."""
+    """A reading of curves over the signed strength; prompting moves either side by `asked`."""
     signed = [*GRID, *(-s for s in GRID)]
     return Reading(
         margin=np.array([margin(s) for s in signed]),
@@ -30,13 +30,15 @@ def planted(margin: Curve, drift: Curve, asked: float, asked_drift: float = 1.0)
 
 
 @given(slope=st.floats(0.1, 10), unit=st.floats(0.05, LAST * 0.99))
-def test_strength_1_lies_between_asking_and_the_natural_length(slope: float, unit: float) -> None:
+def test_strength_1_lies_between_prompting_and_the_raw_difference(
+    slope: float, unit: float
+) -> None:
     found = calibrate(planted(lambda s: slope * s, lambda s: 0.01 * abs(s), asked=slope * unit))
     assert found.unit == pytest.approx(unit**0.5)
     assert found.limit == "asking"
 
 
-def test_one_sided_curves_meet_asking_as_a_span() -> None:
+def test_one_sided_curves_meet_prompting_as_a_span() -> None:
     """Only margin(+s) - margin(-s) counts: a side that is there already has nowhere to go."""
     found = calibrate(planted(lambda s: max(2 * s, 0.0), lambda s: 0.0, asked=LAST / 2))
     assert found.unit == pytest.approx((LAST / 2) ** 0.5)
@@ -51,7 +53,7 @@ def test_the_first_strength_that_is_enough_is_taken() -> None:
 
 
 @given(allowed=st.floats(0.05, LAST * 0.9))
-def test_the_drift_budget_binds(allowed: float) -> None:
+def test_the_kl_budget_binds(allowed: float) -> None:
     reading = planted(lambda s: s, lambda s: DRIFT_BUDGET * abs(s) / allowed, asked=LAST)
     found = calibrate(reading)
     assert found.unit == pytest.approx(allowed**0.5)
@@ -59,14 +61,14 @@ def test_the_drift_budget_binds(allowed: float) -> None:
     assert calibrate(reading, budget=100 * DRIFT_BUDGET).limit == "asking"
 
 
-def test_where_asking_is_out_of_reach_the_most_is_taken() -> None:
+def test_where_prompting_is_out_of_reach_the_most_is_taken() -> None:
     best = GRID[len(GRID) // 2]
     found = calibrate(planted(lambda s: s * (2 * best - abs(s)), lambda s: 0.0, asked=1e6))
     assert (found.unit, found.limit) == (best**0.5, "grid")
 
 
 @pytest.mark.parametrize("slope", [0.0, -1.0])
-def test_what_moves_nothing_keeps_its_natural_length(slope: float) -> None:
+def test_what_moves_nothing_keeps_its_raw_difference(slope: float) -> None:
     found = calibrate(planted(lambda s: slope * s, lambda s: 0.1 * abs(s), asked=1.0))
     assert (found.unit, found.limit) == (1.0, "grid")
 

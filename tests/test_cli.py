@@ -608,7 +608,7 @@ def test_chat_in_a_terminal(tiny_chat: Path, steer_file: Path, chat_model: Model
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 def test_run_without_prompt_at_a_terminal(tiny_chat: Path) -> None:
     text, code = in_terminal(["run", "-m", tiny_chat], [])
-    assert code == 2 and text.startswith("error: there is nothing to answer")
+    assert code == 2 and text.startswith("error: no prompt given")
 
 
 # What is printed

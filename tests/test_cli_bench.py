@@ -118,5 +118,5 @@ def test_profiles_that_do_not_fit_are_refused(
     said = alignez("bench", "-m", tiny_llama, "-p", f"{path}:0")
     assert (said.code, said.err) == (
         2,
-        "error: the steering adds up to nothing: there is nothing to measure\n",
+        "error: the steering is zero: there is nothing to measure\n",
     )

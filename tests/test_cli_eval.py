@@ -35,7 +35,7 @@ ROW_KEYS = [
     "price",
     "scores",
 ]
-PRICE_KEYS = [
+COST_KEYS = [
     "nats_above_plain",
     "low",
     "high",
@@ -76,7 +76,7 @@ def test_a_row_for_each_profile_and_strength(
     assert (said.code, said.err) == (0, "")
     found = records(said.out)
     assert [list(row) for row in found] == [ROW_KEYS, ROW_KEYS]
-    assert [list(row["price"]) for row in found] == [PRICE_KEYS, PRICE_KEYS]
+    assert [list(row["price"]) for row in found] == [COST_KEYS, COST_KEYS]
     assert [(row["arm"], row["strength"], row["side"], row["trait"]) for row in found] == [
         ("bright:1", 1.0, "positive", "polite"),
         ("bright:-0.5", -0.5, "negative", "rude"),
@@ -101,11 +101,11 @@ def test_the_table_says_wins_and_prices(
     lines = said.out.splitlines()
     assert lines[0].startswith("Random model: 3 queries, 1 answer to each, judged by wordy-")
     head = "arm                more    win  lose  tie  net win %"
-    assert lines[2].startswith(head) and lines[2].endswith("of asking")
+    assert lines[2].startswith(head) and lines[2].endswith("of prompting")
     arms = [line.split("  ")[0] for line in lines[3:9]]
     both = ["bright:-1 + asked", "bright:1 + asked"]
     assert arms == ["asked:polite+", "asked:polite-", "bright:-1", "bright:1", *both]
-    assert "the price, against plain answers:" in lines
+    assert "the cost, against plain answers:" in lines
     assert f"kept in {tmp_path / 'run'}" in said.err
 
 
@@ -177,12 +177,12 @@ def test_a_system_prompt_alone_and_with_a_profile(
         (["--sweep", "layers=0"], "error: '0' is not a count"),
         (["--sweep", "method=alignes"], "error: 'alignes' cannot be swept over"),
         (["--sweep", "strength=1", "--strengths", "1"], "error: --sweep strength and --strengths"),
-        (["--sweep", "strength=1", "--ablations"], "error: --sweep and --ablations exclude"),
-        (["--sweep", "strength=1", "--grid", "a", "b"], "error: --grid and -p exclude"),
+        (["--sweep", "strength=1", "--ablations"], "error: --sweep and --ablations cannot"),
+        (["--sweep", "strength=1", "--grid", "a", "b"], "error: --grid and -p cannot"),
         (["--sweep", "strength=1", "--sweep", "strength=2"], "error: --sweep names a setting"),
         (["--strengths", "1,1.0000001"], "error: two arms are called bright:1"),
-        (["--grid", "a", "b"], "error: --grid and -p exclude each other"),
-        (["--reference", "a", "--against", "b"], "error: --reference and --against exclude"),
+        (["--grid", "a", "b"], "error: --grid and -p cannot be combined"),
+        (["--reference", "a", "--against", "b"], "error: --reference and --against cannot"),
         (["--reference", "nowhere"], "error: no model called 'nowhere'"),
         (["--against", "nobody"], "error: no profile called 'nobody'"),
         (["--judge", "nobody"], "error: no judge is called 'nobody'"),
@@ -221,9 +221,9 @@ def test_what_has_to_be_named(
     *without, _, profile = use
     model = without[:2]
     for options, error in (
-        (without, "error: there is no profile to evaluate"),
-        ([*model, "-p", profile], "error: there is nothing to ask"),
-        ([*without[:6], "-p", profile], "error: there is nobody to judge"),
+        (without, "error: no profile given"),
+        ([*model, "-p", profile], "error: no queries given"),
+        ([*without[:6], "-p", profile], "error: no judge given"),
     ):
         said = alignez("eval", *options)
         assert said.code == 2 and said.err.startswith(error)

@@ -52,7 +52,7 @@ def test_export_a_control_vector(
     assert said.err.splitlines() == [
         "note: other programs apply it to every token, the prompt's too; alignez leaves the prompt"
         " alone but for its last token",
-        "note: what the profile does at the prompt's last token is left out (--part deciding)",
+        "note: what the profile does at the last prompt token is left out (--part deciding)",
     ]
     profile = Profile.load(polite)
     rows = read_control_vector(target).rows(6, 64)
@@ -130,9 +130,9 @@ def test_export_pairs(
     ("options", "error", "hint"),
     [
         (["--to", "lore"], "--to cannot be 'lore'", "did you mean lora?"),
-        (["--to", "lora"], "the profile polite adds constants, of which no LoRA can be made",
+        (["--to", "lora"], "the profile polite adds constants: no LoRA can be made of it",
          "export it as a control vector: --to control-vector"),
-        (["--to", "peft"], "the profile polite adds constants, of which no LoRA can be made",
+        (["--to", "peft"], "the profile polite adds constants: no LoRA can be made of it",
          "export it as a control vector: --to control-vector"),
         (["--to", "control-vector", "--part", "both"], "--part cannot be 'both'",
          "choose from answer, deciding"),
@@ -331,7 +331,7 @@ def test_a_vector_of_unknown_make_is_asked_about(
     path = written(tmp_path / "v.gguf", {"direction.2": DRAWN[2]}, None)
     said = alignez("profile", "import", path, *use)
     assert (said.code, said.out) == (2, "")
-    assert said.err.splitlines()[-1].startswith("hint: say it: --from llama.cpp")
+    assert said.err.splitlines()[-1].startswith("hint: name it: --from llama.cpp")
     for maker, layer in (("llama.cpp", 1), ("repeng", 2)):
         name = f"v{layer}"
         said = alignez("profile", "import", path, *use, "--from", maker, "--name", name)
@@ -346,7 +346,7 @@ def test_a_vector_of_unknown_make_is_asked_about(
         (["--strength", "0"], "error: --strength is 0.0; it must be a number above 0"),
         (["--strength", "nan"], "error: --strength is nan; it must be a number above 0"),
         (["--name", "a.b c"], "error: 'a.b c' cannot be the name of a profile"),
-        ([], "error: {} is a control vector, which does not say what model it is for"),
+        ([], "error: {} is a control vector, which does not name its model"),
     ],
 )
 def test_wrong_use_of_import(

@@ -131,7 +131,7 @@ def test_results_that_cannot_be_read_are_said_to_be_damaged(
     assert (said.code, said.out) == (2, "")
     error, hint = said.err.splitlines()
     assert error.startswith("error: ")
-    assert f"does not say what a run found: {reason}" in error
+    assert f"has no usable results: {reason}" in error
     assert hint.startswith("hint: start the same evaluation again")
 
 

@@ -85,7 +85,7 @@ def test_verify_on_a_sibling_warns(
     use = ["-m", sibling, "--threads", 1]
     said = alignez("profile", "verify", "bright", *use)
     assert said.code == 0 and "same shape, other weights (weights differ)" in said.out
-    assert said.err.splitlines()[-1].startswith("warning: strength 1 may mean more or less here")
+    assert said.err.splitlines()[-1].startswith("warning: strength 1 may be stronger or weaker")
     before = bright.read_bytes()
     target = tmp_path / "mine.gguf"
     said = alignez("profile", "verify", "bright", *use, "--calibrate", "-o", target, "--json")
@@ -132,7 +132,7 @@ def test_verify_finds_a_file_that_is_not_what_it_was(
     said = alignez("profile", "verify", false, *use)
     assert said.code == 1 and "answer    the same model" in said.out
     assert said.err.splitlines()[-2:] == [
-        "error: the effect is not the one that the profile tells of",
+        "error: the effect is not what the profile says",
         "hint: the file or the model is not what it was: do not rely on the profile",
     ]
 
@@ -153,9 +153,9 @@ def test_verify_says_what_it_cannot_check(
     ("options", "error"),
     [
         (["nowhere"], "error: no profile called 'nowhere'"),
-        (["bright", "-o", "x.gguf"], "error: -o says where --calibrate saves"),
+        (["bright", "-o", "x.gguf"], "error: -o needs --calibrate"),
         (["bright", "--calibrate", "-o", "."], "error: cannot write .: it is not a plain file"),
-        (["bright", "--calibrate"], "error: the profile was made for this very model"),
+        (["bright", "--calibrate"], "error: the profile was made for this model"),
     ],
 )
 def test_wrong_use_of_verify(
@@ -198,10 +198,7 @@ def test_list_and_show_tell_every_fact(
 def test_remove_needs_a_yes(alignez: Alignez, bright: Path) -> None:
     said = alignez("profile", "remove", "bright")
     assert said.code == 2 and bright.exists()
-    assert said.err.splitlines() == [
-        "error: nobody is there to confirm that",
-        "hint: alignez profile remove bright --yes",
-    ]
+    assert said.err == "error: stdin is not a terminal; pass --yes\n"
     said = alignez("profile", "remove", "bright", "--yes")
     assert (said.code, said.out, said.err) == (0, f"deleted {bright}\n", "")
     assert not bright.exists()
@@ -299,7 +296,9 @@ def test_the_gallery_is_used_at_once(alignez: Alignez) -> None:
     assert said.code == 0
     assert records(said.out)[0]["steering"] == [{"profile": "cheerful", "strength": 1.0}]
     refused = alignez("profile", "remove", "cheerful", "--yes")
-    assert refused.code == 2 and refused.err.startswith("error: cheerful is built in and stays")
+    assert refused.code == 2 and refused.err.startswith(
+        "error: cheerful is built in and cannot be removed"
+    )
 
 
 def test_the_gallery_is_refused_by_other_models(
@@ -370,7 +369,7 @@ def test_build_like_is_the_same_but_for_its_time(
     assert alignez("build", *NEW_AXIS, *use, *options, "--layers", "2-4", "-o", sent).code == 0
     shutil.rmtree(home)
     said = alignez("build", "--like", sent, *use[:2], "--pairs", pairs_file, "-o", again)
-    assert said.code == 0 and "not the same as then" not in said.err
+    assert said.code == 0 and "the profile will differ" not in said.err
     assert again.read_bytes() == sent.read_bytes()
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1800000000")
     assert alignez("build", "--like", sent, *use[:2], "--pairs", pairs_file, "-o", again).code == 0
@@ -391,14 +390,14 @@ def test_build_like_for_another_model_says_what_differs(
     target = tmp_path / "mine.gguf"
     said = alignez("build", "--like", "cheerful", *use, "--pairs", pairs_file, "-o", target)
     assert said.code == 2 and "built from queries, not from labelled pairs" in said.err
-    assert "not the same as then, so that the profile will differ: the model's file" in said.err
+    assert "the profile will differ, because this has changed: the model's file" in said.err
     assert not target.exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        ([], "error: no axis is named"),
+        ([], "error: no axis given"),
         (["polite", "--like", "cheerful"], "error: --like takes the axis and every option"),
         (["--like", "cheerful", "--seed", "1"], "error: --like takes the axis and every option"),
         (["--like", "cheerful", "--layers", "2"], "error: --like takes the axis and every option"),

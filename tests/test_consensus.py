@@ -1,4 +1,4 @@
-"""Consensus among ways of asking: what a text shows of a side, by the model itself."""
+"""Consensus among forms of request: what a text shows of a side, by the model itself."""
 
 from __future__ import annotations
 

@@ -266,7 +266,7 @@ def test_a_line_of_another_run_is_one_error(
     shutil.copytree(folder, tmp_path / "run")
     with (tmp_path / "run" / "answers.jsonl").open("a") as file:
         file.write(json.dumps(cell) + "\n")
-    with pytest.raises(BadInputError, match="not of its run"):
+    with pytest.raises(BadInputError, match="answer of another run"):
         evaluate(tiny, plan, Longer(), tmp_path / "run")
 
 
@@ -378,7 +378,7 @@ def test_odd_numbers_in_a_folder_are_one_error(
     shutil.copytree(folder, run)
     first, rest = (run / name).read_text("utf-8").split("\n", 1)
     (run / name).write_text(json.dumps(json.loads(first) | change) + "\n" + rest, "utf-8")
-    with pytest.raises(BadInputError, match="is no number"):
+    with pytest.raises(BadInputError, match="is not a number"):
         results_of(RunFolder(run))
 
 
@@ -389,7 +389,7 @@ def test_a_run_that_makes_no_sense_is_refused(
     _, folder = finished
     run = json.loads((folder / "run.json").read_text("utf-8"))
     (tmp_path / "run.json").write_text(json.dumps(run | change), "utf-8")
-    with pytest.raises(BadInputError, match="does not say what a run is"):
+    with pytest.raises(BadInputError, match="does not describe a run"):
         RunFolder(tmp_path)
 
 

@@ -245,7 +245,7 @@ def test_modules_are_those_that_gguf_was_made_from() -> None:
 
 @pytest.mark.parametrize(
     ("architecture", "options", "error"),
-    [("llama", {"experts": 4}, "without experts"), ("qwen2moe", {}, "is not known here")],
+    [("llama", {"experts": 4}, "without experts"), ("qwen2moe", {}, "are not known")],
 )
 def test_peft_refuses_what_it_cannot_name(
     tmp_path: Path,

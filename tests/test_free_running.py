@@ -31,14 +31,18 @@ N_EACH = 3 + len(GRID)
 
 
 def planted(
-    up: float, down: float, asked: tuple[float, float], price: float = 0.0, paid: float = 0.0
+    up: float,
+    down: float,
+    asked: tuple[float, float],
+    steep: float = 0.0,
+    paid: float = 0.0,
 ) -> list[FreeReading]:
-    """Readings of effects that grow in proportion to strength, `up` and `down` per natural length,
+    """Readings of effects that grow in proportion to strength, `up` and `down` per raw difference,
     around plain answers that differ; prompting moves by `asked` and costs `paid`."""
     found = []
     for base in (-0.4, 0.0, 0.7):
         effect = [0.0, asked[0], -asked[1], *(s * (up if s > 0 else down) for s in GRID)]
-        cost = [0.0, paid, paid, *(price * s**2 for s in GRID)]
+        cost = [0.0, paid, paid, *(steep * s**2 for s in GRID)]
         found.append(
             FreeReading(
                 "Why?",
@@ -67,16 +71,16 @@ def test_the_sides_have_units_of_their_own() -> None:
 
 
 def test_the_cost_binds_above_that_of_prompting() -> None:
-    found = calibrate_freely(planted(1.0, 1.0, asked=(1.25, 1.25), price=1.0, paid=0.39))
+    found = calibrate_freely(planted(1.0, 1.0, asked=(1.25, 1.25), steep=1.0, paid=0.39))
     assert found.limits == ("cost", "cost")
     assert found.unit == pytest.approx((0.39 + MORE_COST) ** 0.5, abs=0.0101)
     # That prompting costs nothing, or less than nothing, leaves the bound where it is.
-    less = calibrate_freely(planted(1.0, 1.0, asked=(1.25, 1.25), price=1.0, paid=-2.0))
+    less = calibrate_freely(planted(1.0, 1.0, asked=(1.25, 1.25), steep=1.0, paid=-2.0))
     assert less.unit == pytest.approx(MORE_COST**0.5, abs=0.0101)
 
 
 def test_costs_are_by_token_and_those_of_other_prompted_answers_count() -> None:
-    readings = planted(1.0, 1.0, asked=(1.25, 1.25), price=1.0, paid=0.39)
+    readings = planted(1.0, 1.0, asked=(1.25, 1.25), steep=1.0, paid=0.39)
     # A short answer that cost much, of three that were prompted for: 1 of 41 tokens.
     (first, *others) = readings
     at = list(first.cost)
@@ -105,10 +109,10 @@ def test_a_side_that_is_there_already_still_means_something() -> None:
     assert found.unit_negative == pytest.approx(1.2, abs=0.0101)
 
 
-def test_where_prompting_moves_nothing_the_natural_length_stands() -> None:
+def test_where_prompting_moves_nothing_the_raw_difference_stands() -> None:
     found = calibrate_freely(planted(1.0, 1.0, asked=(0.0, 0.0)))
     assert (found.unit, found.unit_negative, found.limits) == (1.0, 1.0, ("grid", "grid"))
-    dear = calibrate_freely(planted(1.0, 1.0, asked=(0.0, -0.1), price=1.0))
+    dear = calibrate_freely(planted(1.0, 1.0, asked=(0.0, -0.1), steep=1.0))
     assert dear.unit < 0.4 and dear.limits == ("cost", "cost")
 
 

@@ -33,7 +33,7 @@ def findings(seeds: Path, kinds: Sequence[str], n: int, **options: object) -> li
     return [finding for _, _, finding in results if finding is not None]
 
 
-def test_strangers_files_are_read_or_refused(seeds: Path) -> None:
+def test_untrusted_files_are_read_or_refused(seeds: Path) -> None:
     assert findings(seeds, FILE_KINDS, 3500) == []
 
 

@@ -89,7 +89,7 @@ def test_a_report_keeps_it(llama_model: Model) -> None:
         {"by_count": {"0": 1}},
     ],
 )
-def test_a_strangers_report_is_data(llama_model: Model, wrong: object) -> None:
+def test_an_untrusted_report_is_data(llama_model: Model, wrong: object) -> None:
     made = Geometry.of_directions(np.eye(6), np.eye(6)).to_report()["geometry"]
     told = {**made, **wrong} if isinstance(wrong, dict) and wrong else wrong
     profile = random_profile(llama_model)

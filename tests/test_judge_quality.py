@@ -256,7 +256,7 @@ def test_judge_command_for_a_program(alignez: Alignez, tmp_path: Path) -> None:
 def test_a_model_that_cannot_say_is_given_another_way(alignez: Alignez) -> None:
     said = alignez("judge", "model:demo", "--axis", "polite", "--limit", "12", "--threads", "1")
     assert said.code == 0 and "cannot tell" in said.out
-    assert said.err.endswith("a model may know what it cannot say: try --judge-by likelihood\n")
+    assert said.err.endswith("small models often judge better with --judge-by likelihood\n")
 
 
 def test_judge_command_on_pairs_of_ones_own(alignez: Alignez, tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_judge_command_on_pairs_of_ones_own(alignez: Alignez, tmp_path: Path) ->
     said = alignez("judge", rules, "--pairs", file, "--axis", axis, "--json", "--quiet")
     assert json.loads(said.out)["accuracy"] == 1 and json.loads(said.out)["equal_ties"] is None
     said = alignez("judge", rules, "--pairs", file)
-    assert (said.code, said.err.splitlines()[0]) == (2, "error: --pairs is about one axis")
+    assert (said.code, said.err.splitlines()[0]) == (2, "error: --pairs needs one axis")
     said = alignez("judge", rules)
     assert said.code == 2 and "there are no test pairs for the axes of rules-" in said.err
 

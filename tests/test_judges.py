@@ -562,9 +562,9 @@ def _has_ended(process: int) -> bool:
     [
         ("command:", "the judge's command is empty"),
         ("command:'x", "cannot be read: no closing quotation"),
-        ("command:no-such-program-here", "program 'no-such-program-here' is not there"),
-        ("command:/", "program '/' is not there"),
-        ("command:\0", "is not there"),
+        ("command:no-such-program-here", "program 'no-such-program-here' was not found"),
+        ("command:/", "program '/' was not found"),
+        ("command:\0", "was not found"),
     ],
 )
 def test_commands_are_checked_before_anything_runs(text: str, message: str) -> None:

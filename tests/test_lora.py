@@ -317,7 +317,7 @@ def test_a_dropped_model_goes_at_once(tiny_llama: Path, tuned_file: Path) -> Non
         gc.enable()
 
 
-# --- strangers' files -------------------------------------------------------------------------
+# --- untrusted files --------------------------------------------------------------------------
 
 DOWN = "blk.1.ffn_down.weight"
 
@@ -384,7 +384,7 @@ BAD: dict[str, tuple[str, Callable[[Factors], None], dict[str, Any]]] = {
     "sizes": ("are 128 x 4 and 4 x 7, the matrix is 128 x 64", other_sizes, {}),
     "axes": ("are 128 x 4 x 2 x 1", more_axes, {}),
     "unknown": ("blk.9.ffn_down.weight, which the model", renamed("blk.9.ffn_down.weight"), {}),
-    "vector": ("is no matrix", renamed("blk.1.ffn_norm.weight"), {}),
+    "vector": ("is not a matrix", renamed("blk.1.ffn_norm.weight"), {}),
     "norm": ("replaces blk.1.ffn_norm.weight", a_norm, {}),
     "infinite": ("lora_a holds numbers that are not finite", infinite, {}),
     "integers": ("lora_a holds I32 numbers", whole_numbers, {}),
@@ -411,7 +411,7 @@ def test_tied_embeddings_are_refused(tiny_model: Make, tmp_path: Path) -> None:
     made = {"a": np.ones((n_vocab, RANK)), "b": np.ones((n_embd, RANK))}
     tensors = {f"token_embd.weight.lora_{side}": values for side, values in made.items()}
     file = write(tmp_path / "a.gguf", tensors, "gemma")
-    with pytest.raises(BadInputError, match="with which this model also ends"):
+    with pytest.raises(BadInputError, match="also this model's output matrix"):
         read_lora(file, read_gguf(path))
 
 

@@ -331,7 +331,7 @@ def test_parts_must_be_for_one_model(
                  "interference": [[1]], "remaining": None}},
     ],
 )  # fmt: skip
-def test_a_strangers_report_is_data(llama_model: Model, report: dict[str, Any]) -> None:
+def test_an_untrusted_report_is_data(llama_model: Model, report: dict[str, Any]) -> None:
     assert Mixture.of(random_profile(llama_model, report=report)) is None
 
 

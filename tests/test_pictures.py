@@ -93,7 +93,7 @@ def test_looks_differ_in_more_than_colour() -> None:
     "name",
     ["$x^$", "$\\frac{", "a\x00b\x1b[31m", "‮reversed", "名前" * 40, "x" * 5000, "_hidden", ""],
 )
-def test_names_of_strangers_are_no_markup(name: str) -> None:
+def test_untrusted_names_are_no_markup(name: str) -> None:
     picture = replace(small(name, levels=((f"{name}2", 0.1),)), title=name * 3)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -161,7 +161,7 @@ def test_strength_0_is_added_where_the_file_leaves_it_out(llama_model: Model) ->
         {"strengths": (1e308,), "margin": (1.0,), "drift": (0.0,)},
     ],
 )
-def test_a_strangers_curve_is_data(llama_model: Model, curves: Any) -> None:
+def test_an_untrusted_curve_is_data(llama_model: Model, curves: Any) -> None:
     with pytest.raises(BadInputError, match=r"no calibration curve|too large"):
         of_profile.strength_of(random_profile(llama_model, calibration=curves))
 
@@ -212,12 +212,12 @@ def test_directions_of_several_profiles(llama_model: Model) -> None:
     first, second = (random_profile(llama_model, draw, name) for draw, name in ((0, "a"), (1, "b")))
     (chart,) = charts(of_profile.directions_of([first, second]))
     assert [curve.name for curve in chart.curves] == [
-        "a, deciding token", "a, later tokens", "b, deciding token", "b, later tokens",
+        "a, last prompt token", "a, later tokens", "b, last prompt token", "b, later tokens",
     ]  # fmt: skip
     assert chart.curves[0].labels == ("2", "3")
     # The same profile twice lies on itself.
     twice = charts(of_profile.directions_of([first, first]))[0].curves
-    assert twice[0].name == "a 1, deciding token"
+    assert twice[0].name == "a 1, last prompt token"
     np.testing.assert_allclose(twice[0].y, twice[2].y, atol=1e-12)
 
 
@@ -259,7 +259,7 @@ def test_interference_of_profiles_and_of_a_mix(llama_model: Model) -> None:
     assert isinstance(after, Heat)
     assert before.values == heat.values
     assert abs(after.values[0][1]) < 1e-3
-    with pytest.raises(BadInputError, match="is one, and no mix"):
+    with pytest.raises(BadInputError, match="needs several profiles or a mix"):
         of_profile.interference_of(profiles[:1])
 
 
@@ -283,9 +283,9 @@ def test_strengths_of_a_run(tmp_path: Path) -> None:
     outcome = strengths(tmp_path)
     picture = of_run.strength_of_run(outcome)
     assert [[len(row), row[0].title] for row in picture.rows] == [
-        [2, "polite: effect"], [2, "price"], [2, "drift"],
+        [2, "polite: effect"], [2, "cost"], [2, "KL"],
     ]  # fmt: skip
-    effect, price, drift = (row[0] for row in picture.rows)
+    effect, cost, kl = (row[0] for row in picture.rows)
     assert isinstance(effect, Chart)
     assert effect.y_label == of_run.SCORE
     (curve,) = effect.curves
@@ -294,10 +294,10 @@ def test_strengths_of_a_run(tmp_path: Path) -> None:
     assert curve.y[0] == scores[-1].mean
     assert curve.low[2] == scores[0.5].low
     assert [name for name, _ in effect.levels] == ["plain", *of_run.ASKED.values()]
-    assert isinstance(price, Chart)
-    assert isinstance(drift, Chart)
-    assert price.curves[0].y[1] == 0
-    assert drift.curves[0].y == pytest.approx((0.01, 0, 0.0025, 0.01))
+    assert isinstance(cost, Chart)
+    assert isinstance(kl, Chart)
+    assert cost.curves[0].y[1] == 0
+    assert kl.curves[0].y == pytest.approx((0.01, 0, 0.0025, 0.01))
     rendered(picture, "png")
 
 
@@ -316,11 +316,11 @@ def test_prompting_steering_and_both(tmp_path: Path) -> None:
     preamble = Preamble("be nice", ({"role": "system", "content": "Be nice."},))
     arms = [arm(POLITE, s) for s in (-1.0, 1.0)]
     make_run(tmp_path / "run", [*prompted(preamble, arms), *arms])
-    effect, price, _ = charts(of_run.strength_of_run(Outcome.load(tmp_path / "run")))
+    effect, cost, _ = charts(of_run.strength_of_run(Outcome.load(tmp_path / "run")))
     assert [curve.name for curve in effect.curves] == ["steered + be nice", "steered"]
     assert [curve.x for curve in effect.curves] == [(-1, 1), (-1, 0, 1)]
     assert [name for name, _ in effect.levels][3:] == ["system:be nice"]
-    assert [name for name, _ in price.levels] == ["plain"]
+    assert [name for name, _ in cost.levels] == ["plain"]
 
 
 def test_sweeps_of_a_run(tmp_path: Path) -> None:
@@ -330,15 +330,15 @@ def test_sweeps_of_a_run(tmp_path: Path) -> None:
     outcome = Outcome.load(tmp_path / "run")
     picture = of_run.sweep_of_run(outcome)
     assert [panel.title for panel in picture.panels] == [
-        "effect over k", "effect over method", "price over k", "price over method",
+        "effect over k", "effect over method", "cost over k", "cost over method",
     ]  # fmt: skip
     over_k, over_method = charts(picture)[:2]
     assert over_k.curves[0].x == (3, 5, 10)
     assert over_method.x_names == ("alignez", "mean")
     assert not over_method.curves[0].joined
-    with pytest.raises(BadInputError, match="no profile at a strength") as caught:
+    with pytest.raises(BadInputError, match="no profile that is used alone") as caught:
         of_run.picture_of_run(outcome, "strength")
-    assert caught.value.hint == "of this run there is: sweep"
+    assert caught.value.hint == "this run has: sweep"
     rendered(picture, "svg")
 
 
@@ -414,7 +414,7 @@ def test_strange_results_are_one_line(tmp_path: Path, change: Any) -> None:
     results = json.loads(path.read_text("utf-8"))
     change(results)
     path.write_text(json.dumps(results), "utf-8")
-    with pytest.raises(BadInputError, match=r"does not say what a run found") as caught:
+    with pytest.raises(BadInputError, match=r"has no usable results") as caught:
         Outcome.load(run.path)
     assert "\n" not in caught.value.message
 

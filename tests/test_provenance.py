@@ -124,7 +124,7 @@ def test_labelled_pairs_are_asked_for_and_checked(
     first = build_profile(model, AXIS, pairs=labelled, work=tmp_path / "first")
     again = build_like(model, first, pairs=labelled, work=tmp_path / "again")
     assert content(again, tmp_path) == content(first, tmp_path)
-    with pytest.raises(BadInputError, match="does not carry the 12 pairs"):
+    with pytest.raises(BadInputError, match="does not contain the 12 pairs"):
         build_like(model, first)
     lines = labelled.read_text("utf-8").splitlines()
     labelled.write_text("\n".join(lines[:-1]) + "\n", "utf-8")
@@ -134,7 +134,7 @@ def test_labelled_pairs_are_asked_for_and_checked(
 
 def test_queries_are_asked_for_and_checked(model: Model, labelled: Path, tmp_path: Path) -> None:
     profile = build_profile(model, AXIS, queries=QUERIES, work=tmp_path / "w")
-    with pytest.raises(BadInputError, match="does not carry its 12 queries"):
+    with pytest.raises(BadInputError, match="does not contain its 12 queries"):
         build_like(model, profile)
     for wrong in (QUERIES[:-1], QUERIES[::-1], [*QUERIES[:-1], "Another?"]):
         with pytest.raises(BadInputError, match="these are not the 12 queries") as caught:
@@ -229,7 +229,7 @@ def changed(keys: Sequence[str], value: Any) -> dict[str, Any]:
         changed(["neighbors"], -3),
     ],
 )
-def test_a_strangers_record_is_sound_or_none(model: Model, value: Any) -> None:
+def test_an_untrusted_record_is_sound_or_none(model: Model, value: Any) -> None:
     profile = random_profile(model)
     assert Provenance.of(replace(profile, report={KEY: record()})) is not None
     assert Provenance.of(replace(profile, report={KEY: value})) is None

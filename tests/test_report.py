@@ -69,7 +69,7 @@ def test_a_page_is_whole_and_says_what_was_compared(tmp_path: Path) -> None:
     text = " ".join(reader.words)
     for fact in ("tiny model", "d" * 16, "f" * 64, "rules", "temperature", "6 queries, 2 answers"):
         assert fact in text
-    titles = ("Six of the answers", "Who won", "Scores", "The price", "moved most towards",
+    titles = ("Six of the answers", "Who won", "Scores", "The cost", "moved most towards",
               "What was compared, and how", "f" * 64)  # fmt: skip
     assert sorted(titles, key=text.index) == list(titles)
     images = [attributes["src"] or "" for tag, attributes in reader.tags if tag == "img"]
@@ -143,7 +143,7 @@ def test_every_row_has_its_interval(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["html", "md"])
-def test_answers_of_strangers_are_text(tmp_path: Path, suffix: str) -> None:
+def test_untrusted_answers_are_text(tmp_path: Path, suffix: str) -> None:
     run = make_run(tmp_path / "run", [arm(POLITE, 1.0)], n_query=2, seeds=1, text=ATTACK)
     page = page_of(run, tmp_path, suffix)
     for raw in ("<script", "<img src=x", "\x1b", "\u202e"):
@@ -173,7 +173,7 @@ def test_answers_of_strangers_are_text(tmp_path: Path, suffix: str) -> None:
     assert "<script>alert(1)</script>" in " ".join(reader.words)
 
 
-def test_names_of_strangers_are_text(tmp_path: Path) -> None:
+def test_untrusted_names_are_text(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", [arm(POLITE, 1.0, name="<b>polite</b>\n|x")], n_query=2)
     path = run.path / "run.json"
     told = json.loads(path.read_text("utf-8"))
@@ -208,7 +208,7 @@ def test_nothing_is_written_of_a_damaged_run(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", [arm(POLITE, 1.0)], n_query=2)
     with run.verdicts.path.open("a", encoding="utf-8") as file:
         file.write('{"arm": "nobody", "query_index": 0, "seed_index": 0}\n')
-    with pytest.raises(BadInputError, match="not of its run"):
+    with pytest.raises(BadInputError, match="answer of another run"):
         write_report(run.path, tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
 
@@ -227,7 +227,7 @@ def mutated(value: Any, rng: random.Random) -> Any:
     return rng.choice(ODD)
 
 
-def test_a_strangers_run_is_a_page_or_one_line(tmp_path: Path) -> None:
+def test_an_untrusted_run_is_a_page_or_one_line(tmp_path: Path) -> None:
     make_run(tmp_path / "run", [arm(POLITE, 1.0)], n_query=1, seeds=1, asking=False)
     pages = 0
     for seed in range(120):

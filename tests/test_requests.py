@@ -1,4 +1,4 @@
-"""Ways of asking: what a model is given for each form, axis and side."""
+"""Forms of request: what a model is given for each form, axis and side."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def ask(
 
 
 def next_logits(session: Session, tokens: list[int]) -> np.ndarray:
-    """Logits after the deciding token of a plain turn, as the session itself computes them."""
+    """Logits after the last prompt token of a plain turn, as the session itself computes them."""
     list(session.stream(tokens, Sampling(temperature=0, max_tokens=1)))
     return session._scheduler._context.logits(0).copy()
 

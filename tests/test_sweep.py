@@ -143,7 +143,7 @@ def test_a_profile_is_built_again_from_the_same_pairs(
     np.testing.assert_array_equal(same.vector.answer, profile.vector.answer)
     states = list((home / "cache" / "builds").rglob("states-*"))
     assert len(states) == 1, "the states were read once"
-    with pytest.raises(BadInputError, match="does not carry the 8 pairs") as failure:
+    with pytest.raises(BadInputError, match="does not contain the 8 pairs") as failure:
         build_with(tiny, profile, {"layers": 1})
     assert failure.value.hint == "give them: --built-from FILE"
 

@@ -1,4 +1,4 @@
-"""Chat templates of strangers: a text, or a refusal of one line; in bounded time and memory."""
+"""Untrusted chat templates: a text, or a refusal of one line; in bounded time and memory."""
 
 from __future__ import annotations
 

@@ -145,9 +145,9 @@ def test_arrays_there_and_back() -> None:
     again = ValueFunction.from_arrays(arrays)
     states = np.ones((2, value.n_embd), np.float32)
     assert np.array_equal(again(states), value(states))
-    with pytest.raises(BadInputError, match="make no value function: w2"):
+    with pytest.raises(BadInputError, match="are not a value function: w2"):
         ValueFunction.from_arrays({k: v for k, v in arrays.items() if k != "w2"})
-    with pytest.raises(BadInputError, match="make no value function: extra"):
+    with pytest.raises(BadInputError, match="are not a value function: extra"):
         ValueFunction.from_arrays({**arrays, "extra": value.b1})
     bad = {
         "w2": value.w2[:, 1:], "b1": value.b1.astype(np.float64), "w1": value.w1[0],

@@ -118,7 +118,7 @@ def test_marks_that_disagree_are_asked_about(
     path = written(tmp_path / "v.gguf", {"direction.2": DRAWN[2], "direction.3": DRAWN[3]}, count)
     file = read_control_vector(path)
     assert file.maker is None
-    with pytest.raises(ProfileFileError, match="does not show which program") as failure:
+    with pytest.raises(ProfileFileError, match="unknown maker") as failure:
         file.rows(N_LAYER, N_EMBD)
     assert "--from" in (failure.value.hint or "")
     assert np.array_equal(file.rows(N_LAYER, N_EMBD, "repeng")[2], DRAWN[2])
@@ -140,10 +140,13 @@ def bad(index: int, value: float) -> np.ndarray:
         ({"direction.1": DRAWN[1].astype(np.float16)}, "direction.1 is F16"),
         ({"direction.1": DRAWN[:2]}, "not one row of F32"),
         ({"direction.1": DRAWN[1], "direction.2": DRAWN[2, :32]}, "different lengths"),
-        ({"direction.1": DRAWN[1], "direction.01": DRAWN[1]}, "'direction.01' is no direction"),
-        ({"direction.-1": DRAWN[1]}, "'direction.-1' is no direction"),
-        ({"direction.99999999999": DRAWN[1]}, "is no direction"),
-        ({"token_embd.weight": DRAWN[1]}, "'token_embd.weight' is no direction"),
+        (
+            {"direction.1": DRAWN[1], "direction.01": DRAWN[1]},
+            "'direction.01' is not the direction",
+        ),
+        ({"direction.-1": DRAWN[1]}, "'direction.-1' is not the direction"),
+        ({"direction.99999999999": DRAWN[1]}, "is not the direction"),
+        ({"token_embd.weight": DRAWN[1]}, "'token_embd.weight' is not the direction"),
         ({"direction.\x1b[31m": DRAWN[1]}, r"direction.\\x1b[31m"),
     ],
 )

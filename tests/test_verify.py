@@ -149,7 +149,7 @@ def test_without_texts_only_the_models_are_compared(
     found = verify(bare, llama_model)
     assert (found.pairs, found.before, found.now) == (0, None, None)
     assert "I love" not in json.dumps(bare.report)
-    with pytest.raises(BadInputError, match="carries no pairs"):
+    with pytest.raises(BadInputError, match="contains no pairs"):
         recalibrate(bare, llama_model)
 
 
@@ -233,7 +233,7 @@ def good() -> dict[str, Any]:
         [{key: text for key, text in good().items() if key != "drift"}],
     ],
 )
-def test_kept_pairs_of_strangers_are_sound_or_none(llama_model: Model, value: Any) -> None:
+def test_untrusted_kept_pairs_are_sound_or_none(llama_model: Model, value: Any) -> None:
     profile = random_profile(llama_model)
     assert kept_pairs(with_kept(profile, [good()])) and kept_pairs(profile) == ()
     assert kept_pairs(with_kept(profile, value)) == ()

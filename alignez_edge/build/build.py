@@ -86,9 +86,9 @@ def build_profile(
     user's data folder that these very arguments lead to again. `on_progress(step, done, total)` is
     called as the work goes on, `on_notice` with a line that a user should see.
 
-    Raises `BadInputError` where there is too little to work with, and `AlignezError` where another
+    Raises `BadInputError` if there is too little to work with, and `AlignezError` if another
     process builds in the same folder; `KeyboardInterrupt` passes through, and the same call goes on
-    where it was.
+    if it was.
     """
     check_method(method, neighbors, layers)
     check_request(request, axis)
@@ -183,7 +183,7 @@ def _finding(
     layers: Sequence[int] | None,
     recipe: Recipe | None,
 ) -> tuple[Finding, dict[str, Any]]:
-    """What a method makes of the pairs `rows`, at natural length, and what the profile's report
+    """What a method makes of the pairs `rows`, as a raw difference, and what the profile's report
     tells of it; with a `recipe` it is made anew for each query, of pairs that are remembered."""
     material = Material(
         builder.model, pairs, rows, None, layers, builder.seed, builder.ctx, builder.progress

@@ -52,7 +52,7 @@ def choose_request(
 
     All are tried on the first `N_FIRST` queries, the best `N_KEPT` on `N_QUERIES`, and the best two
     on `N_MOST` where their spans differ by less than the standard error. A form of two steps costs
-    several times as much and is another way of asking in the words of a form of one step: it is
+    several times as much and asks in the words of a form of one step: it is
     only tried where that one is among the best. A form whose sides do not differ, or go the wrong
     way, is only taken where no form does better than that; `RequestChoice.works` says so. `tick` is
     called for each text that the model writes. The same arguments give the same choice.

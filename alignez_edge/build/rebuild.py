@@ -41,8 +41,8 @@ def build_like(
     On the same model, with the same number of threads and versions, the result is equal to
     `profile` but for the time. `method`, `layers` and `neighbors`, where they are given, take the
     place of those that it was built with. `queries` or `pairs` (a file) are needed where the
-    profile does not carry its queries and they are not the built-in ones. Raises `BadInputError`
-    where the profile says nothing of its build, and where these are not what it was built from.
+    profile does not contain its queries and they are not the built-in ones. Raises `BadInputError`
+    if the profile says nothing of its build, and if these are not what it was built from.
     """
     from alignez_edge.build.build import build_profile
     from alignez_edge.profile.kept_pairs import kept_pairs
@@ -88,25 +88,25 @@ def build_like(
 
 
 def threads_of(profile: Profile) -> int | None:
-    """The threads that a profile was built with, which rounding depends on; None where it does not
-    say, or where this machine has fewer cores."""
-    found = Provenance.of(profile)
-    if found is None or found.threads > (os.cpu_count() or 1):
+    """The threads that a profile was built with, which rounding depends on; None if it does not
+    say, or if this machine has fewer cores."""
+    provenance = Provenance.of(profile)
+    if provenance is None or provenance.threads > (os.cpu_count() or 1):
         return None
-    return found.threads
+    return provenance.threads
 
 
 def differences(profile: Profile, model: Model) -> str:
-    """What is not as it was when a profile was built, of what its numbers depend on; '' where
+    """What is not as it was when a profile was built, of what its numbers depend on; '' if
     building it again gives the same, as far as that can be told without building it."""
-    found = Provenance.of(profile)
+    provenance = Provenance.of(profile)
     facts: list[tuple[str, object, object]] = [
         (name, profile.versions.get(name), now) for name, now in versions().items()
     ]
-    if found is not None:
+    if provenance is not None:
         facts += [
-            ("the model's file", found.model.sha256, ModelFile.of(model).sha256),
-            ("threads", found.threads, model.threads),
+            ("the model's file", provenance.model.sha256, ModelFile.of(model).sha256),
+            ("threads", provenance.threads, model.threads),
         ]
     facts.append(("adapters", profile.fingerprint.adapter, model.fingerprint.adapter))
     return ", ".join(name for name, then, now in facts if then != now)
@@ -121,12 +121,12 @@ def _queries(source: Source, profile: Profile, offered: Sequence[str] | None) ->
             return queries
     if offered is None:
         raise BadInputError(
-            f"the profile {name} does not carry its {source.count} queries",
+            f"the profile {name} does not contain its {source.count} queries",
             "give them: --queries FILE",
         )
     raise BadInputError(
         f"these are not the {source.count} queries that the profile {name} was built with",
-        f"as a text of one a line they have the SHA-256 {source.sha256}",
+        f"the right ones, one a line, have the SHA-256 {source.sha256}",
     )
 
 
@@ -144,7 +144,7 @@ def _check_pairs(source: Source, profile: Profile, pairs: str | Path | None) -> 
     name = printable(profile.name)
     if pairs is None:
         raise BadInputError(
-            f"the profile {name} does not carry the {source.count} pairs that it was built from",
+            f"the profile {name} does not contain the {source.count} pairs that it was built from",
             "give them: --pairs FILE",
         )
     if Source.of_pairs(read_labelled_pairs(pairs, profile.axis).pairs) != source:

@@ -187,9 +187,9 @@ class Builder(Workplace):
             ]
             return max(len(self.tokens(each)) for each in asked) + max(map(len, answers))
 
-        kept = [pair for pair in found.pairs if length(pair) < self.window]
-        dropped = len(found.pairs) - len(kept)
-        return _with_dropped(PairSet(tuple(kept), found.dropped), "too long", dropped)
+        fitting = [pair for pair in found.pairs if length(pair) < self.window]
+        dropped = len(found.pairs) - len(fitting)
+        return _with_dropped(PairSet(tuple(fitting), found.dropped), "too long", dropped)
 
     def states(self, pairs: Sequence[PreferencePair], tensor: Tensor) -> HiddenStates:
         """The hidden states of all pairs with the request in context: those that came with their
@@ -234,13 +234,13 @@ class Builder(Workplace):
         of an MLP or of the residual stream."""
         from alignez_edge.runtime.capture import capture
 
-        found = np.zeros((len(queries), self.model.n_layer, self.model.n_embd), np.float32)
+        states = np.zeros((len(queries), self.model.n_layer, self.model.n_embd), np.float32)
         items = ((self.model.ask_tokens(query), ()) for query in queries)
         for i, read in enumerate(capture(self.model, items, tensor=tensor, n_ctx=self.ctx)):
             self.progress("queries", i, len(queries))
-            found[i] = read.deciding
+            states[i] = read.deciding
         self.progress("queries", len(queries), len(queries))
-        return found
+        return states
 
     def questions(
         self, pairs: Sequence[PreferencePair], more: Sequence[str], choice: RequestChoice | None
@@ -261,7 +261,7 @@ class Builder(Workplace):
         step: tuple[int, int] = (0, 1),
     ) -> list[FreeReading]:
         """The free-running answers to `questions`; finished ones are read back. `step` says which
-        of how many such measurements this is. Raises `BadInputError` where this model does not
+        of how many such measurements this is. Raises `BadInputError` if this model does not
         allow `way`."""
         form, probe = self._prompting(choice)
         names = [way, form.name, probe.name, *(field.name for field in fields(FreeReading))]
@@ -307,8 +307,8 @@ class Builder(Workplace):
         if not log.exists():
             sides = ("chosen", "rejected")
             texts = [[Text(pair.query, getattr(pair, side)) for pair in some] for side in sides]
-            found = [vars(paid_for(self.model, each, self.ctx)) for each in texts]
-            write_atomic(log, json.dumps(found).encode())
+            paid = [vars(paid_for(self.model, each, self.ctx)) for each in texts]
+            write_atomic(log, json.dumps(paid).encode())
         wanted, unwanted = json.loads(log.read_text("utf-8"))
         return Paid(**wanted), Paid(**unwanted)
 

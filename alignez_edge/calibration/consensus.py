@@ -1,4 +1,4 @@
-"""How much of a side is in a text, judged by the model itself: consensus among ways of asking.
+"""How much of a side is in a text, judged by the model itself: consensus among forms of request.
 
 A text that was written for one form of request is scored by how much likelier the model finds it
 under the positive than under the negative request of *other* forms, the probes:
@@ -151,12 +151,12 @@ def counted(model: Model, tokens: Sequence[int], words: frozenset[str]) -> npt.N
     data = b"".join(map(model.token_bytes, tokens))
     # Half a character, where a text was cut, keeps its length in bytes.
     text = data.decode("utf-8", "surrogateescape")
-    found = np.ones(len(tokens), np.bool_)
+    mask = np.ones(len(tokens), np.bool_)
     for match in _WORD.finditer(text):
         if any(_alike(match.group(), word) for word in words):
             begin = _size(text[: match.start()])
-            found[(ends[:-1] < begin + _size(match.group())) & (ends[1:] > begin)] = False
-    return found
+            mask[(ends[:-1] < begin + _size(match.group())) & (ends[1:] > begin)] = False
+    return mask
 
 
 def words_of(axis: Axis) -> frozenset[str]:
@@ -164,11 +164,11 @@ def words_of(axis: Axis) -> frozenset[str]:
     texts = []
     for side in SIDES:
         if not prompts.is_plain(axis, side):
-            made = (requests.role, requests.style, requests.person, prompts.role, prompts.trait)
-            texts += [words(axis, side) for words in made]
+            forms = (requests.role, requests.style, requests.person, prompts.role, prompts.trait)
+            texts += [words(axis, side) for words in forms]
             texts.append((axis.wording_of(side).own or "").replace(QUERY, ""))
-    found = {word.casefold() for text in texts for word in _WORD.findall(text)}
-    return frozenset(word for word in found if len(word) >= _SHORT)
+    distinct = {word.casefold() for text in texts for word in _WORD.findall(text)}
+    return frozenset(word for word in distinct if len(word) >= _SHORT)
 
 
 def _alike(word: str, other: str) -> bool:

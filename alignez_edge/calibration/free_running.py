@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 STRENGTHS: tuple[float, ...] = (0.2, 0.45, 0.8, 1.3)
-"""Strengths that are measured, in natural lengths, with either sign."""
+"""Strengths that are measured, in raw differences, with either sign."""
 GRID: tuple[float, ...] = (*(-s for s in reversed(STRENGTHS)), *STRENGTHS)
 N_QUESTIONS = 8
 """Questions that are answered, where there are as many."""
@@ -96,7 +96,7 @@ class Paid:
 
 @dataclass(frozen=True)
 class FreeCalibration:
-    """The units (natural lengths per strength 1) of either sign, and what they were read from.
+    """The units (raw differences per strength 1) of either sign, and what they were read from.
 
     `limits` say what set them, + and -: `prompting` (as much effect as prompting for that side),
     `cost` (`MORE_COST` above what prompting costs), or `grid` (prompting was out of reach).
@@ -151,9 +151,9 @@ def read_questions(
 ) -> list[FreeReading]:
     """Answer `questions` in one batch and read the answers, in order.
 
-    `profile` is taken at its natural length, whatever its units are, and injected by `way`. `tick`
+    `profile` is taken as the raw difference, whatever its units are, and injected by `way`. `tick`
     is called once for each of `n_texts` that is written, and once for each that is read. Raises
-    `BadInputError` where this model does not allow `way`, `PromptTooLongError` where a question
+    `BadInputError` if this model does not allow `way`, `PromptTooLongError` if a question
     does not fit.
     """
     from alignez_edge.runtime.batch import generate_batch
@@ -248,7 +248,7 @@ def calibrate_freely(
     strength whose effect is that of prompting for that side, and at least `LEAST_SHARE` of the span
     between the sides, as long as its cost stays within `MORE_COST` of what prompting for that side
     costs; where that is not reached, the strength of the largest effect within the bound. Where
-    prompting moves nothing there is nothing to aim at: the unit is the natural length, within the
+    prompting moves nothing there is nothing to aim at: the unit is the raw difference, within the
     bound. `asked` is what other answers cost that were prompted for either side in the same form.
     With `one_side` the other side is the plain answer, and strength -1 as long as +1.
     """

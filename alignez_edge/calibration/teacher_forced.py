@@ -1,11 +1,11 @@
-"""What strength 1 means: as much as asking.
+"""What strength 1 means: as much as prompting.
 
 Everything is teacher-forced on pairs that the directions have not seen; nothing is sampled. For a
 held-back pair with its plain query as prompt, the *preference margin* is the log-probability per
 token of the wanted answer minus that of the unwanted one, against the same without steering (nats
-per token). Asking is measured the same way: the trait asked for in the prompt, either side. The
-*drift* is KL(plain || steered) of the next-token distributions over both answers, nats per token:
-the two together favour neither side, and the budget is a multiple of what asking costs there.
+per token). Prompting is measured the same way: the trait asked for in the prompt, either side. The
+*KL from the plain model* is KL(plain || steered) of next-token distributions over both answers:
+the two together favour neither side, and the budget is a multiple of what prompting costs there.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def read_strengths(
     way: Way,
     n_ctx: int | None = None,
 ) -> Reading:
-    """What `profile` at each of `strengths`, injected by `way`, does to a pair, and what asking
-    does; see `read_pair`. Raises `BadInputError` where this model does not allow `way`."""
+    """What `profile` at each of `strengths`, injected by `way`, does to a pair, and what prompting
+    does; see `read_pair`. Raises `BadInputError` if this model does not allow `way`."""
     plain = model.ask_tokens(pair.query)
     texts = [prompts.prompted(pair.query, profile.axis, side) for side in prompts.SIDES]
     asked = [model.ask_tokens(text) for text in texts]

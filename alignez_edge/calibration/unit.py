@@ -14,21 +14,21 @@ from alignez_edge.arrays import DoubleArray
 if TYPE_CHECKING:
     from alignez_edge.steering.steerable import Steerable
 GRID: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
-"""Strengths that are measured, in natural lengths, with either sign."""
+"""Strengths that are measured, in raw differences, with either sign."""
 NATURAL = 1.0
-"""The strength at which the displacements have the lengths that were measured."""
+"""The strength at which the displacements are the raw differences."""
 DRIFT_BUDGET = 4.0
-"""How many times asking's drift strength 1 may cost. More than once, because a given answer hides
-asking's price: once the first words are given, asking changes little, steering every token."""
+"""How many times the KL of prompting strength 1 may cost. More than once, because a given answer
+hides what prompting costs: after its first words prompting changes little, steering every token."""
 _READINGS = ("margin", "drift", "asked_margin", "asked_drift")
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Margins and drifts of one held-back pair, or their means over pairs.
+    """Margins and KL from the plain model of one held-back pair, or their means over pairs.
 
     `margin` and `drift` are `(2 * len(GRID),)`: the grid with + and then with -. `asked_margin` and
-    `asked_drift` are `(2,)`: asking for the wanted and for the unwanted side.
+    `asked_drift` are `(2,)`: prompting for the wanted and for the unwanted side.
     """
 
     margin: DoubleArray
@@ -59,10 +59,10 @@ class Reading:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The chosen unit (natural lengths per strength 1) and the curves that it was read from.
+    """The chosen unit (raw differences per strength 1) and the curves that it was read from.
 
-    `strengths` are in natural lengths, ascending, 0 left out. `limit` says what set the unit:
-    `asking` (as much as asking), `drift` (the budget) or `grid` (asking was out of reach).
+    `strengths` are in raw differences, ascending, 0 left out. `limit` says what set the unit:
+    `asking` (as much as prompting), `drift` (the budget) or `grid` (prompting was out of reach).
     """
 
     unit: float
@@ -83,7 +83,7 @@ class Calibration:
 class Measured:
     """The curves that a profile keeps, in nats per token, over its own strengths (1: as
     calibrated): `effect` and `cost` of steering, and `(2,)` those of prompting for either side
-    (None where they are not known).
+    (None if they are not known).
 
     `free` says that they are means of answers written freely (evidence and likelihood under the
     plain model, `free_running.py`); else they are margin and KL on given answers.
@@ -108,7 +108,7 @@ class Measured:
 
     @classmethod
     def of(cls, profile: Steerable) -> Measured | None:
-        """Those of a profile; None where it keeps none."""
+        """Those of a profile; None if it keeps none."""
 
         def curve(key: str) -> DoubleArray:
             value = profile.calibration.get(key, ())
@@ -133,9 +133,9 @@ def calibrate(reading: Reading, budget: float = DRIFT_BUDGET) -> Calibration:
     """Choose the unit from the mean reading.
 
     The span of a strength is margin(+s) - margin(-s). There are two estimates of 'as much as
-    asking': the natural length, 1, and the smallest strength whose span is asking's (by linear
-    interpolation from 0), at most the strength at which the mean drift of both signs reaches
-    `budget` times asking's; where the span never gets there, that of the largest span within the
+    prompting': the raw difference, 1, and the smallest strength whose span is prompting's (linear
+    interpolation from 0), at most the strength at which the mean KL of both signs reaches `budget`
+    times prompting's; where the span never gets there, that of the largest span within the
     budget. The unit is their geometric mean: the first knows nothing of the model, the second comes
     from a dozen pairs whose answers are given, and together they were closer to what sampled
     answers show than either (docs/method.md, section 6).
@@ -154,7 +154,7 @@ def calibrate(reading: Reading, budget: float = DRIFT_BUDGET) -> Calibration:
         reached, limit = float(grid[inside][np.argmax(span[inside])]), "grid"
         if allowed is not None and np.interp(allowed, grid, span) >= span[inside].max():
             reached, limit = allowed, "drift"
-    # A profile that moves nothing still needs a unit; the natural length is the honest one.
+    # A profile that moves nothing still needs a unit; the raw difference is the honest one.
     unit = float(np.sqrt(NATURAL * reached)) if reached > 0 else NATURAL
     order = np.concatenate((-grid[:0:-1], grid[1:]))
     return Calibration(

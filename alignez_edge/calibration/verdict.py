@@ -59,7 +59,7 @@ class Verdict:
 
     @classmethod
     def of(cls, profile: Steerable) -> Verdict | None:
-        """That of a profile; None where it was not measured, or where the report is not sound.
+        """That of a profile; None if it was not measured, or if the report is not sound.
 
         A report can come from an untrusted file.
         """
@@ -105,7 +105,7 @@ def judge(
 
     `steered` and `prompted` are `(n_questions, 2)`, in nats per token: how far strengths +1 and
     -1, and prompting for either side, move the answers towards their own side. `agreement` is the
-    share of the pairs that point the way of the others; None where that is not known.
+    share of the pairs that point the way of the others; None if that is not known.
 
     Clear of 0 means: by more than `_T` standard errors over questions. It `works` where the span
     of steering is clear of 0 and at least `ENOUGH` of that of prompting, and so is each side that

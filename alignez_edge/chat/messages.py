@@ -18,7 +18,7 @@ def check_messages(messages: Sequence[Message]) -> None:
     for i, message in enumerate(messages):
         if not isinstance(message, Mapping):
             raise BadInputError(
-                "the conversation is no list of messages",
+                "the conversation is not a list of messages",
                 'a message is {"role": "user", "content": "..."}',
             )
         role, content = message.get("role"), message.get("content")

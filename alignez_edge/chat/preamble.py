@@ -47,7 +47,7 @@ class Preamble:
     def read(cls, path: str | Path) -> Preamble:
         """The text of a UTF-8 file of at most `MAX_FILE` bytes as a system prompt.
 
-        Raises `BadInputError` where there is none, or where it is empty.
+        Raises `BadInputError` if there is none, or if it is empty.
         """
         try:
             text = read_text(path, limit=MAX_FILE, what="system prompt").strip()

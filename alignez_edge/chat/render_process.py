@@ -52,7 +52,7 @@ def serve(paths: list[str]) -> None:
                 answer = {"text": template(given["messages"])}
         except Refused as refusal:
             answer = {"refused": str(refusal)}
-        except Exception as error:  # whatever a stranger's program provokes in Jinja
+        except Exception as error:  # whatever an untrusted program provokes in Jinja
             answer = {"error": f"{type(error).__name__}: {error}"[:1000]}
         if len(answer.get("text", "")) > MAX_TEXT:
             answer = {"error": f"a prompt of {len(answer['text'])} characters"}

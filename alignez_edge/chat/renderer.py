@@ -28,8 +28,8 @@ class _Renderer:
         self._process: subprocess.Popen[str] | None = None
 
     def text(self, given: Mapping[str, object]) -> str:
-        """What the template makes of a conversation; raises `BadInputError` where it refuses it
-        and `ModelFileError` where it does not work."""
+        """What the template makes of a conversation; raises `BadInputError` if it refuses it
+        and `ModelFileError` if it does not work."""
         with self._lock:
             process = self._process
             if process is None or process.poll() is not None:

@@ -1,6 +1,6 @@
 """From messages to the prompt's text, and which parts of that text are the user's.
 
-A chat template is a Jinja program from a stranger: it runs in Jinja's immutable sandbox, in a
+A chat template is an untrusted Jinja program: it runs in Jinja's immutable sandbox, in a
 process with limits (`render_process.py`), and whatever it does becomes a text or one error. What
 the user wrote must never turn into control tokens, so each message's content is rendered between
 two marks (characters of a Unicode private plane that no text carries). They tell afterwards which
@@ -49,8 +49,8 @@ class ChatTemplate:
         """The prompt that asks for the answer to `messages`, in spans.
 
         A system message that the template refuses or ignores is folded into the first user turn.
-        Raises `ModelFileError` where the template fails on any conversation, and `BadInputError`
-        where it refuses this one.
+        Raises `ModelFileError` if the template fails on any conversation, and `BadInputError`
+        if it refuses this one.
         """
         if not any(m["role"] == "system" and m["content"].strip() for m in messages):
             return self._safely([m for m in messages if m["role"] != "system"])
@@ -95,7 +95,7 @@ def _marked(message: Message, strip: bool) -> Message:
 
 
 def _split(text: str) -> list[Span] | None:
-    """Cut at the marks; None where they are not properly paired."""
+    """Cut at the marks; None if they are not properly paired."""
     spans: list[Span] = []
     inside = False
     for mark, run in groupby(text, lambda c: c if c in (_OPEN, _CLOSE) else ""):

@@ -20,7 +20,7 @@ never seen the generator's. The rules, one by one:
    The score is (true - wrong - off - evasive - unknown) over the sentences that are not social.
    An answer without any such sentence scores -1: it does not answer. So does an empty one.
 5. *knowledge*: true / (true + wrong + unknown), the share of claims about the topic that are
-   true; None where nothing is claimed.
+   true; None if nothing is claimed.
 6. *coherence*: the share of words that belong to this world, times the share of sentences that
    are not a repetition of an earlier one. *loop*: a sentence that occurs three times or more, or
    the same four words five times or more.
@@ -102,8 +102,8 @@ def judge(text: str, topic: str) -> RuleScores:
 
 def topic_of(query: str) -> str | None:
     """The topic that a query is about: the longest topic name in it; None if there is none."""
-    found = _rules().topics.findall(query.lower())
-    return max(found, key=len) if found else None
+    topics = _rules().topics.findall(query.lower())
+    return max(topics, key=len) if topics else None
 
 
 def split_sentences(text: str) -> list[str]:

@@ -26,7 +26,7 @@ _KEY = "geometry"
 
 @dataclass(frozen=True)
 class Geometry:
-    """The first singular vectors of either side, help and harm, at the deciding token.
+    """The first singular vectors of either side, help and harm, at the last prompt token.
 
     `help_harm` is the cosine of the two in every layer, `(n_layer,)`. `by_count[i]` is the mean
     cosine between the help directions of the `i + 2` layers that agree best with all others, up to
@@ -68,9 +68,9 @@ class Geometry:
 
     @classmethod
     def of(cls, report: Mapping[str, Any], n_layer: int) -> Geometry | None:
-        """What a profile's report tells; None where it tells nothing that is sound.
+        """What a profile's report tells; None if it tells nothing that is sound.
 
-        A report can come from a stranger's file.
+        A report can come from an untrusted file.
         """
         found: Any = report.get(_KEY)
         try:

@@ -44,7 +44,7 @@ class LayerStates:
 class HiddenStates:
     """The states of pairs in a file: append records, then read layers. A context manager.
 
-    `shape` is `(n_layer, n_embd)`. Raises `AlignezError` where the file cannot be written or read.
+    `shape` is `(n_layer, n_embd)`. Raises `AlignezError` if the file cannot be written or read.
     """
 
     def __init__(self, path: str | Path, shape: tuple[int, int]) -> None:

@@ -35,7 +35,7 @@ class Blind:
 
     @classmethod
     def of(cls, axis: str, arms: Sequence[Seen]) -> Blind | None:
-        """What the arms of an axis say; None where the judge tells the answers of one apart."""
+        """What the arms of an axis say; None if the judge tells the answers of one apart."""
         told = [arm for arm in arms if arm.differing]
         differing, ties = sum(arm.differing for arm in told), sum(arm.ties for arm in told)
         if differing < LEAST or any(arm.ties < TIES * arm.differing for arm in told):
@@ -47,21 +47,21 @@ class Blind:
         """What `dataclasses.asdict` made of one. Raises `KeyError` or `ValueError`."""
         ties, differing = value["ties"], value["differing"]
         if type(ties) is not int or type(differing) is not int or not 0 <= ties <= differing > 0:
-            raise ValueError("the ties of a judge are no counts")
+            raise ValueError("the ties of a judge are not counts")
         return cls(str(value["axis"]), ties, differing, value["asked"] is True)
 
     def finding(self, judge: str) -> str:
         """That in one sentence."""
-        told = (
+        fact = (
             f"the judge {judge} called {self.ties / self.differing:.0%} of the {self.differing}"
             f" answers that differ from plain ones ties on {self.axis}"
         )
         if self.asked:
             return (
-                f"{told}, those included where the prompt asked for it: it cannot see {self.axis}"
-                " here, and its verdicts prove nothing"
+                f"{fact}, also where the prompt asked for it: it cannot see {self.axis} here, and"
+                " its verdicts prove nothing"
             )
         return (
-            f"{told}: its verdicts prove nothing here (--asking shows whether it sees what the"
+            f"{fact}: its verdicts prove nothing here (--asking shows whether it sees what the"
             " prompt asks for)"
         )

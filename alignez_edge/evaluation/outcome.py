@@ -1,6 +1,6 @@
 """What an evaluation found, read back from its folder as values.
 
-A run folder may come from a stranger: names are plain text, numbers finite or `nan`, and nothing
+A run folder is untrusted: names are plain text, numbers finite or `nan`, and nothing
 that is missing or odd goes further than this file.
 """
 
@@ -33,7 +33,7 @@ class Row:
 
     `trait` is how its side is worded. `win`, `lose`, `tie` and `delta` are percentages, towards it.
     `scores` are by aspect, and those of the axis' own name mean its positive side. `nats` is the
-    price in nats per token above plain, `price` all that is said of it. `sweep` are the settings
+    cost in nats per token above plain, `costs` all that is said of it. `sweep` are the settings
     that tell the arm from its neighbors. `terms` are the profiles and strengths that were added
     up, `system` the name of what stood before the query. Numbers that are not known are `nan`.
     """
@@ -52,10 +52,10 @@ class Row:
     delta: Figure
     p_value: float
     nats: Figure
-    price: Mapping[str, float]
+    costs: Mapping[str, float]
     scores: Mapping[str, Figure]
     relative_improvement: Figure
-    share_of_asking: Figure
+    ratio_to_prompting: Figure
     sweep: Mapping[str, str | float]
     terms: tuple[tuple[str, float], ...]
     system: str
@@ -66,8 +66,8 @@ class Row:
         return self.scores.get(self.axis, NOTHING)
 
     def cost(self, name: str) -> float:
-        """A price by the name that `results.json` has for it; `nan` where it is not known."""
-        return self.price.get(name, math.nan)
+        """A cost by the name that `results.json` has for it; `nan` where it is not known."""
+        return self.costs.get(name, math.nan)
 
     @property
     def net_win(self) -> Figure:
@@ -129,7 +129,7 @@ class Outcome:
             # Only what was raised here has words for a user.
             reason = str(failure) if type(failure) is ValueError else "it is damaged"
             raise BadInputError(
-                f"{shown} does not say what a run found: {reason}",
+                f"{shown} has no usable results: {reason}",
                 "start the same evaluation again: it writes it anew from the answers",
             ) from None
 
@@ -153,7 +153,7 @@ def _judge_test(path: Path) -> tuple[bool | None, str]:
 
 
 def _row(row: Mapping[str, Any], arm: Mapping[str, Any]) -> Row:
-    price = _table(row.get("price"))
+    costs = _table(row.get("price"))
     return Row(
         arm=str(row["arm"]),
         kind=str(row["kind"]),
@@ -168,11 +168,11 @@ def _row(row: Mapping[str, Any], arm: Mapping[str, Any]) -> Row:
         tie=_number(row.get("tie")),
         delta=Figure(*(_number(row.get(key)) for key in ("delta", "low", "high"))),
         p_value=_number(row.get("p_value")),
-        nats=Figure(*(_number(price.get(key)) for key in ("nats_above_plain", "low", "high"))),
-        price=_numbers(price),
+        nats=Figure(*(_number(costs.get(key)) for key in ("nats_above_plain", "low", "high"))),
+        costs=_numbers(costs),
         scores=_figures(row.get("scores")),
         relative_improvement=_with_ends(row, "relative_improvement"),
-        share_of_asking=_with_ends(row, "share_of_asking"),
+        ratio_to_prompting=_with_ends(row, "share_of_asking"),
         sweep={str(key): _setting(value) for key, value in _table(row.get("sweep")).items()},
         terms=_terms(arm),
         system=str(arm.get("system") or ""),
@@ -217,6 +217,6 @@ def _number(value: Any) -> float:
     if value is None:
         return math.nan
     if type(value) not in (int, float):
-        raise ValueError(f"{printable(repr(value), 40)} is no number")
+        raise ValueError(f"{printable(repr(value), 40)} is not a number")
     # What is larger than any figure can be is drawn and printed as not known.
     return float(value) if abs(value) < LARGEST else math.nan

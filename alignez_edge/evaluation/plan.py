@@ -34,7 +34,7 @@ class Plan:
     `arms` begin with the plain one. `sampling.seed` is the base of all seeds, `seeds` the number of
     answers to each query; the stop strings of a model's prompt form need not be named. `n_ctx` is
     the window of a prompt and its answer. `reference` is the file of the model that a reference arm
-    without a steering stands for. Drift is measured on the `neutral` texts, or on plain answers
+    without a steering stands for. KL is measured on the `neutral` texts, or on plain answers
     where there are none.
     """
 

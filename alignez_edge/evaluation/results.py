@@ -1,4 +1,4 @@
-"""From the files of a run to its table: wins, scores and prices of every arm, with intervals.
+"""From the files of a run to its table: wins, scores and costs of every arm, with intervals.
 
 Nothing here needs a model: whoever has the folder can compute the table again.
 """
@@ -23,7 +23,7 @@ from alignez_edge.files.text import printable
 Contest = tuple[str, str, str]
 """(arm, axis, side): one arm against plain answers, judged by one aim."""
 KNOWLEDGE = "knowledge"
-"""The aspect that is a price and no style: the share of claims that are true."""
+"""The aspect that is a cost and no style: the share of claims that are true."""
 
 
 @dataclass(frozen=True)
@@ -60,38 +60,38 @@ class Tables:
 
     def _judged(self) -> dict[Contest, Judged]:
         shape = self.run.shape[1:]
-        found: dict[Contest, Judged] = {}
+        by_contest: dict[Contest, Judged] = {}
         for _, record in self.run.verdicts.records():
             _, query, seed = self.run.place(record)
             contest = str(record["arm"]), str(record.get("axis")), str(record.get("side"))
-            judged = found.setdefault(contest, Judged(np.full(shape, np.nan), {}))
+            judged = by_contest.setdefault(contest, Judged(np.full(shape, np.nan), {}))
             judged.preferences[query, seed] = _number(self.run, record, "preference")
             scores = record.get("scores")
             for aspect, pair in scores.items() if isinstance(scores, dict) else ():
                 both = judged.scores.setdefault(str(aspect), np.full((2, *shape), np.nan))
                 both[:, query, seed] = _pair(self.run, pair)
-        return found
+        return by_contest
 
     def _drift(self) -> dict[str, DoubleArray]:
-        """By arm, the sums over neutral texts of drift times tokens, of nats, and of tokens."""
-        found: dict[str, DoubleArray] = {}
+        """By arm, the sums over neutral texts of KL times tokens, of nats, and of tokens."""
+        by_arm: dict[str, DoubleArray] = {}
         for _, record in self.run.drift.records():
-            sums = found.setdefault(str(record.get("arm")), np.zeros(3))
+            sums = by_arm.setdefault(str(record.get("arm")), np.zeros(3))
             tokens = _number(self.run, record, "tokens")
             if tokens > 0:
                 drift, nats = (_number(self.run, record, key) for key in ("drift", "nats"))
                 sums += (drift * tokens, nats, tokens)
-        return found
+        return by_arm
 
     @cached_property
     def plain_scores(self) -> dict[str, DoubleArray]:
         """By aspect, the scores of the plain answers, from whichever contest has them."""
-        found: dict[str, DoubleArray] = {}
+        by_aspect: dict[str, DoubleArray] = {}
         for judged in self.judged.values():
             for aspect, (_, plain) in judged.scores.items():
-                known = found.setdefault(aspect, plain.copy())
+                known = by_aspect.setdefault(aspect, plain.copy())
                 np.copyto(known, plain, where=np.isnan(known))
-        return found
+        return by_aspect
 
     def scores(self, contest: Contest) -> dict[str, DoubleArray]:
         """By aspect, the scores of an arm's answers. Answers that were not judged because they are
@@ -99,13 +99,13 @@ class Tables:
         judged = self.judged.get(contest)
         if judged is None:
             return {}
-        found = {}
+        by_aspect = {}
         for aspect, plain in self.plain_scores.items():
             own = judged.scores.get(aspect, np.full((2, *plain.shape), np.nan))[0]
             unscored = np.all([np.isnan(both[0]) for both in judged.scores.values()] or [True], 0)
             same = unscored & (judged.preferences == 0)
-            found[aspect] = np.where(same, plain, own)
-        return found
+            by_aspect[aspect] = np.where(same, plain, own)
+        return by_aspect
 
     def sample(self, contest: Contest) -> DoubleArray:
         """How much an arm's answers show of the positive side of their axis.
@@ -174,7 +174,7 @@ def _row(tables: Tables, number: int, contest: Contest, trait: str) -> dict[str,
         "low": _percent(wins.net.low),
         "high": _percent(wins.net.high),
         "p_value": sign_test(judged.preferences),
-        "price": _price(tables, number, contest),
+        "price": _cost(tables, number, contest),
         "scores": {
             aspect: _triple(tables.resamples.figure(tables.resamples.mean(values)))
             for aspect, values in tables.scores(contest).items()
@@ -183,7 +183,7 @@ def _row(tables: Tables, number: int, contest: Contest, trait: str) -> dict[str,
     if arm["kind"] == "steered":
         for name, share in (
             ("relative_improvement", _relative_improvement(tables, contest)),
-            ("share_of_asking", _share_of_asking(tables, number, contest)),
+            ("share_of_asking", _ratio_to_prompting(tables, number, contest)),
         ):
             if share is not None:
                 scale = 100 if name == "relative_improvement" else 1
@@ -195,7 +195,7 @@ def _row(tables: Tables, number: int, contest: Contest, trait: str) -> dict[str,
     return row
 
 
-def _price(tables: Tables, number: int, contest: Contest) -> dict[str, float | None]:
+def _cost(tables: Tables, number: int, contest: Contest) -> dict[str, float | None]:
     """What an arm's answers cost, against plain answers of the same seeds."""
     both = tables.resamples
     above = both.ratio(tables.nats[number], tables.tokens[number]) - both.ratio(
@@ -248,10 +248,10 @@ def _relative_improvement(tables: Tables, contest: Contest) -> Figure | None:
     return tables.resamples.share(ours, mean(np.sign(reference.preferences)))
 
 
-def _share_of_asking(tables: Tables, number: int, contest: Contest) -> Figure | None:
-    """The span from this strength to the opposite one, over that of asking for either side.
+def _ratio_to_prompting(tables: Tables, number: int, contest: Contest) -> Figure | None:
+    """The span from this strength to the opposite one, over that of prompting for either side.
 
-    None where one of the four arms is missing.
+    None if one of the four arms is missing.
     """
     arm = tables.arms[number]
     axis = contest[1]
@@ -307,7 +307,7 @@ def _number(run: RunFolder, record: Mapping[str, Any], key: str) -> float:
         if value is None:
             return math.nan
         raise BadInputError(
-            f"{printable(str(run.path))} holds a line whose {key} is no number",
+            f"{printable(str(run.path))} holds a line whose {key} is not a number",
             "the folder is damaged: choose another one with -o",
         )
     return float(value)

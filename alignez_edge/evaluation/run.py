@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 CHUNK = 32
 """Answers that are made and kept together: two for each place of a usual batch."""
 N_NEUTRAL = 24
-"""Texts that drift is measured on, and what of each is read."""
+"""Texts that KL from the plain model is measured on, and what of each is read."""
 NEUTRAL_TOKENS = 96
 _VERDICTS, _PAUSE = 64, 2.0
 """Verdicts that are kept together at most, and seconds that they may wait for."""
@@ -51,7 +51,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Do what `plan` says, or what is left of it, and return what `results.json` then holds.
 
-    Raises `BadInputError` where `folder` holds another run, `AlignezError` where another process is
+    Raises `BadInputError` if `folder` holds another run, `AlignezError` if another process is
     at work on it, and what steering, generating and judging raise; `KeyboardInterrupt` passes
     through. The same call goes on where it was.
     """

@@ -36,7 +36,7 @@ class RunFolder:
     """One evaluation on disk."""
 
     def __init__(self, path: str | Path) -> None:
-        """Open the folder of a run to read it; raises `BadInputError` where it holds none."""
+        """Open the folder of a run to read it; raises `BadInputError` if it holds none."""
         self.path = Path(path)
         self.answers = Log(self.path / "answers.jsonl")
         self.verdicts = Log(self.path / "verdicts.jsonl")
@@ -49,7 +49,7 @@ class RunFolder:
     def begin(cls, path: str | Path, settings: Mapping[str, Any]) -> RunFolder:
         """The folder of the run of these settings: begun, or as an earlier call left it.
 
-        Raises `BadInputError` where the folder holds something else.
+        Raises `BadInputError` if the folder holds something else.
         """
         folder = Path(path)
         shown = printable(str(folder))
@@ -61,7 +61,7 @@ class RunFolder:
             if found != wanted:
                 differing = [k for k in wanted if found.get(k) != wanted[k]] or ["keys"]
                 raise BadInputError(
-                    f"the folder {shown} holds a run of other settings:"
+                    f"the folder {shown} holds a run with other settings:"
                     f" {', '.join(differing)} differ",
                     "choose another folder with -o, or none",
                 )
@@ -101,7 +101,7 @@ class RunFolder:
             type(at) is int and 0 <= at < size for at, size in zip(place, self.shape, strict=True)
         ):
             raise BadInputError(
-                f"{printable(str(self.path))} holds a line about an answer that is not of its run",
+                f"{printable(str(self.path))} holds a line about an answer of another run",
                 "the folder is damaged: choose another one with -o",
             )
         return place  # type: ignore[return-value]
@@ -112,7 +112,7 @@ class RunFolder:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """`run.json` of a folder; raises `BadInputError` where it is missing or not one of ours."""
+    """`run.json` of a folder; raises `BadInputError` if it is missing or not one of ours."""
     path = folder / "run.json"
     shown = printable(str(path))
     text = read_text(path, limit=MAX_RUN, what="run")
@@ -130,5 +130,5 @@ def read_run(folder: Path) -> dict[str, Any]:
     except (ValueError, RecursionError, KeyError, TypeError):
         usable = False
     if not usable:
-        raise BadInputError(f"{shown} does not say what a run is", "choose another folder with -o")
+        raise BadInputError(f"{shown} does not describe a run", "choose another folder with -o")
     return dict(run)

@@ -117,8 +117,8 @@ def build_with(
 ) -> Profile:
     """`profile` built again on `model` with other `settings`, from the same queries or pairs.
 
-    `source` is the file that these are in, where they are not known. Raises `BadInputError` where
-    the profile does not say how it was built, and where the file holds others.
+    `source` is the file that these are in, where they are not known. Raises `BadInputError` if
+    the profile does not say how it was built, and if the file holds others.
     """
     from alignez_edge.preferences.queries import read_queries
 

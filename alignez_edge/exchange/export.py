@@ -1,7 +1,7 @@
 """Profiles as files of other programs: control vectors, LoRA adapters, PEFT folders, pairs.
 
 What alignez-edge does between a prompt and its answer is more than such a file can say: it leaves
-the prompt plain but for its last token (the deciding token), and adds other things there than at
+the prompt plain but for its last token, and adds other things there than at
 the tokens after it. Other programs apply one vector or one adapter to every token. So a file holds
 one `Part` of a profile, and every export says in `notices` what is lost.
 """
@@ -67,7 +67,7 @@ def export_control_vector(
 ) -> Exported:
     """Write llama.cpp's control vector of one part of `profile` at `strength`.
 
-    Raises `BadInputError` where that changes nothing, and for a profile that adds no vectors.
+    Raises `BadInputError` if that changes nothing, and for a profile that adds no vectors.
     """
     if not profile.edits_layers:
         raise _moves_logits(profile)
@@ -124,21 +124,21 @@ def export_pairs(profile: Profile, path: str | Path, source: str | Path | None =
 
     `source` is a file of pairs; by default the one that the build of this profile has left in the
     user's data folder. The prompt is the query alone: what either side was told is not in it.
-    Raises `BadInputError` where there is no such file, where there are several, and where one is
+    Raises `BadInputError` if there is no such file, if there are several, and if one is
     malformed.
     """
     file = Path(source) if source is not None else built_from(profile)
     check_apart(path, [file])
-    found = read_labelled_pairs(file, profile.axis)
+    pairs = read_labelled_pairs(file, profile.axis)
     records = [
         {"prompt": pair.query, "chosen": pair.chosen, "rejected": pair.rejected}
-        for pair in found.pairs
+        for pair in pairs.pairs
     ]
     if not records:
         raise BadInputError(f"the pair file {printable(str(file))} has no usable pairs")
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     write_atomic(path, lines.encode())
-    dropped = sum(found.dropped.values())
+    dropped = sum(pairs.dropped.values())
     notices = (f"left out, because no build would use them: {dropped}",) if dropped else ()
     return Exported((Path(path),), notices)
 
@@ -163,31 +163,31 @@ def factors(profile: Profile, model: Model, strength: float, part: Part) -> Fact
 
 
 def folder_at(path: str | Path) -> Path:
-    """The folder, made if missing; raises `BadInputError` where a file is in its place."""
-    found = status_of(path)
-    if found is not None and not stat.S_ISDIR(found.st_mode):
+    """The folder, made if missing; raises `BadInputError` if a file is in its place."""
+    status = status_of(path)
+    if status is not None and not stat.S_ISDIR(status.st_mode):
         raise BadInputError(f"cannot write {printable(str(path))}: it is a file, not a folder")
     return make_folder(Path(path))
 
 
 def notices_of(profile: Profile, part: Part, model: Model | None = None) -> list[str]:
     """What is lost where other programs apply one part of `profile` to every token."""
-    found = [
+    notices = [
         "other programs apply it to every token, the prompt's too; alignez leaves the prompt alone"
         " but for its last token"
     ]
     if profile.intervention is not None and profile.intervention.lost_in_export:
-        found.append(profile.intervention.lost_in_export)
+        notices.append(profile.intervention.lost_in_export)
     vector = profile.vector
     if profile.exact is not None or not np.array_equal(vector.deciding, vector.answer):
-        found.append(
-            "what the profile does at the prompt's last token is left out (--part deciding)"
+        notices.append(
+            "what the profile does at the last prompt token is left out (--part deciding)"
             if part == "answer"
-            else "this is for the prompt's last token only: at every token it is too strong"
+            else "this is for the last prompt token only: at every token it is too strong"
         )
     if model is not None and model.lora:
-        found.append("it is for the model with the adapters that it carries: set it beside those")
-    return found
+        notices.append("it is for the model with its attached adapters: use it beside those")
+    return notices
 
 
 def no_lora(profile: Profile) -> BadInputError:
@@ -196,7 +196,7 @@ def no_lora(profile: Profile) -> BadInputError:
         return _moves_logits(profile)
     what = (profile.intervention or Intervention).no_lora
     return BadInputError(
-        f"the profile {printable(profile.name)} {what}, of which no LoRA can be made",
+        f"the profile {printable(profile.name)} {what}: no LoRA can be made of it",
         "export it as a control vector: --to control-vector",
     )
 
@@ -204,7 +204,7 @@ def no_lora(profile: Profile) -> BadInputError:
 def built_from(profile: Profile) -> Path:
     """The file of pairs that a build on this machine has made `profile` from.
 
-    Raises `BadInputError` where there is none, and where several could be it.
+    Raises `BadInputError` if there is none, and if several could be it.
     """
     name = printable(profile.name)
     wanted: dict[str, object] = {
@@ -258,7 +258,7 @@ def _moves_logits(profile: Profile) -> BadInputError:
 
 
 def _scaled(values: FloatArray, scale: float) -> FloatArray:
-    """`scale * values`, rounded once. Raises `BadInputError` where that overflows."""
+    """`scale * values`, rounded once. Raises `BadInputError` if that overflows."""
     with np.errstate(over="ignore"):
         scaled = (scale * values.astype(np.float64)).astype(np.float32)
     if not np.isfinite(scaled).all():

@@ -39,17 +39,17 @@ def files_of(path: str | Path) -> list[Path]:
     try:
         if not place.is_dir():
             return [place]
-        found = sorted(p for p in place.iterdir() if p.suffix == SUFFIX and p.is_file())
+        files = sorted(p for p in place.iterdir() if p.suffix == SUFFIX and p.is_file())
     except (OSError, ValueError) as failure:
         reason = getattr(failure, "strerror", None) or str(failure)
         raise ProfileFileError(f"cannot read {shown}: {reason}") from None
-    if not found:
+    if not files:
         raise ProfileFileError(f"the folder {shown} holds no {SUFFIX} files")
-    return found
+    return files
 
 
 def is_control_vector(path: str | Path) -> bool:
-    """Whether the GGUF file at `path` says that it is one; raises `ProfileFileError` where it
+    """Whether the GGUF file at `path` says that it is one; raises `ProfileFileError` if it
     cannot be read."""
     file = read_gguf(path, ProfileFileError)
     return str(file.metadata.get("general.architecture")) == ARCHITECTURE
@@ -59,30 +59,30 @@ def name_for(path: Path) -> str:
     """The name that a file gets in the library where nobody gives one."""
     name = _UNFIT.sub("-", path.name.removesuffix(SUFFIX))[:64].strip("-_")
     if not name:
-        raise BadInputError(f"{printable(str(path))} has no name to keep", "give one: --name NAME")
+        raise BadInputError(f"{printable(str(path))} has no usable name", "give one: --name NAME")
     return name
 
 
 def copy_profile(path: str | Path, library: ProfileLibrary, name: str) -> tuple[Path, Profile]:
     """Take a profile file into the library under `name`, byte by byte; where it lies, and it.
 
-    Raises `ProfileFileError` where it is no usable profile, `BadInputError` where the name cannot
+    Raises `ProfileFileError` if it is no usable profile, `BadInputError` if the name cannot
     be or another profile for the same model has it.
     """
     given = Profile.load(path)  # for messages that name the file that was given
     target = library.place(name, given.fingerprint, given.model)
     if not _same(target, Path(path)):  # the very same bytes may be imported again
         target = library.free_place(name, given.fingerprint, given.model)
-    found: list[Profile] = []
+    loaded: list[Profile] = []
 
     def copy(temporary: Path) -> None:
         shutil.copyfile(path, temporary)
         # The copy is what is checked: the original may change in between.
-        found.append(Profile.load(temporary))
+        loaded.append(Profile.load(temporary))
 
     make_folder(library.folder)
     write_atomic(target, copy)
-    return target, found[0]
+    return target, loaded[0]
 
 
 def imported_profile(
@@ -90,8 +90,8 @@ def imported_profile(
 ) -> Profile:
     """A control vector as a profile of `model` called `name`: the same at every token.
 
-    Strength 1 adds `unit` times what the file holds. Raises `BadInputError` where it does not fit
-    the model, where nobody knows who made it, and for a name or a unit that cannot be.
+    Strength 1 adds `unit` times what the file holds. Raises `BadInputError` if it does not fit
+    the model, if nobody knows who made it, and for a name or a unit that cannot be.
     """
     maker = maker or file.maker
     rows = file.rows(model.n_layer, model.n_embd, maker)

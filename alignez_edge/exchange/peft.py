@@ -53,7 +53,7 @@ def export_peft(
     """Write a PEFT adapter of one part of the exact form of `profile` at `strength`.
 
     The folder is made if missing. Raises `BadInputError` as `export_lora` does, for architectures
-    whose modules are not known here and for mixtures of experts; `AlignezError` where the package
+    whose modules are not known here and for mixtures of experts; `AlignezError` if the package
     safetensors is not installed.
     """
     try:
@@ -66,8 +66,8 @@ def export_peft(
     architecture = profile.fingerprint.architecture
     if architecture not in MODULES:
         raise BadInputError(
-            f"what transformers calls the modules of {printable(architecture)} is not known here",
-            f"known are {', '.join(sorted(MODULES))}; --to lora works for all",
+            f"the names of {printable(architecture)}'s modules in transformers are not known",
+            f"known: {', '.join(sorted(MODULES))}; --to lora works for all",
         )
     found = factors(profile, model, strength, part)
     biased = bool(found.constants.any())

@@ -46,7 +46,7 @@ class VectorFile:
     """What a control-vector file holds.
 
     `directions` maps the numbers in the tensors' names, ascending, to `(n_embd,)` float32, finite.
-    `maker` is the program that wrote it, None where the file does not tell; `hint` is the
+    `maker` is the program that wrote it, None if the file does not tell; `hint` is the
     architecture that it names, '' for none.
     """
 
@@ -63,15 +63,15 @@ class VectorFile:
     def rows(self, n_layer: int, n_embd: int, maker: Maker | None = None) -> FloatArray:
         """What is added after each layer of a model: `(n_layer, n_embd)`, row 0 zero.
 
-        `maker` overrides what the file itself tells. Raises `ProfileFileError` where nothing tells
-        who made it, and where it does not fit a model of this shape.
+        `maker` overrides what the file itself tells. Raises `ProfileFileError` if nothing tells
+        who made it, and if it does not fit a model of this shape.
         """
         shown = printable(str(self.path))
         maker = maker or self.maker
         if maker is None:
             raise ProfileFileError(
-                f"{shown}: it does not show which program made it, and they count layers apart",
-                "say it: --from llama.cpp (its cvector-generator), or --from repeng",
+                f"{shown}: unknown maker, and programs number layers differently",
+                "name it: --from llama.cpp (its cvector-generator), or --from repeng",
             )
         if self.n_embd != n_embd:
             raise ProfileFileError(
@@ -96,7 +96,7 @@ def write_control_vector(path: str | Path, rows: FloatArray, hint: str) -> None:
     """Write what is added after each layer, `(n_layer, n_embd)`, as llama.cpp reads it.
 
     Rows of zeros are left out, and so is row 0. `hint` is the model's architecture. Whole or not
-    at all; raises `BadInputError` where no row is left.
+    at all; raises `BadInputError` if no row is left.
     """
     edited = [layer for layer in range(1, len(rows)) if rows[layer].any()]
     if not edited:
@@ -122,7 +122,7 @@ def read_control_vector(path: str | Path) -> VectorFile:
     """Read and check a control-vector file.
 
     Raises `ProfileFileError` on other files, on directions of odd names, types, shapes or values,
-    and where two tensors are of one layer.
+    and if two tensors are of one layer.
     """
     file = read_gguf(path, ProfileFileError)
     shown = printable(str(path))
@@ -133,7 +133,7 @@ def read_control_vector(path: str | Path) -> VectorFile:
         match = _NAME.fullmatch(name)
         if match is None:
             raise ProfileFileError(
-                f"{shown}: the tensor {printable(name, 70)!r} is no direction of a layer"
+                f"{shown}: the tensor {printable(name, 70)!r} is not the direction of a layer"
             )
         if info.type != "F32" or len(info.shape) != 1:
             raise ProfileFileError(
@@ -166,7 +166,7 @@ def _maker(file: GGUFFile, numbers: list[int]) -> Maker | None:
 
 
 def _stored_type(file: GGUFFile, key: str) -> int | None:
-    """The number of the type that a scalar key is stored in; None where the key is missing."""
+    """The number of the type that a scalar key is stored in; None if the key is missing."""
     if key not in file.metadata:
         return None
     stored = struct.pack("<Q", len(key)) + key.encode()

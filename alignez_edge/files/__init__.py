@@ -1,1 +1,1 @@
-"""Strangers' files read, our own written."""
+"""Untrusted files read, our own written."""

@@ -1,4 +1,4 @@
-"""Reading GGUF files that come from strangers.
+"""Reading untrusted GGUF files.
 
 Every count, length, offset and size is checked against the size of the file before anything is
 allocated or looped over, so the time and the memory spent are bounded by what the file really
@@ -76,7 +76,7 @@ class GGUFFile:
 
     @property
     def architecture(self) -> str:
-        """The model's, in llama.cpp's word; '' where the file names none."""
+        """The model's, in llama.cpp's word; '' if the file names none."""
         return str(self.metadata.get("general.architecture", ""))
 
     def hparam(self, key: str, default: Any = None) -> Any:
@@ -87,7 +87,7 @@ class GGUFFile:
         """The tensor in float32, dequantized, in NumPy's order: `(..., rows, columns)`.
 
         `rows` cuts the first axis before anything is read. Raises `KeyError` for an unknown name
-        and `BadInputError` where the file has changed or the format cannot be decoded.
+        and `BadInputError` if the file has changed or the format cannot be decoded.
         """
         info = self.tensors[name]
         _, block, block_bytes = _by_name()[info.type]
@@ -105,7 +105,7 @@ class GGUFFile:
 
         Files of models that differ in a whole tensor differ in it, however alike they are
         otherwise: what is computed from a model is kept under it. Reads some 100 KB. Raises
-        `BadInputError` where the file has gone.
+        `BadInputError` if the file has gone.
         """
         digest = hashlib.sha256()
         try:
@@ -150,7 +150,7 @@ class GGUFFile:
             with np.errstate(all="ignore"):
                 return taken.view(plain).astype(np.float32)
         try:
-            with np.errstate(all="ignore"):  # a stranger's scales may be infinite
+            with np.errstate(all="ignore"):  # untrusted scales may be infinite
                 return np.asarray(gguf.quants.dequantize(taken, kind), dtype=np.float32)
         except (NotImplementedError, ValueError) as error:
             raise BadInputError(

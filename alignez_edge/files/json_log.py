@@ -21,13 +21,13 @@ from alignez_edge.files.text import printable
 from alignez_edge.files.writing import append_whole, write_atomic
 
 MAX_LINE = 16 << 20
-GO_ON = "what is finished is kept: start the same evaluation again and it goes on"
+GO_ON = "finished work is kept: start the same evaluation again to continue"
 
 
 class Log:
     """A file of JSON lines that only grows. `hint` is what to do where it cannot be written.
 
-    Raises `AlignezError` where it cannot be written and `BadInputError` where it cannot be read.
+    Raises `AlignezError` if it cannot be written and `BadInputError` if it cannot be read.
     """
 
     def __init__(self, path: Path, hint: str = GO_ON) -> None:

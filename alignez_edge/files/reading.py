@@ -1,4 +1,4 @@
-"""Files from strangers are read within bounds; files of ours are written whole or not at all.
+"""Untrusted files are read within bounds; files of ours are written whole or not at all.
 
 No path that stands inside a file is ever followed, and text out of a file reaches a terminal only
 through `printable`.
@@ -83,7 +83,7 @@ def read_lines(
 def decode_utf8(
     data: bytes, path: str | Path, what: str, error: type[BadInputError] = BadInputError
 ) -> str:
-    """`data` as text; raises `error` with the line number where it is not UTF-8."""
+    """`data` as text; raises `error` with the line number if it is not UTF-8."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as failure:
@@ -94,7 +94,7 @@ def decode_utf8(
 def parse_toml(
     text: str, path: str | Path, error: type[BadInputError] = BadInputError
 ) -> dict[str, Any]:
-    """The table of a TOML file's text; raises `error` with one line where it is none.
+    """The table of a TOML file's text; raises `error` with one line if it is none.
 
     Half a second for 512 KB at the worst; whoever reads the text sets a limit.
     """
@@ -115,7 +115,7 @@ def parse_toml(
 def is_there(path: str | Path) -> bool:
     """Whether there is such a file or folder; False for what can be no path at all.
 
-    Raises `BadInputError` where it lies in a folder that may not be looked into.
+    Raises `BadInputError` if it lies in a folder that may not be looked into.
     """
     try:
         return bool(str(path)) and bool(Path(path).stat())

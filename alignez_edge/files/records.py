@@ -44,11 +44,11 @@ def parse_record(line: str, where: str) -> dict[str, object]:
 
 
 def text_of(record: dict[str, object], key: str, where: str) -> str:
-    """The text under `key`; raises `BadInputError` where it is missing or not text."""
+    """The text under `key`; raises `BadInputError` if it is missing or not text."""
     value = record.get(key)
     if not isinstance(value, str):
-        found = "is missing" if key not in record else "is not a text"
-        raise BadInputError(f"{where}: {key!r} {found}")
+        problem = "is missing" if key not in record else "is not a text"
+        raise BadInputError(f"{where}: {key!r} {problem}")
     if any("\ud800" <= char <= "\udfff" for char in value):
         raise BadInputError(f"{where}: {key!r} holds half a character (a lone surrogate)")
     return value

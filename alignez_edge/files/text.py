@@ -1,4 +1,4 @@
-"""Texts of strangers, made fit for a terminal."""
+"""Untrusted texts, made fit for a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Typed access to the metadata of a stranger's profile file."""
+"""Typed access to the metadata of an untrusted profile file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from alignez_edge.files.text import MAX_TEXT, is_unprintable, printable
 
 
 class Keys:
-    """Typed access to a stranger's metadata; raises `ValueError` that names the key."""
+    """Typed access to untrusted metadata; raises `ValueError` that names the key."""
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self._metadata = metadata

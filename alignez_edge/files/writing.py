@@ -33,7 +33,7 @@ def check_apart(target: str | Path, sources: Iterable[str | Path]) -> None:
 def status_of(path: str | Path) -> os.stat_result | None:
     """What lies where something is to be written, links followed; None for nothing.
 
-    Raises `BadInputError` where nothing can lie there: too long a name, a folder that may not be
+    Raises `BadInputError` if nothing can lie there: too long a name, a folder that may not be
     looked into.
     """
     try:
@@ -47,7 +47,7 @@ def status_of(path: str | Path) -> os.stat_result | None:
 def place_of(path: str | Path) -> Path:
     """Where a file that is written to `path` will lie, links followed; nothing is written.
 
-    Raises `BadInputError` where no plain file can lie there, and `AlignezError` where its folder
+    Raises `BadInputError` if no plain file can lie there, and `AlignezError` if its folder
     may not be written. A disk that is full, and the like, shows only in the writing.
     """
     shown, found = printable(str(path)), status_of(path)
@@ -67,7 +67,7 @@ def write_atomic(path: str | Path, content: bytes | Callable[[Path], None]) -> N
     `content` is the bytes, or a function that writes them to the path it is given. The temporary
     file stands in the same folder and is removed on failure; what a kill has left is removed
     by a later save into that folder, an hour or more after. Raises as `place_of` does, and
-    `AlignezError` where the system fails (disk full).
+    `AlignezError` if the system fails (disk full).
     """
     target = place_of(path)
     shown = printable(str(path))
@@ -113,7 +113,7 @@ def append_whole(path: Path, data: bytes) -> int:
 def alone_in(folder: Path) -> Iterator[None]:
     """Keep other processes of ours from appending to the files of a folder meanwhile.
 
-    The system lets go when a process ends, killed or not. Raises `AlignezError` where another one
+    The system lets go when a process ends, killed or not. Raises `AlignezError` if another one
     is at work there. Windows and some network drives have no such lock: there nobody is kept out.
     """
     if sys.platform == "win32":
@@ -138,7 +138,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def make_folder(folder: Path) -> Path:
-    """The folder, made with its parents where missing; raises `AlignezError` where it cannot."""
+    """The folder, made with its parents where missing; raises `AlignezError` if it cannot."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as failure:

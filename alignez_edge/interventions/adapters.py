@@ -38,7 +38,7 @@ def prepared(model: Weights, edit: Edit) -> tuple[Adapter, FloatArray]:
 
 
 def _read(path: Path, shape: tuple[int, int]) -> ExactEdit | None:
-    """What `_keep` wrote; None where it is not there or not whole."""
+    """What `_keep` wrote; None if it is not there or not whole."""
     try:
         with np.load(path, allow_pickle=False) as file:
             adapter, rows = file["adapter"], file["constants"]

@@ -22,7 +22,7 @@ from alignez_edge.interventions.control_vector import check_layers
 
 TENSORS = ("l_out", "ffn_out")
 MOST_PAIRS = 4096
-"""Far more than neighbors are worth having; what a stranger's file may cost in memory."""
+"""Far more than neighbors are worth having; what an untrusted file may cost in memory."""
 _KINDS = tuple(f"{position}.{side}" for position in POSITIONS for side in SIDES)
 _LARGEST, _SMALLEST = 2.0**20, 2.0**-40
 """Bounds of the scales: squares of what is stored then stay far inside float32."""

@@ -53,7 +53,7 @@ class BankProduct:
         there; `on_progress` is told of layers.
 
         Raises `BadInputError` for a model that cannot be edited exactly, or that has experts, and
-        `AlignezError` where the file cannot be written.
+        `AlignezError` if the file cannot be written.
         """
         folder = cache_dir() / "products"
         path = folder / f"{bank.digest[:32]}-{identity(gguf, lora)[:32]}.npy"
@@ -126,7 +126,7 @@ def _cell(bank: Bank, n_in: int) -> np.dtype:
 
 
 def not_by_query(gguf: GGUFFile, layers: Sequence[int]) -> str | None:
-    """Why no exact edit of `layers` can depend on the query; None where it can."""
+    """Why no exact edit of `layers` can depend on the query; None if it can."""
     sizes = _sizes(gguf, layers)
     if len(sizes) > 1 or 0 in sizes:
         return (
@@ -142,7 +142,7 @@ def _sizes(gguf: GGUFFile, layers: Sequence[int]) -> set[int]:
 
 
 def _n_in(bank: Bank, gguf: GGUFFile) -> int:
-    """The size of the MLP's hidden layer. Raises `BadInputError` where layers have none or differ
+    """The size of the MLP's hidden layer. Raises `BadInputError` if layers have none or differ
     in it."""
     reason = not_by_query(gguf, bank.layers)
     if reason is not None:
@@ -151,7 +151,7 @@ def _n_in(bank: Bank, gguf: GGUFFile) -> int:
 
 
 def _open(path: Path, kind: np.dtype, n_layers: int) -> np.ndarray | None:
-    """The array in the file; None where it is not there, not whole or of another shape."""
+    """The array in the file; None if it is not there, not whole or of another shape."""
     try:
         cells = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError):

@@ -100,7 +100,7 @@ class QueryEdit:
 
     def edit(self, position: str) -> Edit:
         """The papers' edit of the MLP's output at one position: a swap, or version 2's sum of
-        `<x, theta> theta`. Raises `ValueError` where the bank was not read at the MLP's output."""
+        `<x, theta> theta`. Raises `ValueError` if the bank was not read at the MLP's output."""
         if self.tensor != "ffn_out":
             raise ValueError(f"directions of {self.tensor} cannot edit the MLP's output")
         p = POSITIONS.index(position)
@@ -111,15 +111,15 @@ class QueryEdit:
         """By layer, the edit's `inward` rows `(rank, n_embd)` as coefficients `(rank, 2 k)` over
         the wanted and then the unwanted sides of `rows`."""
         p = POSITIONS.index(position)
-        found = {}
+        by_layer = {}
         for i, layer in self._edited(p):
             directions, coefficients = self._kept(i, p)
             if self.swaps:
                 help_, harm = coefficients
                 overlap = directions[0] @ directions[1]
                 coefficients = np.stack([harm, help_ - overlap * harm])
-            found[layer] = coefficients
-        return found
+            by_layer[layer] = coefficients
+        return by_layer
 
     def _edited(self, p: int) -> list[tuple[int, int]]:
         """(index, layer) of the layers in which the edit at a position has all that it needs."""
@@ -135,7 +135,7 @@ class QueryEdit:
 def condition(bank: Bank, states: npt.NDArray[np.floating], recipe: Recipe = Recipe()) -> QueryEdit:
     """The turn of a query whose state at the last token of its plain prompt is `states`.
 
-    `states` is `(n_layer, n_embd)`, read at the bank's tensor. Raises `ValueError` where they or
+    `states` is `(n_layer, n_embd)`, read at the bank's tensor. Raises `ValueError` if they or
     the recipe's layers do not fit the bank.
     """
     layers = bank.layers if recipe.layers is None else tuple(sorted(recipe.layers))

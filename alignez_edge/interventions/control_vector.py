@@ -120,7 +120,7 @@ class ControlVector:
 
 
 def check_layers(layers: Iterable[int], n_layer: int) -> list[int]:
-    """`layers`, ascending; raises `ValueError` where they are none, repeated or out of range."""
+    """`layers`, ascending; raises `ValueError` if they are none, repeated or out of range."""
     chosen = sorted(int(layer) for layer in layers)
     if not chosen:
         raise ValueError("no layers were chosen")
@@ -132,5 +132,5 @@ def check_layers(layers: Iterable[int], n_layer: int) -> list[int]:
 
 
 DECIDING_GAIN, ANSWER_GAIN = 1.5, 0.8
-"""Natural lengths that strength 1 adds at the deciding token and at each later one. The first is
-one token of the answer's price and decides most of its style (docs/method.md, section 4)."""
+"""Raw differences that are added at the last prompt token and at each later one. The first is one
+token of the answer's cost and decides most of its style (docs/method.md, section 4)."""

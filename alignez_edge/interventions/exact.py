@@ -59,7 +59,7 @@ class ExactEdit:
 
 def can_inject_exactly(gguf: GGUFFile, layers: Iterable[int] | None = None) -> str | None:
     """Why no linear edit of `layers` (default: all) can be injected exactly into this model; None
-    where it can.
+    if it can.
 
     It is about the LoRA; whether an edit's constants can follow is known once they are: see
     `exact_edit`.
@@ -81,7 +81,7 @@ def exact_edit(
 ) -> ExactEdit:
     """The adapter and the constants of a linear `edit` for the model `gguf` that carries `lora`.
 
-    Raises `BadInputError` where the model or the edit allows no exact injection: an architecture
+    Raises `BadInputError` if the model or the edit allows no exact injection: an architecture
     that is out of reach, a constant in layer 0 or before a norm.
     """
     pairs = list(adapter_tensors(gguf, edit, lora))
@@ -113,7 +113,7 @@ def adapter_tensors(
 def constants(gguf: GGUFFile, edit: Edit) -> FloatArray:
     """What strength 1 adds to the residual stream after each layer: `(n_layer, n_embd)` float32.
 
-    `U V b + c` where the model's `ffn_down` has a bias `b`. Raises `BadInputError` where a control
+    `U V b + c` where the model's `ffn_down` has a bias `b`. Raises `BadInputError` if a control
     vector cannot add it exactly.
     """
     _check(gguf, edit)
@@ -229,8 +229,8 @@ def _inward_times(gguf: GGUFFile, name: str, inward: FloatArray, lora: Carried) 
             first = expert * n_out
             rows = view.tensor(name, rows=slice(first + begin, first + end))
             product[expert] += inward[:, begin:end] @ rows
-    for carried, scale in lora:
-        product += np.float32(scale) * carried.product(inward, name)
+    for adapter, scale in lora:
+        product += np.float32(scale) * adapter.product(inward, name)
     if not np.isfinite(product).all():
         raise BadInputError(f"{name} holds numbers that are not finite")
     return product if more else product[0]

@@ -128,7 +128,7 @@ class ExactForm(Intervention):
 
     @classmethod
     def mixed(cls, terms: Sequence[tuple[ExactForm, float]]) -> ExactForm:
-        """See `Intervention`; raises `BadInputError` where the sum is too large for a profile."""
+        """See `Intervention`; raises `BadInputError` if the sum is too large for a profile."""
         sums = []
         for position in POSITIONS:
             total = Edit({})

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Share:
-    """What one profile adds to an injection: rows `(n_layer, n_embd)` for `l_out` at the deciding
-    token and at later ones, and edits."""
+    """What one profile adds to an injection: edits, and rows `(n_layer, n_embd)` for `l_out` at the
+    last prompt token and at later ones."""
 
     deciding: DoubleArray
     answer: DoubleArray
@@ -83,7 +83,7 @@ class Intervention(ABC):
     @property
     def exact_unit(self) -> float | None:
         """The calibrated scale of its edit of MLP outputs, as a profile's unit is of its control
-        vector; None where it is no such edit, or this model allows none."""
+        vector; None if it is no such edit, or this model allows none."""
         return None
 
     def with_exact_unit(self, unit: float | None) -> Intervention | None:
@@ -95,7 +95,7 @@ class Intervention(ABC):
         """Raise `ValueError` where it contradicts the vector and the layers of its profile."""
 
     def reason_against(self, model: Weights) -> str | None:
-        """Why its edit cannot be injected exactly into `model`; None where it can. Raises
+        """Why its edit cannot be injected exactly into `model`; None if it can. Raises
         `BadInputError` with such a reason as well."""
         return None
 
@@ -113,7 +113,7 @@ class Intervention(ABC):
     @classmethod
     @abstractmethod
     def read(cls, file: GGUFFile, keys: Keys, n_layer: int, n_embd: int) -> Intervention | None:
-        """What `write` wrote; None where the file has none of this kind.
+        """What `write` wrote; None if the file has none of this kind.
 
         Raises `ValueError`, `TypeError` or `BadInputError` on anything that is not as it was
         written; `profile/file.py` makes one line of it.
@@ -121,6 +121,6 @@ class Intervention(ABC):
 
     @classmethod
     def mixed(cls, terms: Sequence[tuple[Any, float]]) -> Intervention | None:
-        """The sum of some of this kind, each at a scale of its edit; None where they do not add
+        """The sum of some of this kind, each at a scale of its edit; None if they do not add
         up, so that a mix has the sum of their control vectors alone."""
         return None

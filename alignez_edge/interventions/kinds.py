@@ -15,7 +15,7 @@ KINDS: tuple[type[Intervention], ...] = (ExactForm, Neighborhood, ReControl)
 def read_intervention(file: GGUFFile, keys: Keys, n_layer: int, n_embd: int) -> Intervention | None:
     """What a profile's file has beside its control vector; None for nothing.
 
-    Raises as `Intervention.read` does, and `ValueError` where a file has more than one.
+    Raises as `Intervention.read` does, and `ValueError` if a file has more than one.
     """
     found = [kind.read(file, keys, n_layer, n_embd) for kind in KINDS]
     there = [each for each in found if each is not None]

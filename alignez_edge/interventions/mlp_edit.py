@@ -119,7 +119,7 @@ class LayerEdit:
 class Edit:
     """Edits of some layers of one model, by layer number (0 is the first).
 
-    Raises `ValueError` where the layers' sizes differ or a number is negative.
+    Raises `ValueError` if the layers' sizes differ or a number is negative.
     """
 
     layers: Mapping[int, LayerEdit]

@@ -35,8 +35,8 @@ class Neighborhood(Intervention):
     """The pairs that a profile remembers, and how a turn is made of those nearest to the query.
 
     `unit` is the calibrated scale of a turn's exact edit, as a profile's unit is of its control
-    vector; None where the method is a displacement, which a control vector holds whole, or where
-    the model allows no exact edit. Raises `ValueError` where these contradict each other.
+    vector; None if the method is a displacement, which a control vector holds whole, or if
+    the model allows no exact edit. Raises `ValueError` if these contradict each other.
     """
 
     lost_in_mix = "looks at each query; the mix has its control vector for all queries"

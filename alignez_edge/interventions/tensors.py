@@ -1,4 +1,4 @@
-"""Tensors and lists of a profile file, written and read as a stranger's."""
+"""Tensors and lists of a profile file, written, and read as untrusted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_CELLS = 1 << 30  # numbers of a bank or of a value function
 def tensor_of(file: GGUFFile, name: str, shape: tuple[int, ...]) -> FloatArray:
     """The float32 tensor `name`, which must have this NumPy `shape`.
 
-    Leading axes of length 1 need not be in the file. Raises `ValueError` where it is another.
+    Leading axes of length 1 need not be in the file. Raises `ValueError` if it is another.
     """
     check_tensor(file, name, shape, "F32")
     return np.asarray(file.tensor(name), np.float32).reshape(shape)

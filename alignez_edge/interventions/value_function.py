@@ -76,11 +76,11 @@ class ValueFunction:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[np.generic]]) -> ValueFunction:
-        """The value function of such arrays. Raises `BadInputError` where they are none."""
+        """The value function of such arrays. Raises `BadInputError` if they are none."""
         names = set(cls.__dataclass_fields__)
         if set(arrays) != names:
             odd = ", ".join(sorted(names ^ set(arrays)))
-            raise BadInputError(f"these arrays make no value function: {odd}")
+            raise BadInputError(f"these arrays are not a value function: {odd}")
         return cls(**{name: np.asarray(array) for name, array in arrays.items()})
 
     def __call__(self, states: FloatArray) -> FloatArray:
@@ -119,8 +119,8 @@ class ValueFunction:
 
 N_STEPS = 1
 """Steps of gradient ascent a token. Measured on the demo model, 60 queries, two answers to each: at
-a drift of 0.1 nats the score's span between strengths -1 and 1, mean of the four axes, was 1.43
-with one step, 1.41 with two and 1.21 with four, at the same price."""
+a KL of 0.1 nats the score's span between strengths -1 and 1, mean of the four axes, was 1.43
+with one step, 1.41 with two and 1.21 with four, at the same cost."""
 TOP, MOST_TOP = 64, 256
 """The likeliest tokens, whose logits are moved; and so many at most, whose rows of the output
 matrix are always in memory."""
@@ -219,7 +219,7 @@ class ReControl(Intervention):
     def injection(self, model: Weights) -> Injection | None:
         """What is injected into `model`; None at strength 0.
 
-        Raises `BadInputError` where the model has other sizes, or logits that are not linear in
+        Raises `BadInputError` if the model has other sizes, or logits that are not linear in
         its last hidden state.
         """
         from alignez_edge.runtime.injection import Injection

@@ -59,7 +59,7 @@ class CommandJudge:
             raise BadInputError("the judge's command is empty", "write command:PROGRAM ARGUMENTS")
         if "\0" in text or shutil.which(words[0]) is None:
             raise BadInputError(
-                f"the judge's program {printable(words[0], 120)!r} is not there",
+                f"the judge's program {printable(words[0], 120)!r} was not found",
                 "give its path, or a name on $PATH; scripts need to be executable",
             )
         if not (math.isfinite(timeout) and timeout > 0):
@@ -67,7 +67,7 @@ class CommandJudge:
         return cls(printable(shlex.join(words), 120), words, timeout)
 
     def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Judgement]:
-        """See `Judge`. Raises `AlignezError` where the program dies, stalls or says nonsense."""
+        """See `Judge`. Raises `AlignezError` if the program dies, stalls or says nonsense."""
         lines = [_line(asked) for asked in comparisons]
         if not lines:
             return
@@ -120,7 +120,7 @@ class _Program:
             thread.start()
 
     def next_line(self, where: str, timeout: float) -> bytes:
-        """The next line that is not blank; raises `AlignezError` where none comes."""
+        """The next line that is not blank; raises `AlignezError` if none comes."""
         try:
             line = self._said.get(timeout=timeout)
         except queue.Empty:

@@ -64,6 +64,6 @@ class Judge(Protocol):
     def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Judgement]:
         """One verdict for each comparison, in their order, as they come.
 
-        Raises `AlignezError` where it cannot go on.
+        Raises `AlignezError` if it cannot go on.
         """
         ...

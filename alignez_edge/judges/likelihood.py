@@ -46,7 +46,7 @@ class LikelihoodJudge:
         return self._load()
 
     def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Judgement]:
-        """See `Judge`. Raises `PromptTooLongError` where an answer is too long for the model."""
+        """See `Judge`. Raises `PromptTooLongError` if an answer is too long for the model."""
         from alignez_edge.runtime.score import Scorer
 
         with Scorer(self.model) as scorer:

@@ -83,7 +83,7 @@ class ModelJudge:
         return self._load()
 
     def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Judgement]:
-        """See `Judge`. Raises `PromptTooLongError` where two answers are too long for the model."""
+        """See `Judge`. Raises `PromptTooLongError` if two answers are too long for the model."""
         from alignez_edge.runtime.score import Scorer
 
         verdicts = _short_verdicts() if self.form == "short" else _paper_verdicts()

@@ -1,6 +1,6 @@
 """Phrases that a text is searched for, without regular expressions.
 
-A rule file may come from a stranger, and one of Python's regular expressions can take hours over
+A rule file may be untrusted, and one of Python's regular expressions can take hours over
 one line. A phrase is a few words; matching takes time proportional to the text. The language:
 
 - Words are runs of letters, digits and apostrophes; every other character that is not a blank is a

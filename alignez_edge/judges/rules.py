@@ -113,7 +113,7 @@ class RuleJudge:
         return cls(f"{name}-{digest}", {a: _aspect(a, v, shown) for a, v in aspects.items()})
 
     def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Judgement]:
-        """See `Judge`. Raises `BadInputError` where no aspect belongs to the axis."""
+        """See `Judge`. Raises `BadInputError` if no aspect belongs to the axis."""
         for asked in comparisons:
             deciding = self._aspect_of(asked.axis.name)
             scores = {

@@ -1,7 +1,7 @@
-"""AlignEZ, version 2: the first direction of the pairs' differences, at its natural length.
+"""AlignEZ, version 2: the first direction of the pairs' raw differences, at their norm along it.
 
 The right singular vector of the stacked differences with the largest singular value, uncentred,
-displaced by the mean difference along it, at the deciding token and at the answer's.
+displaced by the mean difference along it, at the last prompt token and at the answer's.
 """
 
 from __future__ import annotations

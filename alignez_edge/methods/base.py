@@ -26,7 +26,7 @@ class Material:
     """What a build has for a method.
 
     The directions come from the pairs `rows` alone; the others are held back. `states` are those of
-    all pairs at the tensor that the method reads, None where it reads none. `layers` are those to
+    all pairs at the tensor that the method reads, None if it reads none. `layers` are those to
     edit where the user named some. `n_ctx` is the window, by default as for a `Session`.
     """
 
@@ -42,12 +42,12 @@ class Material:
 
 @dataclass(frozen=True, eq=False)
 class Finding:
-    """What a method found, at natural length, and what the layers were chosen by.
+    """What a method found, as a raw difference, and what the layers were chosen by.
 
     `intervention` is what the vector is only the mean of, or what is injected in its place; None
-    where the vector is all of it. `separation` (d' at the deciding
-    token) and `interlayer` (mean cosine of the layer's direction with the others') are
-    `(n_layer,)`, empty for a method that chooses no layers.
+    if the vector is all of it. `separation` (d' at the last prompt token) and `interlayer` (mean
+    cosine of the layer's direction with the others') are `(n_layer,)`, empty for a method that
+    chooses no layers.
     """
 
     vector: ControlVector
@@ -61,9 +61,9 @@ class Method(Protocol):
     """A way from pairs to an intervention: the `METHOD` of a file here, named in `table.py`."""
 
     def reads(self, model: Model) -> Tensor | None:
-        """What it reads of the pairs; None where that is no layer's state.
+        """What it reads of the pairs; None if that is no layer's state.
 
-        Raises `BadInputError` where the method cannot be used on this model.
+        Raises `BadInputError` if the method cannot be used on this model.
         """
 
     def find(self, material: Material) -> Finding:

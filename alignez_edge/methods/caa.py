@@ -1,7 +1,7 @@
 """CAA (Panickssery et al. 2024): the difference of means at one layer, the same for every token.
 
-It is read over the answer's tokens, where its natural length is of the order of prompting: what is
-read at the deciding token is several times as long and, added to every token, breaks the text
+It is read over the answer's tokens, where the raw difference is of the order of prompting: what is
+read at the last prompt token is several times as long and, added to every token, breaks the text
 (docs/method.md, section 9).
 """
 

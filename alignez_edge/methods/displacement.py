@@ -32,7 +32,7 @@ Estimator = Callable[[AnyFloatArray, AnyFloatArray], tuple[AnyFloatArray, AnyFlo
 class Displacement:
     """How a control vector comes from the states of `tensor`.
 
-    `read` names the positions whose displacements are added at the deciding token and at later
+    `read` names the positions whose displacements are added at the last prompt token and at later
     ones, `gains` their lengths. The residual stream hands on what was added below, so there every
     layer gets the increment only; an MLP's output is displaced whole. `choose` picks the layers
     from their separation and their agreement. `edit` is the method's own edit of MLP outputs where

@@ -1,4 +1,4 @@
-"""The difference of the two sides' means, at the deciding token and at the answer's."""
+"""The difference of the two sides' means, at the last prompt token and at the answer's."""
 
 from __future__ import annotations
 

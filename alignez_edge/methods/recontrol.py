@@ -10,8 +10,8 @@ will be. At every token of a new answer a few steps of gradient ascent on it mov
 state, before the output matrix; the states that later tokens attend to stay as they are.
 
 The paper's step size and number of steps are picked on validation prompts. Here the number is fixed
-and the size is such that strength 1 drifts a given number of nats from the model's own
-distributions: a price that means the same for every model.
+and the size is such that strength 1 is a given number of nats (KL) from the model's own
+distributions: a cost that means the same for every model.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ the last always among them. Keeps the memory of 500 answers under 300 MB at n_em
 PER_QUERY = 16
 """Answers sampled to each query."""
 DRIFT = 0.05
-"""Nats a token that strength 1 drifts from the model's own distributions. On the demo model its
+"""KL of strength 1 from the plain model, nats per token. On the demo model its
 answers are then 0.02 to 0.1 nats a token less likely than plain ones."""
 _PROBED_ANSWERS, _PROBED_TOKENS = 16, 8
-"""How many answers, and tokens of each, the drift is measured on."""
+"""How many answers, and tokens of each, the KL is measured on."""
 _MOST_SIZE = 1e9
 
 
@@ -114,7 +114,7 @@ def sample_answers(
     """The model's own answers, `per_query` to each query, each scored by `score(query, answer)`.
 
     Answer `i` of all is drawn with the seed `sampling.seed + i`; empty ones are left out. Raises
-    `BadInputError` where a score is not a finite number.
+    `BadInputError` if a score is not a finite number.
     """
     from alignez_edge.runtime.batch import generate_batch
     from alignez_edge.runtime.requests import Request
@@ -146,7 +146,7 @@ def train(
 ) -> Training:
     """Train a value function on scored answers of `model`.
 
-    Strength 1 of the result drifts by `drift` nats a token: KL(plain || steered) of next-token
+    Strength 1 of the result costs `drift` nats a token: KL(plain || steered) of next-token
     distributions, mean of the strengths 1 and -1, on some of the same answers. `n_ctx` is the
     window, by default as for a `Session`. The same arguments give the same steering. Raises
     `BadInputError` for fewer than ten answers or equal scores, and as `ReControl.injection` does.
@@ -177,7 +177,7 @@ class _Probe:
     rows: FloatArray
     p: FloatArray
 
-    def drift(self, move: FloatArray) -> float:
+    def kl(self, move: FloatArray) -> float:
         """KL(plain || moved), in nats. All other tokens keep their logits, so with the changes
         `c` of these it is `log(1 + sum p (e^c - 1)) - sum p c`."""
         change = (self.rows @ move).astype(np.float64)
@@ -208,13 +208,13 @@ def _probes(
 
 
 def _size(steering: ReControl, probes: Sequence[_Probe], drift: float) -> float:
-    """The step size at which strengths 1 and -1 drift by `drift` on the average, by bisection."""
+    """The step size at which strengths 1 and -1 cost a KL of `drift` on average, by bisection."""
     hidden = np.concatenate([probe.hidden for probe in probes])
 
     def found(size: float) -> float:
         moves = replace(steering, size=size).moves(hidden)
         pairs = zip(probes, moves, strict=True)
-        return float(np.mean([probe.drift(s * move) for probe, move in pairs for s in (1, -1)]))
+        return float(np.mean([probe.kl(s * move) for probe, move in pairs for s in (1, -1)]))
 
     low, high = 0.0, 1.0
     while found(high) < drift:

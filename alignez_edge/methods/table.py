@@ -28,7 +28,7 @@ class Entry:
 
 METHODS: dict[str, Entry] = {
     "alignez": Entry(
-        "SVD of the pairs' differences (version 2), displaced by their natural length",
+        "SVD of the pairs' differences (version 2), displaced by their raw difference",
         by_query=True,
     ),
     "alignez-v1": Entry(

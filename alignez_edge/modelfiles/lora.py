@@ -1,7 +1,7 @@
 """LoRA adapters that a model carries: what tunes it, in files beside its own.
 
 An adapter changes matrices `W` of a model to `W + s B A` (Hu et al. 2021, arXiv:2106.09685). Its
-file comes from a stranger: what llama.cpp would abort on or leave out in silence is refused here,
+file is untrusted: what llama.cpp would abort on or leave out in silence is refused here,
 and what llama.cpp gets is written anew from the parts that were checked (`Lora.content`).
 """
 
@@ -95,7 +95,7 @@ Carried = Sequence[tuple[Lora, float]]
 
 
 def read_lora(path: str | Path, model: GGUFFile) -> Lora:
-    """The adapter in the file at `path`, for `model`. Raises `ModelFileError` where it is none
+    """The adapter in the file at `path`, for `model`. Raises `ModelFileError` if it is none
     that llama.cpp can apply as it is meant."""
     return _Check(read_gguf(path), model).run()
 
@@ -111,7 +111,7 @@ def parse_lora_option(text: str) -> tuple[str, float]:
     """`FILE[:SCALE]` as (file, scale); the default scale is 1.
 
     Only a number behind the last colon is a scale, and not where a file is called so. Raises
-    `BadInputError` where it is not finite.
+    `BadInputError` if it is not finite.
     """
     head, colon, tail = text.rpartition(":")
     if colon and head and not is_there(text):
@@ -204,7 +204,7 @@ class _Check:
         if (way := str(keys.get("adapter.type"))) != "lora":
             raise self._fail(f"an adapter of the kind '{printable_name(way)}'")
         if "adapter.alora.invocation_tokens" in keys:
-            raise self._fail("a LoRA that certain words switch on (aLoRA), which nothing does here")
+            raise self._fail("an activated LoRA (aLoRA), which is not supported")
         architecture, expected = (
             printable_name(str(source.metadata.get("general.architecture")))
             for source in (self._gguf, self._model)
@@ -228,12 +228,12 @@ class _Check:
         if base is None:
             raise self._fail(f"it changes {shown}, which the model does not have")
         if len(base.shape) < 2:
-            raise self._fail(f"it changes {shown}, which is no matrix", _MERGE)
+            raise self._fail(f"it changes {shown}, which is not a matrix", _MERGE)
         if base.type == "NVFP4":  # llama.cpp ends the process over some of them
             raise self._fail(f"it changes {shown}, which is NVFP4", "use another quantization")
         if matrix == _EMBEDDING and "output.weight" not in self._model.tensors:
             # llama.cpp would multiply with the factors of the embedding on the way out as well.
-            raise self._fail(f"it changes {shown}, with which this model also ends", _MERGE)
+            raise self._fail(f"it changes {shown}, also this model's output matrix", _MERGE)
         shapes = []
         for side in "ab":
             factor = self._gguf.tensors.get(f"{matrix}.lora_{side}")

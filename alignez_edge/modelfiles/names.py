@@ -72,7 +72,7 @@ class ModelNames:
         self.path = Path(path) if path is not None else user_dir() / "models.json"
 
     def all(self) -> dict[str, Path]:
-        """The user's own names in order; raises `BadInputError` where the file is malformed."""
+        """The user's own names in order; raises `BadInputError` if the file is malformed."""
         if not is_there(self.path):
             return {}
         text = read_text(self.path, limit=MAX_FILE, what="file of model names")
@@ -88,7 +88,7 @@ class ModelNames:
         return {name: Path(table[name]) for name in sorted(table)}
 
     def add(self, name: str, path: str | Path) -> bool:
-        """Let `name` mean the file at `path`; True where it meant another one before."""
+        """Let `name` mean the file at `path`; True if it meant another one before."""
         if not _NAME.fullmatch(name) or name == DEMO:
             raise BadInputError(
                 f"'{printable(name, 80)}' cannot be the name of a model",

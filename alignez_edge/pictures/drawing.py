@@ -6,7 +6,7 @@ come from matplotlib here, and a terminal's version from the command line.
 
 Whatever is told apart by colour is also told apart by its marker and its dashes, so that a picture
 can be printed in grey and read by colour-blind eyes. Equal pictures give equal bytes with the same
-matplotlib. Names in a picture may come from strangers: they are cut, escaped and never read as
+matplotlib. Names in a picture are untrusted: they are cut, escaped and never read as
 markup.
 """
 
@@ -149,7 +149,7 @@ def format_of(path: str | Path) -> Format:
 def save(picture: Picture, path: str | Path) -> None:
     """Write the picture in the format that the name of the file asks for.
 
-    Raises `BadInputError` for other formats and `AlignezError` where the file cannot be written or
+    Raises `BadInputError` for other formats and `AlignezError` if the file cannot be written or
     matplotlib is missing.
     """
     write_atomic(path, rendered(picture, format_of(path)))

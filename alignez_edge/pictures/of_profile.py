@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 LAYER = "layer (0 is the first)"
 COSINE = "cosine (−1 to 1)"
 HELP, HARM = "θ help", "θ harm"
-SIDES = ("asking for the wanted side", "asking for the unwanted side")
+SIDES = ("prompting for the wanted side", "prompting for the unwanted side")
 MOST_LAYERS = 6
 """Layers of which the directions of all queries are drawn: those that tell the sides apart best."""
 
@@ -33,7 +33,7 @@ MOST_LAYERS = 6
 def strength_of(profile: Profile) -> Picture:
     """What calibration measured: effect and cost over strength.
 
-    Raises `BadInputError` where the profile keeps no such curve.
+    Raises `BadInputError` if the profile keeps no such curve.
     """
     found = Measured.of(profile)
     if found is None:
@@ -53,7 +53,7 @@ def strength_of(profile: Profile) -> Picture:
         else ("preference for the wanted answer", "margin over plain (nats per token)"),
         ("cost", "above plain (nats per token)")
         if found.free
-        else ("price", "drift from plain (nats per token)"),
+        else ("KL", "KL from the plain model (nats per token)"),
     )
     panels = [
         Chart(
@@ -64,7 +64,7 @@ def strength_of(profile: Profile) -> Picture:
     what = (
         "effect and cost over strength, on answers written freely"
         if found.free
-        else "margin and drift over strength, on pairs held back for calibration"
+        else "margin and KL over strength, on pairs held back for calibration"
     )
     return Picture(f"{_of(profile)}: {what}", (tuple(panels),))
 
@@ -73,7 +73,7 @@ def layers_of(profile: Profile) -> Picture:
     """How far apart the sides lie, and how their directions agree, layer by layer.
 
     The papers' figure 4c with the separation that the layers were chosen by. What the file does
-    not keep is said in the notes; raises `BadInputError` where it keeps none of it.
+    not keep is said in the notes; raises `BadInputError` if it keeps none of it.
     """
     n_layer = profile.vector.n_layer
     panels: list[Panel] = []
@@ -121,7 +121,7 @@ def directions_of(profiles: Sequence[Profile]) -> Picture:
 
     Of one profile, those of help and harm: for every query that it remembers, or, where it
     remembers none, for every layer. Of several, what each of them moves its layers along. Raises
-    `ProfileFileError` where they are for different models.
+    `ProfileFileError` if they are for different models.
     """
     check_same_model(profiles)
     if len(profiles) > 1:
@@ -144,7 +144,7 @@ def interference_of(profiles: Sequence[Profile]) -> Picture:
     """How far strength 1 of each profile moves along the axis of each other.
 
     Of one profile that is a mix: its parts. Raises `BadInputError` for one that is none, and
-    `ProfileFileError` where they are for different models.
+    `ProfileFileError` if they are for different models.
     """
     if len(profiles) > 1:
         check_same_model(profiles)
@@ -157,7 +157,7 @@ def interference_of(profiles: Sequence[Profile]) -> Picture:
     mixture = Mixture.of(profile)
     if mixture is None:
         raise BadInputError(
-            f"interference is between profiles; {_name(profile)} is one, and no mix",
+            f"interference needs several profiles or a mix, not {_name(profile)} alone",
             "name several: alignez plot interference polite formal",
         )
     names = tuple(part.profile for part in mixture.parts)
@@ -196,7 +196,7 @@ def _displacements(profiles: Sequence[Profile], notes: tuple[str, ...] = ()) -> 
     for name, profile, group in zip(_distinct(profiles), profiles, groups, strict=True):
         labels = tuple(map(str, profile.layers))
         for position, part in zip(
-            ("deciding token", "later tokens"), np.split(group, 2), strict=True
+            ("last prompt token", "later tokens"), np.split(group, 2), strict=True
         ):
             curves.append(
                 Curve(f"{name}, {position}", *_columns(part), joined=False, labels=labels)
@@ -262,7 +262,7 @@ def _chart_by_layer(title: str, label: str, values: Numbers, profile: Profile) -
 
 
 def _by_layer(profile: Profile, key: str) -> Numbers | None:
-    """A number per layer out of the report; a stranger's may hold anything."""
+    """A number per layer out of the report; an untrusted file's may hold anything."""
     try:
         return numbers(profile.report.get(key), profile.vector.n_layer)
     except (TypeError, ValueError, OverflowError):

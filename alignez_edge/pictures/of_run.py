@@ -14,7 +14,7 @@ from alignez_edge.pictures.drawing import PLAIN, Chart, Curve, Heat, Panel, Pict
 
 SCORE, NET_WIN = "score of the axis", "net win, positive side (%)"
 NATS = "nats per token above plain"
-DRIFT = "drift from plain (nats per token)"
+KL = "KL from the plain model (nats per token)"
 ASKED = {"positive": "asked, positive side", "negative": "asked, negative side"}
 MOST_PANELS = 6
 """Columns of a picture that can still be read."""
@@ -23,28 +23,28 @@ _ZERO = Figure(0.0, 0.0, 0.0)
 
 
 def strength_of_run(outcome: Outcome) -> Picture:
-    """Score, price and drift over strength, a column for each profile.
+    """Score, cost and KL over strength, a column for each profile.
 
-    Raises `BadInputError` where the run has no profile at several strengths, or with strength 0
+    Raises `BadInputError` if the run has no profile at several strengths, or with strength 0
     at one and plain answers beside it.
     """
     rows = [row for row in outcome.steered if len(row.terms) == 1 and _is_plain_sweep(row)]
     names = list(dict.fromkeys(row.profile for row in rows))
     if not names:
-        raise BadInputError("the run has no profile at a strength of its own")
+        raise BadInputError("the run has no profile that is used alone")
     shown = names[:MOST_PANELS]
     columns = [_strength_column(outcome, [r for r in rows if r.profile == n]) for n in shown]
     return Picture(
-        f"{_of(outcome)}: score, price and drift over strength, 95\u00a0% intervals",
+        f"{_of(outcome)}: score, cost and KL over strength, 95\u00a0% intervals",
         _arranged(columns),
         _left_out(names),
     )
 
 
 def sweep_of_run(outcome: Outcome) -> Picture:
-    """Net win or score, and price, over every setting that the run swept: the papers' ablations.
+    """Net win or score, and cost, over every setting that the run swept: the papers' ablations.
 
-    Raises `BadInputError` where it swept none.
+    Raises `BadInputError` if it swept none.
     """
     rows = [row for row in outcome.steered if len(row.terms) == 1 and row.sweep]
     settings = list(dict.fromkeys(key for row in rows for key in row.sweep if key != "strength"))
@@ -65,7 +65,7 @@ def sweep_of_run(outcome: Outcome) -> Picture:
 def grid_of_run(outcome: Outcome) -> Picture:
     """Both scores over both strengths, and where the cells lie in the plane of both scores.
 
-    Raises `BadInputError` where the run has no grid of two profiles.
+    Raises `BadInputError` if the run has no grid of two profiles.
     """
     rows = [row for row in outcome.steered if len(row.terms) == 2]
     rows = [row for row in rows if row.axis in (name for name, _ in row.terms)]
@@ -84,14 +84,14 @@ def grid_of_run(outcome: Outcome) -> Picture:
 
 
 def picture_of_run(outcome: Outcome, kind: str) -> Picture:
-    """The picture of one of `KINDS`; raises `BadInputError`, saying what there is, where the run
+    """The picture of one of `KINDS`; raises `BadInputError`, saying what there is, if the run
     has nothing for it."""
     try:
         return KINDS[kind](outcome)
     except BadInputError as failure:
         others = ", ".join(pictures_of_run(outcome))
         raise BadInputError(
-            failure.message, f"of this run there is: {others}" if others else None
+            failure.message, f"this run has: {others}" if others else None
         ) from None
 
 
@@ -117,8 +117,8 @@ def _strength_column(outcome: Outcome, rows: Sequence[Row]) -> tuple[Chart, ...]
     panels = []
     for title, name, read, at_zero, lines in (
         (f"{printable(profile, 40)}: effect", label, measure, plain, levels),
-        ("price", NATS, lambda row: row.nats, _ZERO, [(PLAIN, 0.0)]),
-        ("drift", DRIFT, _drift, _ZERO, [(PLAIN, 0.0)]),
+        ("cost", NATS, lambda row: row.nats, _ZERO, [(PLAIN, 0.0)]),
+        ("KL", KL, _kl, _ZERO, [(PLAIN, 0.0)]),
     ):
         curves = []
         for system in systems:
@@ -147,7 +147,7 @@ def _sweep_column(outcome: Outcome, key: str, rows: Sequence[Row]) -> tuple[Char
     panels = []
     for title, name, read, lines in (
         ("effect", label, measure, levels),
-        ("price", NATS, lambda row: row.nats, [(PLAIN, 0.0)]),
+        ("cost", NATS, lambda row: row.nats, [(PLAIN, 0.0)]),
     ):
         curves = []
         for one in series:
@@ -252,7 +252,7 @@ def _curve(name: str, points: Sequence[tuple[float, Figure]], joined: bool = Tru
     )
 
 
-def _drift(row: Row) -> Figure:
+def _kl(row: Row) -> Figure:
     return Figure(row.cost("drift"), math.nan, math.nan)
 
 

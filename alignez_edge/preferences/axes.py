@@ -31,7 +31,7 @@ Side = Literal["positive", "negative"]
 
 @dataclass(frozen=True)
 class Wording:
-    """An author's words for one side, for the ways of asking (`requests.py`); None: made from the
+    """An author's words for one side, for the forms of request (`requests.py`); None: made from the
     trait.
 
     `role` is a sentence or two about the assistant ("You are an extremely polite assistant."),
@@ -60,9 +60,9 @@ class Axis:
     They stand where "polite" stands in "You are a polite assistant."; "a pirate" and "talks like a
     pirate" do as well. An axis without a `negative` has one side only: its other side is the plain
     answer. An author's own sentence in place of the paper's goes into `positive_prompt` and
-    `negative_prompt`, word for word, and words for other ways of asking into `positive_wording` and
-    `negative_wording`. `queries` are the questions that pairs are made from when the caller brings
-    none. Every text is one printable line. Raises `AxisError`.
+    `negative_prompt`, word for word; words for other forms of request go into `positive_wording`
+    and `negative_wording`. `queries` are the questions of pairs when the caller brings none.
+    Every text is one printable line. Raises `AxisError`.
     """
 
     name: str
@@ -166,7 +166,7 @@ class Axis:
 
     @classmethod
     def builtin(cls, name: str) -> Axis:
-        """The built-in axis `name`; raises `AxisError` with near matches where there is none."""
+        """The built-in axis `name`; raises `AxisError` with near matches if there is none."""
         if name not in (known := builtin_names()):
             raise AxisError(
                 f"no built-in axis is called '{printable(str(name), 80)}'",

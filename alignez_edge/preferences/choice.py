@@ -60,7 +60,7 @@ class RequestChoice:
 
     @property
     def works(self) -> bool:
-        """Whether the sides came out in the trial; True where nothing was tried."""
+        """Whether the sides came out in the trial; True if nothing was tried."""
         return all(score.works for score in self.scores if score.form == self.form)
 
     def report(self) -> dict[str, Any]:

@@ -38,8 +38,8 @@ class PairStore:
         """Open or begin the file. `settings` names everything that shapes the pairs: the axis'
         wording, the model's fingerprint, the seed, the sampling.
 
-        Raises `BadInputError` with the line number where the file is malformed, and `AlignezError`
-        where it cannot be written.
+        Raises `BadInputError` with the line number if the file is malformed, and `AlignezError`
+        if it cannot be written.
         """
         self.path = Path(path)
         self._log = Log(self.path, "the finished pairs are kept: start the build again to go on")
@@ -92,7 +92,7 @@ class PairStore:
             self._dropped[pair.query] = reason
 
     def _read(self, settings: dict[str, str | int]) -> bool:
-        """Take in an existing file; False where a new one has to begin."""
+        """Take in an existing file; False if a new one has to begin."""
         if not self.path.exists():
             return False
         data = read_bytes(self.path, limit=MAX_FILE, what="pair file")

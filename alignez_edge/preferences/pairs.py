@@ -75,7 +75,7 @@ class PairSet:
 
 
 def drop_reason(chosen: str, rejected: str) -> str | None:
-    """Why two answers make no pair, or None where they do."""
+    """Why two answers make no pair, or None if they do."""
     if not chosen.strip() or not rejected.strip():
         return "empty answer"
     wanted, unwanted = (_words(prompts.cut_next_turn(text)) for text in (chosen, rejected))
@@ -90,7 +90,7 @@ def read_labelled_pairs(path: str | Path, axis: Axis) -> PairSet:
     """The pairs of a person's own JSON-lines file: `query`, `chosen`, `rejected`.
 
     Where a line does not say what was asked (`chosen_request`, `rejected_request`), the axis' trait
-    is simply asked for, because the state at the deciding token needs the two sides in its context.
+    is asked for: the state at the last prompt token needs the two sides in its context.
     A file of a build's pairs is read as well. Raises `BadInputError` with the line number.
     """
     pairs: dict[PreferencePair, None] = {}
@@ -140,7 +140,7 @@ def _pair(record: dict[str, object], where: str, *texts: str) -> PreferencePair:
 
 
 def _reason_of(record: dict[str, object], where: str) -> str | None:
-    """Why a line says that its pair is not used, as it may be shown; None where it is used."""
+    """Why a line says that its pair is not used, as it may be shown; None if it is used."""
     return printable(text_of(record, "dropped", where), 60) if "dropped" in record else None
 
 

@@ -1,4 +1,4 @@
-"""Ways of asking a model for one side of an axis: pure functions from texts to texts.
+"""Forms of request for one side of an axis: pure functions from texts to texts.
 
 Which of them a model understands depends on the model, so a build tries them (`choice.py`). A form
 is one entry of `FORMS`. It makes a request out of a query, an axis and a side: a user's text and,
@@ -44,7 +44,7 @@ Ask = Callable[[str, Axis, Side, bool], RequestText]
 
 @dataclass(frozen=True)
 class RequestForm:
-    """One way of asking.
+    """One form of request.
 
     `ask(query, axis, side, chat)` gives the request; `chat` says whether the model has a chat
     template. With `two_steps` it asks for characteristics, which a second request then lists
@@ -84,8 +84,8 @@ def role(axis: Axis, side: Side) -> str:
 def style(axis: Axis, side: Side) -> str:
     """How the answer is to be: "Answer in a very polite way."."""
     trait = prompts.very(prompts.trait(axis, side))
-    made = f"in a {trait} way" if trait.startswith("very ") else f"like {trait}"
-    return axis.wording_of(side).style or f"Answer {made}."
+    manner = f"in a {trait} way" if trait.startswith("very ") else f"like {trait}"
+    return axis.wording_of(side).style or f"Answer {manner}."
 
 
 def person(axis: Axis, side: Side) -> str:

@@ -1,6 +1,4 @@
-"""The pairs that a profile carries so that `verify.py` can measure them again, read as a
-stranger's.
-"""
+"""The pairs that a profile carries for `verify.py` to measure again, read as untrusted."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ _TEXTS = ("query", "chosen", "rejected")
 class KeptPair:
     """A pair that was held back from a profile's directions, and what the profile did to it.
 
-    `margin` (nats per token, against the plain model) and `drift` are at strengths +1 and -1.
+    `margin` and `drift` (KL), in nats per token against the plain model, are at strengths ±1.
     """
 
     query: str
@@ -34,13 +32,13 @@ class KeptPair:
 def kept_pairs(profile: Profile) -> tuple[KeptPair, ...]:
     """The pairs that a profile carries; none where its report tells of none that are sound.
 
-    A report can come from a stranger's file.
+    A report can come from an untrusted file.
     """
     try:
-        found = profile.report.get(KEY, [])
-        if not isinstance(found, list) or len(found) > N_KEPT:
+        entries = profile.report.get(KEY, [])
+        if not isinstance(entries, list) or len(entries) > N_KEPT:
             return ()
-        return tuple(_kept(value) for value in found)
+        return tuple(_kept(value) for value in entries)
     except (KeyError, TypeError, ValueError):
         return ()
 
@@ -50,7 +48,7 @@ def _kept(value: Any) -> KeptPair:
     for key in _TEXTS:
         text = value[key]
         if not isinstance(text, str) or not text.strip() or len(text) > MAX_CHARS:
-            raise ValueError(f"{key} is no text of bounded length")
+            raise ValueError(f"{key} is not a text of bounded length")
         if not _is_text(text):
             raise ValueError(f"{key} holds half a character")
     query, chosen, rejected = (value[key] for key in _TEXTS)

@@ -59,7 +59,7 @@ class LibraryEntry:
 
     @cached_property
     def fingerprint(self) -> Fingerprint | None:
-        """That of its model; None where the file cannot be read."""
+        """That of its model; None if the file cannot be read."""
         try:
             return Fingerprint.from_metadata(self._said)
         except ProfileFileError:
@@ -96,7 +96,7 @@ class ProfileLibrary:
         return [*self._entries()]
 
     def trouble(self) -> str | None:
-        """Why `list` lacks the user's own profiles; None where nothing is wrong."""
+        """Why `list` lacks the user's own profiles; None if nothing is wrong."""
         try:
             any(self.folder.iterdir())
         except FileNotFoundError:
@@ -109,28 +109,28 @@ class ProfileLibrary:
         """The profiles that `name` may mean, or `name@model`, where a word or more of the model,
         or the beginning of it, will do.
 
-        Raises `BadInputError` where one may not be looked at.
+        Raises `BadInputError` if one may not be looked at.
         """
         short, at, model = name.partition("@")
         if not _NAME.fullmatch(short) or (at and not _MODEL.fullmatch(model)):
             return []
-        found = self._entries(short)
+        entries = self._entries(short)
         if at:
             wanted = model.lower()
-            exact = [entry for entry in found if entry.model.lower() == wanted]
-            found = exact or [e for e in found if f"-{wanted}" in f"-{e.model.lower()}"]
-        return found
+            exact = [entry for entry in entries if entry.model.lower() == wanted]
+            entries = exact or [e for e in entries if f"-{wanted}" in f"-{e.model.lower()}"]
+        return entries
 
     def find(self, name_or_file: str, model: Fingerprint | None = None) -> Path:
         """The file of a name (see `called`), else of a path.
 
         Of several profiles of one name it is the one made for `model`, else for one of the same
-        shape. Raises `ProfileFileError` with near matches where there is neither name nor file,
-        and with what there is where several are meant.
+        shape. Raises `ProfileFileError` with near matches if there is neither name nor file,
+        and with what there is if several are meant.
         """
-        found = self.called(name_or_file)
-        if found:
-            return _one_of(found, name_or_file, model).path
+        entries = self.called(name_or_file)
+        if entries:
+            return _one_of(entries, name_or_file, model).path
         if is_there(name_or_file):
             return Path(name_or_file)
         raise ProfileFileError(
@@ -153,7 +153,7 @@ class ProfileLibrary:
         return next(path for tag, path in places if tag.lower() not in taken and not is_there(path))
 
     def free_place(self, name: str, model: Fingerprint, called: str) -> Path:
-        """Where a new profile `name` for a model would lie; raises `BadInputError` where the user
+        """Where a new profile `name` for a model would lie; raises `BadInputError` if the user
         has one for that model."""
         if self._own(name, model) is not None:
             raise BadInputError(
@@ -172,7 +172,7 @@ class ProfileLibrary:
 
     def check_removable(self, name: str, model: Fingerprint | None = None) -> Path:
         """Where the user's profile `name` lies, or that for `model`. Raises `BadInputError` for a
-        built-in one, and `ProfileFileError` where there is none, or where several are meant."""
+        built-in one, and `ProfileFileError` if there is none, or if several are meant."""
         check_name(name.partition("@")[0])
         found = self.called(name)
         own = [entry for entry in found if entry.origin == "user"]
@@ -185,7 +185,7 @@ class ProfileLibrary:
             return _one_of(own, name, model).path
         if found:
             raise BadInputError(
-                f"{name} is built in and stays",
+                f"{name} is built in and cannot be removed",
                 hint="a profile of your own by that name for the same model hides it",
             )
         known = [entry.name for entry in self.list() if entry.origin == "user"]
@@ -195,7 +195,7 @@ class ProfileLibrary:
         )
 
     def remove(self, name: str, model: Fingerprint | None = None) -> None:
-        """Delete the user's profile `name`; raises as `check_removable`, and `AlignezError` where
+        """Delete the user's profile `name`; raises as `check_removable`, and `AlignezError` if
         the system does not let it."""
         path = self.check_removable(name, model)
         try:
@@ -241,7 +241,7 @@ class ProfileLibrary:
 def parse_profile_option(text: str) -> tuple[str, float]:
     """`NAME_OR_FILE[:STRENGTH]` as (name or file, strength); the default strength is 1.0.
 
-    A file whose name has colons, and a Windows drive, are left whole. Raises `BadInputError` where
+    A file whose name has colons, and a Windows drive, are left whole. Raises `BadInputError` if
     the strength is not a finite number.
     """
     head, colon, tail = text.rpartition(":")
@@ -274,25 +274,25 @@ def _in_a_name(model: str) -> str:
     return _UNFIT.sub("-", model)[:_LONGEST].strip("-._") or "unnamed"
 
 
-def _one_of(found: Sequence[LibraryEntry], name: str, model: Fingerprint | None) -> LibraryEntry:
-    """The entry that is meant; raises `ProfileFileError` where that is not clear."""
+def _one_of(entries: Sequence[LibraryEntry], name: str, model: Fingerprint | None) -> LibraryEntry:
+    """The entry that is meant; raises `ProfileFileError` if that is not clear."""
     shown = printable(name, 80)
-    if model is not None and len(found) > 1:
+    if model is not None and len(entries) > 1:
         for fit in (Fit.SAME, Fit.SAME_SHAPE):
-            if fitting := [entry for entry in found if entry.fit(model) is fit]:
-                found = fitting
+            if fitting := [entry for entry in entries if entry.fit(model) is fit]:
+                entries = fitting
                 break
         else:
             raise ProfileFileError(
-                f"no profile called '{shown}' is for this model, only {_names(found)}",
+                f"no profile called '{shown}' is for this model, only {_names(entries)}",
                 hint=f"build one for this model: alignez build {shown.partition('@')[0]} -m MODEL",
             )
-    if len(found) > 1:
+    if len(entries) > 1:
         raise ProfileFileError(
-            f"{len(found)} profiles are called '{shown}': {_names(found)}",
-            hint=f"name one, like {printable(found[0].full_name)}, or the model: -m MODEL",
+            f"{len(entries)} profiles are called '{shown}': {_names(entries)}",
+            hint=f"name one, like {printable(entries[0].full_name)}, or the model: -m MODEL",
         )
-    return found[0]
+    return entries[0]
 
 
 def _names(entries: Iterable[LibraryEntry]) -> str:

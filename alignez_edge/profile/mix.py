@@ -53,7 +53,7 @@ class Mixture:
 
     `interference[i][j]` is how far part `i` moves along the axis of part `j`, in units of what `j`
     does itself. `remaining` is the same after orthogonalising, along the axes as they were; None
-    where nothing was orthogonalised.
+    if nothing was orthogonalised.
     """
 
     parts: tuple[Part, ...]
@@ -70,31 +70,31 @@ class Mixture:
 
     @classmethod
     def of(cls, profile: Steerable) -> Mixture | None:
-        """The mixture that a profile's report tells of; None where it tells of none that is sound.
+        """The mixture that a profile's report tells of; None if it tells of none that is sound.
 
-        A report can come from a stranger's file.
+        A report can come from an untrusted file.
         """
-        found = profile.report.get(_KEY)
+        record = profile.report.get(_KEY)
         try:
             parts = tuple(
                 Part(str(part["profile"]), str(part["digest"]), _number(part["strength"]))
-                for part in found["parts"]  # type: ignore[index]
+                for part in record["parts"]  # type: ignore[index]
             )
             if not 1 <= (size := len(parts)) <= MAX_PARTS:
                 return None
             return cls(
                 parts,
-                _matrix(found["interference"], size),  # type: ignore[index]
-                _matrix(left, size) if (left := found["remaining"]) else None,  # type: ignore[index]
+                _matrix(record["interference"], size),  # type: ignore[index]
+                _matrix(left, size) if (left := record["remaining"]) else None,  # type: ignore[index]
             )
         except (KeyError, TypeError, ValueError, OverflowError):
             return None
 
 
 def displacements(profile: Steerable) -> DoubleArray:
-    """What strength 1 displaces each layer by: `(2, n_layer, n_embd)`, deciding token first.
+    """What strength 1 displaces each layer by: `(2, n_layer, n_embd)`, last prompt token first.
 
-    Raises `BadInputError` where its numbers are so large that nothing can be computed with them.
+    Raises `BadInputError` if its numbers are so large that nothing can be computed with them.
     """
     rows = np.stack([profile.vector.deciding, profile.vector.answer])
     with np.errstate(over="ignore"):
@@ -112,7 +112,7 @@ def interference(a: Steerable, b: Steerable) -> float:
     displacements count more than short ones: the plain mean over layers of the projections follows
     layers in which `b` is next to nothing. Among several such figures this one told best what was
     measured on the demo model (method page, section on several axes). `interference(a, a)` is 1.
-    Raises `ProfileFileError` where the two are for different models.
+    Raises `ProfileFileError` if the two are for different models.
     """
     check_same_model([a, b])
     layers = sorted({*a.layers, *b.layers})
@@ -133,8 +133,8 @@ def orthogonalise(profile: Steerable, against: Steerable, *more: Steerable) -> P
 
     Its displacement `A_l` loses its projection on the span of the others' displacements there. The
     unit grows so that strength 1 is as long as before: of the demo model's polite and formal that
-    restores nine tenths of the own effect, at no higher price. The calibration, which no longer
-    holds, goes. Raises `BadInputError` where next to nothing is left, and `ProfileFileError` on
+    restores nine tenths of the own effect, at no higher cost. The calibration, which no longer
+    holds, goes. Raises `BadInputError` if next to nothing is left, and `ProfileFileError` on
     profiles for different models.
     """
     others = (against, *more)
@@ -194,8 +194,8 @@ def mix(
     an axis that moves the other; measured on the demo model.) A part of strength 0 adds nothing,
     but the others become orthogonal to it. Terms of one profile are joined.
 
-    Raises `BadInputError` where fewer than two profiles, or more than `MAX_PARTS`, are named, where
-    a strength is not finite or overflows, and where nothing is left; `ProfileFileError` where they
+    Raises `BadInputError` if fewer than two profiles, or more than `MAX_PARTS`, are named, if
+    a strength is not finite or overflows, and if nothing is left; `ProfileFileError` if they
     are for different models.
     """
     strengths: dict[tuple[str, str], list[float]] = {}
@@ -207,7 +207,7 @@ def mix(
     for profile in profiles:
         if profile.intervention is not None and not profile.intervention.edits_layers:
             raise BadInputError(
-                f"{printable(profile.name)} moves the logits, no layer: it cannot be mixed",
+                f"{printable(profile.name)} moves logits and not layers: it cannot be mixed",
                 "use both at once: -p NAME -p NAME",
             )
     sums = [sum_of(strengths[profile.order]) for profile in profiles]
@@ -293,7 +293,7 @@ def _sum(terms: Sequence[tuple[Steerable, float]], like: ControlVector) -> Contr
 
 
 def _mixed(terms: Sequence[tuple[Steerable, float]]) -> Intervention | None:
-    """The sum of the terms' interventions; None where not all have one of a kind that adds up."""
+    """The sum of the terms' interventions; None if not all have one of a kind that adds up."""
     kinds = {type(profile.intervention) for profile, _ in terms}
     first = terms[0][0].intervention
     if len(kinds) > 1 or first is None or not first.can_mix:

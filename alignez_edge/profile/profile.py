@@ -33,7 +33,7 @@ _CURVE = re.compile(r"[a-z][a-z0-9_]{0,39}")
 class Profile(Steerable):
     """What steers one model along one axis, checked: `Steerable` says what its parts are.
 
-    The axis' queries are not kept. Raises `ValueError` where something contradicts.
+    The axis' queries are not kept. Raises `ValueError` if something contradicts.
     """
 
     def __post_init__(self) -> None:
@@ -101,7 +101,7 @@ class Profile(Steerable):
     def save(self, path: str | Path) -> None:
         """Write the GGUF file, whole or not at all; equal profiles give equal bytes.
 
-        Raises `AlignezError` where the disk or the folder does not allow it.
+        Raises `AlignezError` if the disk or the folder does not allow it.
         """
         write_profile(self, path)
 

@@ -80,7 +80,7 @@ class Source:
 
     @classmethod
     def of_queries(cls, queries: Sequence[str], *, include: bool) -> Source:
-        """Queries, with their texts if `include`; raises `BadInputError` where that is too much."""
+        """Queries, with their texts if `include`; raises `BadInputError` if that is too much."""
         total = sum(map(len, queries))
         if include and total > MAX_TEXTS:
             raise BadInputError(
@@ -102,7 +102,7 @@ class Source:
 class Provenance:
     """How a profile was built, as far as its fields do not say it.
 
-    `layers`, `neighbors` and `ctx` are the options as given, None where they were left open.
+    `layers`, `neighbors` and `ctx` are the options as given, None if they were left open.
     `limit` is the number of pairs that were wanted (None: one for every query), `request` the
     form of request, or `auto`; profiles of before there was a choice were asked for in two steps.
     """
@@ -123,9 +123,9 @@ class Provenance:
 
     @classmethod
     def of(cls, profile: Profile) -> Provenance | None:
-        """What a profile's report tells; None where it tells nothing that is sound.
+        """What a profile's report tells; None if it tells nothing that is sound.
 
-        A report can come from a stranger's file.
+        A report can come from an untrusted file.
         """
         try:
             return _checked(profile.report[KEY])

@@ -59,7 +59,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Effect:
-    """Means over pairs of what strength +1 and -1 do: margins and drifts, in nats per token."""
+    """Means over pairs of what strength +1 and -1 do: margin and KL (nats per token)."""
 
     margin: tuple[float, float]
     drift: tuple[float, float]
@@ -89,7 +89,7 @@ class Verification:
 
     @property
     def as_before(self) -> bool | None:
-        """Whether the effect is the one that was measured; None where nothing could be replayed."""
+        """Whether the effect is the one that was measured; None if nothing could be replayed."""
         if self.before is None or self.now is None:
             return None
         then, now = self.before.span, self.now.span
@@ -113,8 +113,8 @@ def measured_pairs(
 def verify(profile: Profile, model: Model, on_progress: Progress | None = None) -> Verification:
     """Compare the models, and replay the kept pairs where the profile fits.
 
-    Raises `ProfileFileError` where it does not, naming the facts that differ, and
-    `PromptTooLongError` where the model's window is too small for the pairs.
+    Raises `ProfileFileError` if it does not, naming the facts that differ, and
+    `PromptTooLongError` if the model's window is too small for the pairs.
     """
     check_fit(profile, model)
     comparison = compare(profile.fingerprint, model.fingerprint)
@@ -137,7 +137,7 @@ def recalibrate(profile: Profile, model: Model, on_progress: Progress | None = N
     The directions stay what they were. It is then a profile of this model, and its report says
     where it came from. A profile that knows which questions it was calibrated on answers these
     again; an older one is measured on the answers of its kept pairs. Raises `ProfileFileError`
-    where it does not fit, and `BadInputError` where it carries neither.
+    if it does not fit, and `BadInputError` if it carries neither.
     """
     check_fit(profile, model)
     kept = kept_pairs(profile)
@@ -145,7 +145,7 @@ def recalibrate(profile: Profile, model: Model, on_progress: Progress | None = N
         return _recalibrated_freely(profile, model, questions, kept, on_progress)
     if not kept:
         raise BadInputError(
-            f"the profile {printable(profile.name)} carries no pairs to calibrate with",
+            f"the profile {printable(profile.name)} contains no pairs to calibrate with",
             "build one for this model: alignez build --like FILE -m MODEL",
         )
     ways = ways_of(profile, model)

@@ -22,7 +22,7 @@ class Moved:
     """A steered answer beside the plain one of the same query and seed.
 
     `amount` is how far it moved towards `side` of `axis`: the difference of the two scores, in
-    their units, or the judge's preference (−1 to 1) where it gives no scores; None where that was
+    their units, or the judge's preference (−1 to 1) where it gives no scores; None if that was
     not looked at.
     """
 
@@ -80,21 +80,21 @@ def beside_plain(run: RunFolder, arm: str, count: int) -> list[Moved]:
     _, queries, seeds = run.shape
     places = list(islice(product(range(seeds), range(queries)), count))
     texts = _texts(run, {(name, query, seed) for name in (PLAIN, arm) for seed, query in places})
-    found = []
+    rows = []
     for seed, query in places:
         if (arm, query, seed) in texts and (PLAIN, query, seed) in texts:
             asked, plain = texts[PLAIN, query, seed]
             _, steered = texts[arm, query, seed]
-            found.append(Moved(arm, "", "", seed, None, False, asked, plain, steered))
-    return found
+            rows.append(Moved(arm, "", "", seed, None, False, asked, plain, steered))
+    return rows
 
 
 def _places(run: RunFolder, steered: set[int], sign: float) -> Iterator[_Place]:
     for _, record in run.verdicts.records():
         arm, query, seed = run.place(record)
-        if arm in steered and (found := _amount(record)) is not None:
+        if arm in steered and (amount := _amount(record)) is not None:
             axis, side = str(record.get("axis")), str(record.get("side"))
-            yield _Place(-sign * found[0], query, seed, arm, axis, side, *found)
+            yield _Place(-sign * amount[0], query, seed, arm, axis, side, *amount)
 
 
 def _amount(record: Mapping[str, Any]) -> tuple[float, bool] | None:
@@ -114,13 +114,13 @@ def _is_number(value: object) -> bool:
 
 def _texts(run: RunFolder, wanted: set[Key]) -> dict[Key, tuple[str, str]]:
     """Query and answer of the wanted answers; the first line about one counts."""
-    found: dict[Key, tuple[str, str]] = {}
+    texts: dict[Key, tuple[str, str]] = {}
     for _, record in run.answers.records():
         _, query, seed = run.place(record)
         key = (str(record["arm"]), query, seed)
-        if key in wanted and key not in found:
-            found[key] = _shown(record.get("query")), _shown(record.get("text"))
-    return found
+        if key in wanted and key not in texts:
+            texts[key] = _shown(record.get("query")), _shown(record.get("text"))
+    return texts
 
 
 def _moved(place: _Place, arm: str, texts: Mapping[Key, tuple[str, str]]) -> Moved:

@@ -1,7 +1,7 @@
 """A run as one page that can be handed on: HTML with its pictures inside, or Markdown.
 
 The page loads nothing and runs nothing. Everything in it that comes out of the run, answers most of
-all, is a stranger's text: it is escaped, so that it can be read and can do nothing.
+all, is untrusted text: it is escaped, so that it can be read and can do nothing.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def write_report(run_folder: str | Path, path: str | Path) -> None:
 
     Without matplotlib the pictures are drawn as text, as they always are in Markdown, where nothing
     can be put inside. Raises `BadInputError` for another ending and on anything wrong in the
-    folder, and `AlignezError` where the file cannot be written.
+    folder, and `AlignezError` if the file cannot be written.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in (".html", ".htm", ".md"):
@@ -92,13 +92,13 @@ def _fill(page: _Page, outcome: Outcome) -> None:
         page.heading("Scores")
         page.line("Means of what the judge scores by aspect.")
         page.table(scores)
-    page.heading("The price")
+    page.heading("The cost")
     page.line(
-        "Against plain answers: how much less likely the plain model finds them, how far the next"
-        " tokens drift on neutral text, its perplexity there, answers that repeat themselves, and"
-        " the change of length."
+        "Against plain answers: how much less likely the plain model finds them, the KL from"
+        " the plain model on neutral text, the perplexity there, answers that repeat themselves,"
+        " and the change of length."
     )
-    page.table(_prices(outcome))
+    page.table(_costs(outcome))
     if pictures[1:]:
         page.heading("More pictures")
     for picture in pictures[1:]:
@@ -158,13 +158,13 @@ def _arms(outcome: Outcome) -> Rows:
 
 def _wins(outcome: Outcome) -> Rows:
     rows: list[tuple[str, ...]] = [
-        ("arm", "more", "win %", "lose %", "tie %", "net win %", "p", "share of asking",
+        ("arm", "more", "win %", "lose %", "tie %", "net win %", "p", "ratio to prompting",
          "relative improvement %")
     ]  # fmt: skip
     for row in outcome.rows:
         rows.append(
             (row.arm, row.trait, *(_plain(x, 0) for x in (row.win, row.lose, row.tie)),
-             _interval(row.delta, 0), _p_value(row.p_value), _interval(row.share_of_asking, 2),
+             _interval(row.delta, 0), _p_value(row.p_value), _interval(row.ratio_to_prompting, 2),
              _interval(row.relative_improvement, 0))
         )  # fmt: skip
     return _used(rows)
@@ -186,10 +186,10 @@ def _scores(outcome: Outcome) -> Rows:
     return rows
 
 
-def _prices(outcome: Outcome) -> Rows:
+def _costs(outcome: Outcome) -> Rows:
     rows: list[tuple[str, ...]] = [
-        ("arm", "nats per token above plain", "drift, nats per token", "perplexity", "repetition %",
-         "tokens", "knowledge %")
+        ("arm", "nats per token above plain", "KL from plain, nats per token", "perplexity",
+         "repetition %", "tokens", "knowledge %")
     ]  # fmt: skip
     own = outcome.plain_price
     rows.append(

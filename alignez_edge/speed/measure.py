@@ -1,7 +1,7 @@
 """How fast this machine is, with and without steering.
 
 Times of things that are compared are taken in turn, round after round, and a ratio is made within
-each round: what slows a machine down for a while slows both sides. A token's price is what a long
+each round: what slows a machine down for a while slows both sides. A token's cost is what a long
 answer takes above a short one: what a turn costs once (its last prompt token, the switch of the
 steering) is then left out, and is reported by itself.
 
@@ -165,7 +165,7 @@ def injections(
     """`steering` by its own way, or if that is `auto`, by each fast way that its profiles allow;
     and why not by the others, one line each.
 
-    Raises `BadInputError` where there is nothing to measure.
+    Raises `BadInputError` if there is nothing to measure.
     """
     found: dict[str, Injection | Conditional] = {}
     reasons = []
@@ -176,7 +176,7 @@ def injections(
             reasons.append(failure.message)
             continue
         if injection is None:
-            raise BadInputError("the steering adds up to nothing: there is nothing to measure")
+            raise BadInputError("the steering is zero: there is nothing to measure")
         found[way] = injection
     if not found:
         raise BadInputError(reasons[-1])
@@ -184,7 +184,7 @@ def injections(
 
 
 def builtin_steering(model: Model) -> Steering | None:
-    """The first profile that ships with the package and fits `model`; None where none does."""
+    """The first profile that ships with the package and fits `model`; None if none does."""
     from alignez_edge.profile.library import ProfileLibrary
     from alignez_edge.profile.profile import Profile
 

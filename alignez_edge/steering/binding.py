@@ -48,7 +48,7 @@ class Binding:
         """What is injected: the sum of what the parts add; None for nothing. It depends on the
         prompt where a profile looks at the query.
 
-        Raises `BadInputError` where a strength is so large that the sum overflows, and where two
+        Raises `BadInputError` if a strength is so large that the sum overflows, and if two
         profiles look at different states of a query.
         """
         shares = [share_of(self.model, *part) for part in self.parts]
@@ -62,8 +62,8 @@ class Binding:
 def bind(model: Weights, terms: Sequence[tuple[Steerable, float]], way: Way) -> Binding:
     """Profiles with strengths, in canonical order, bound to `model`.
 
-    Raises `ProfileFileError` where one was made for another model, naming what differs, and
-    `BadInputError` where one cannot be injected by `way`.
+    Raises `ProfileFileError` if one was made for another model, naming what differs, and
+    `BadInputError` if one cannot be injected by `way`.
     """
     fits = [check_fit(profile, model) for profile, _ in terms]
     parts: list[tuple[Steerable, float, Way]] = []
@@ -105,7 +105,7 @@ def way_into(model: Weights, profile: Steerable, way: Way) -> tuple[Way, str | N
     """The way that is really taken, and why not the exact one, where that was wanted.
 
     `auto` is left only to an intervention that edits no layers: there is no other way. Raises
-    `BadInputError` where a way was asked for that is not to be had.
+    `BadInputError` if a way was asked for that is not to be had.
     """
     if profile.intervention is not None and not profile.intervention.edits_layers:
         if way == "auto":

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 def check_fit(profile: Steerable, model: Weights) -> str | None:
-    """One line about a profile made for a sibling of `model`; None where it is the same model.
+    """One line about a profile made for a sibling of `model`; None if it is the same model.
 
-    Raises `ProfileFileError`, naming what differs, where the profile does not fit.
+    Raises `ProfileFileError`, naming what differs, if the profile does not fit.
     """
     name = printable(profile.name)
-    found = compare(profile.fingerprint, model.fingerprint)
-    if found.fit is Fit.DIFFERENT:
+    comparison = compare(profile.fingerprint, model.fingerprint)
+    if comparison.fit is Fit.DIFFERENT:
         raise ProfileFileError(
             f"the profile {name} was made for another model{_called(profile)}: "
             f"{misfits(profile.fingerprint, model.fingerprint)}",
@@ -31,8 +31,8 @@ def check_fit(profile: Steerable, model: Weights) -> str | None:
             f"the profile {name} is for {profile.vector.n_layer} layers of "
             f"{profile.vector.n_embd}, the model has {model.n_layer} of {model.n_embd}"
         )
-    if found.fit is Fit.SAME_SHAPE:
-        differing = ", ".join(found.differing)
+    if comparison.fit is Fit.SAME_SHAPE:
+        differing = ", ".join(comparison.differing)
         return f"the profile {name} was made for a model of the same shape with other {differing}"
     return None
 

@@ -27,7 +27,7 @@ Own = TypeVar("Own", bound="Steerable")
 class Steerable:
     """All that a profile holds, unchecked: what a build measures while it collects the parts.
 
-    `vector` has its natural lengths and edits only `layers`; `unit` is the calibrated scale, so
+    `vector` is the raw difference and edits only `layers`; `unit` is the calibrated scale, so
     that strength `s` adds `s * unit * vector` and strength 1 means 'as calibrated'. Negative
     strengths have a scale of their own, `unit_negative`, and those of the exact edit
     `exact_unit_negative`; None means that both signs are alike (see `scale`). `calibration`
@@ -86,7 +86,7 @@ class Steerable:
 
     @property
     def exact_unit(self) -> float | None:
-        """What `unit` is to the exact edit; None where there is no such edit."""
+        """What `unit` is to the exact edit; None if there is no such edit."""
         return None if self.intervention is None else self.intervention.exact_unit
 
     def describe(self) -> str:
@@ -111,7 +111,7 @@ class Steerable:
         return strength * (negative if strength < 0 and negative is not None else unit)
 
     def natural(self: Own) -> Own:
-        """The same with all units 1: its strengths are natural lengths."""
+        """The same with all units 1: its strengths are raw differences."""
         plain = replace(self, unit=1.0, unit_negative=None)
         return plain.with_exact_unit(1.0) if plain.exact_unit is not None else plain
 

@@ -34,7 +34,7 @@ class Steering:
     """Profiles with strengths. No terms, or strengths of 0, are the base model.
 
     `way` is how it is injected; a sum takes the way of the first term that is not `auto`. Raises
-    `BadInputError` where a strength is not a finite number, and for an unknown way.
+    `BadInputError` if a strength is not a finite number, and for an unknown way.
     """
 
     terms: tuple[tuple[Steerable, float], ...] = ()
@@ -76,7 +76,7 @@ class Steering:
     def joined(self) -> tuple[tuple[Steerable, float], ...]:
         """The terms in canonical order, one per profile, without those of strength 0.
 
-        Raises `BadInputError` where a sum overflows.
+        Raises `BadInputError` if a sum overflows.
         """
         parts: dict[tuple[str, str], tuple[Steerable, list[float]]] = {}
         for profile, strength in self.terms:
@@ -87,8 +87,8 @@ class Steering:
     def bind(self, model: Weights) -> Binding:
         """The sum for `model`: that every profile fits is checked, and its way is decided, once.
 
-        Raises `ProfileFileError` where a profile was made for another model, naming what differs,
-        and `BadInputError` where one cannot be injected in the way that was asked for.
+        Raises `ProfileFileError` if a profile was made for another model, naming what differs,
+        and `BadInputError` if one cannot be injected in the way that was asked for.
         """
         from alignez_edge.steering.binding import bind
 
@@ -96,7 +96,7 @@ class Steering:
 
     def injection(self, model: Weights) -> Injection | Conditional | None:
         """What is injected into `model`; None for nothing. Raises as `bind`, and `BadInputError`
-        where a strength is so large that the sum overflows."""
+        if a strength is so large that the sum overflows."""
         return self.bind(model).injection
 
     def notices(self, model: Weights) -> list[str]:
@@ -126,7 +126,7 @@ def _finite(strength: float) -> float:
 
 
 def sum_of(strengths: Iterable[float]) -> float:
-    """The exact sum of finite strengths. Raises `BadInputError` where it overflows."""
+    """The exact sum of finite strengths. Raises `BadInputError` if it overflows."""
     try:
         return math.fsum(strengths)
     except OverflowError:

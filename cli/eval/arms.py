@@ -48,11 +48,11 @@ class Treatments:
         sweeping: SweepOptions,
         loading: ModelOptions,
     ) -> Treatments:
-        """Raises `BadInputError` if no profile is named, or options exclude each other."""
+        """Raises `BadInputError` if no profile is named, or options cannot be combined."""
         if strengths.grid is not None and steered.profile:
-            raise BadInputError("--grid and -p exclude each other", "a grid names its two profiles")
+            raise BadInputError("--grid and -p cannot be combined", "a grid names its two profiles")
         if strengths.grid is None and not steered.profile:
-            raise BadInputError("there is no profile to evaluate", "name one: -p polite")
+            raise BadInputError("no profile given", "name one: -p polite")
         named = (*steered.profile, *(strengths.grid or ()))
         scale = strengths.strengths
         return cls(
@@ -104,7 +104,7 @@ def _named(text: str, loading: ModelOptions, way: str) -> tuple[str, Steering]:
 def _unique(given: Sequence[tuple[str, Steering]]) -> list[tuple[str, Steering]]:
     """Names for different profiles that are different; the same profile and strength only once."""
     digests: dict[str, list[str]] = {}
-    found: dict[tuple[str, float], tuple[str, Steering]] = {}
+    unique: dict[tuple[str, float], tuple[str, Steering]] = {}
     for name, steering in given:
         ((profile, strength),) = steering.terms
         known = digests.setdefault(name, [])
@@ -112,8 +112,8 @@ def _unique(given: Sequence[tuple[str, Steering]]) -> list[tuple[str, Steering]]
             known.append(profile.order[1])
         number = known.index(profile.order[1]) + 1
         own = name if number == 1 else f"{name}#{number}"
-        found.setdefault((own, strength), (own, steering))
-    return list(found.values())
+        unique.setdefault((own, strength), (own, steering))
+    return list(unique.values())
 
 
 def _scaled(
@@ -146,12 +146,12 @@ def parse_sweeps(sweeping: SweepOptions, strengths: StrengthOptions) -> list[lis
     if len(set(keys)) < len(keys):
         raise BadInputError("--sweep names a setting twice", "write all its values in one")
     if (sweeps or sweeping.ablations) and strengths.grid is not None:
-        raise BadInputError("sweeps and --grid exclude each other", "use one of them")
+        raise BadInputError("sweeps and --grid cannot be combined", "use one of them")
     if sweeps and sweeping.ablations:
-        raise BadInputError("--sweep and --ablations exclude each other", "use one of them")
+        raise BadInputError("--sweep and --ablations cannot be combined", "use one of them")
     scale = strengths.strengths
     if scale is not None and "strength" in keys:
-        raise BadInputError("--sweep strength and --strengths exclude each other", "use one")
+        raise BadInputError("--sweep strength and --strengths cannot be combined", "use one")
     more = [parse_sweep(f"strength={scale}")] if scale is not None else []
     if sweeping.ablations:
         return [[sweep, *more] for sweep in ABLATIONS]
@@ -186,7 +186,7 @@ def _swept(
                 kept.append(inside)
                 if outside:
                     shown = ", ".join(map(str, outside))
-                    out.notice(f"{name}: no arms for {sweep.key} {shown}: there are not so many")
+                    out.notice(f"{name}: left out {sweep.key} {shown}: there are not so many")
             arms += swept(name, profile, strength, steering.way, kept, build)
     for arm in arms:
         if arm.steering is not None:

@@ -121,9 +121,7 @@ def _judge(
     from alignez_edge.judges.named import FORMS, identity_of, judge_of
 
     if text is None and not loading.is_demo:
-        raise BadInputError(
-            "there is nobody to judge", f"name a judge with --judge: {', '.join(FORMS)}"
-        )
+        raise BadInputError("no judge given", f"name a judge with --judge: {', '.join(FORMS)}")
     settings = judging.settings(threads=loading.threads, gpu_layers=loading.gpu_layers, seed=seed)
     name = text or "demo"
     return judge_of(name, settings), identity_of(name, settings)

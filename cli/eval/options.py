@@ -26,7 +26,7 @@ JudgeOption = Annotated[
 ]
 NeutralOption = Annotated[
     str | None,
-    typer.Option(metavar="FILE", help="Texts to measure drift on, one a line; else plain answers."),
+    typer.Option(metavar="FILE", help="Texts to measure KL on, one a line; else plain answers."),
 ]
 FolderOption = Annotated[
     str | None,
@@ -86,7 +86,7 @@ class QueryOptions:
             found = read_queries_with_facts(self.queries, self.limit)
             return [Query(text, facts) for text, facts in found.items()]
         if not loading.is_demo:
-            raise BadInputError("there is nothing to ask", "name a file: --queries FILE")
+            raise BadInputError("no queries given", "name a file: --queries FILE")
         from alignez_edge.demo.bundled import demo_queries
 
         out.notice("using the demo model's own unseen queries (choose others: --queries FILE)")
@@ -116,7 +116,7 @@ class BaselineOptions:
 
     def __post_init__(self) -> None:
         if self.reference is not None and self.against is not None:
-            raise BadInputError("--reference and --against exclude each other", "use one of them")
+            raise BadInputError("--reference and --against cannot be combined", "use one of them")
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ def summary(results: Mapping[str, Any]) -> str:
         "",
         table(list(_wins(results["rows"]))),
         "",
-        "the price, against plain answers:",
-        table(list(_prices(results["rows"]))),
+        "the cost, against plain answers:",
+        table(list(_costs(results["rows"]))),
     ]
     lines += [f"warning: {text}" for text in warnings(results)]
     if results["position_bias"] is not None:
@@ -44,7 +44,7 @@ def _wins(rows: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
         (key, head, digits)
         for key, head, digits in (
             ("relative_improvement", "of reference %", 0),
-            ("share_of_asking", "of asking", 2),
+            ("share_of_asking", "of prompting", 2),
         )
         if any(key in row for row in rows)
     ]
@@ -63,24 +63,24 @@ def _wins(rows: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
         ]
 
 
-def _prices(rows: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
+def _costs(rows: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
     known = any(row["price"]["knowledge"] is not None for row in rows)
-    head = ["arm", "nats per token", "drift", "perplexity", "loops %", "tokens"]
+    head = ["arm", "nats per token", "KL from plain", "perplexity", "loops %", "tokens"]
     yield [*head, *(["knowledge %"] if known else [])]
     shown = set()
     for row in rows:
         if row["arm"] in shown:
             continue
         shown.add(row["arm"])
-        price = row["price"]
+        cost = row["price"]
         yield [
             printable(row["arm"], 40),
-            _interval(price, "nats_above_plain", "low", "high", 2),
-            _number(price["drift"], 3),
-            _number(price["perplexity"], 2),
-            _number(price["repetition"], 1, 100),
-            _number(price["length_change"], 0, sign=True),
-            *([_number(price["knowledge"], 0, 100, sign=True)] if known else []),
+            _interval(cost, "nats_above_plain", "low", "high", 2),
+            _number(cost["drift"], 3),
+            _number(cost["perplexity"], 2),
+            _number(cost["repetition"], 1, 100),
+            _number(cost["length_change"], 0, sign=True),
+            *([_number(cost["knowledge"], 0, 100, sign=True)] if known else []),
         ]
 
 

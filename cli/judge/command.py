@@ -177,7 +177,7 @@ def _orders(record: Mapping[str, Any], path: Path) -> Orders:
 
 
 def record_of(report: JudgeReport) -> dict[str, Any]:
-    """A report as `--json` says it; shares are from 0 to 1, None where nothing was counted."""
+    """A report as `--json` says it; shares are from 0 to 1, None if nothing was counted."""
     return {
         "judge": report.judge,
         "can_tell": report.can_tell,
@@ -214,7 +214,7 @@ def _pairs(
 
     if file is not None:
         if len(names) != 1:
-            raise BadInputError("--pairs is about one axis", "say which: --axis AXIS")
+            raise BadInputError("--pairs needs one axis", "name it: --axis AXIS")
         axis = find_axis(names[0])
         return list(read_test_pairs(file, axis)[:limit])
     if not (names or (names := axes_for(who))):
@@ -314,4 +314,4 @@ def _advise(who: Judge, report: JudgeReport, out: Output) -> None:
     from alignez_edge.judges.model import ModelJudge
 
     if not report.can_tell and isinstance(getattr(who, "inner", None), ModelJudge):
-        out.notice("a model may know what it cannot say: try --judge-by likelihood")
+        out.notice("small models often judge better with --judge-by likelihood")

@@ -24,17 +24,17 @@ def effect_table(profile: Profile, indent: str = "") -> str:
     from alignez_edge.calibration.unit import Measured
     from alignez_edge.preferences.prompts import SIDES, is_plain, trait
 
-    found = Measured.of(profile)
-    if found is None:
+    measured = Measured.of(profile)
+    if measured is None:
         return ""
-    rows = [_heads(found)]
+    rows = [_heads(measured)]
     for sign, word in ((1, "+1"), (-1, "-1")):
-        rows.append([f"strength {word}", *_cells(found.at(sign))])
-    if found.prompted is not None:
+        rows.append([f"strength {word}", *_cells(measured.at(sign))])
+    if measured.prompted is not None:
         for side, name in enumerate(SIDES):
             if not is_plain(profile.axis, name):
                 what = f"prompting for {trait(profile.axis, name)}"
-                rows.append([what, *_cells(curve[side] for curve in found.prompted)])
+                rows.append([what, *_cells(curve[side] for curve in measured.prompted)])
     return table(rows, indent)
 
 
@@ -42,34 +42,34 @@ def effect_title(profile: Profile) -> str:
     """What `effect_table` is a table of."""
     from alignez_edge.calibration.unit import Measured
 
-    found = Measured.of(profile)
-    if found is None or not found.free:
+    measured = Measured.of(profile)
+    if measured is None or not measured.free:
         return GIVEN
     asked = profile.report.get("questions")
     n = len(asked) if isinstance(asked, list) else asked
-    arms = 3 + len(found.strengths)  # plain, prompted for either side, steered
+    arms = 3 + len(measured.strengths)  # plain, prompted for either side, steered
     return FREE.format(n=f"{n} × {arms}")
 
 
 def effect_of(profile: Profile) -> tuple[float, float | None] | None:
     """How far strengths +1 and -1 lie apart, in nats per token, and that as a ratio to prompting;
-    None where it was not measured."""
+    None if it was not measured."""
     from alignez_edge.calibration.unit import Measured
 
-    found = Measured.of(profile)
-    if found is None:
+    measured = Measured.of(profile)
+    if measured is None:
         return None
-    span = found.at(1.0)[0] - found.at(-1.0)[0]
-    target = float(found.prompted[0][0] - found.prompted[0][1]) if found.prompted else 0.0
+    span = measured.at(1.0)[0] - measured.at(-1.0)[0]
+    target = float(measured.prompted[0][0] - measured.prompted[0][1]) if measured.prompted else 0.0
     return span, span / target if target > 0 else None
 
 
 def effect_line(profile: Profile) -> str:
     """The same in a few words."""
-    found = effect_of(profile)
-    if found is None:
+    effect = effect_of(profile)
+    if effect is None:
         return ""
-    span, ratio = found
+    span, ratio = effect
     return f"{ratio:.2f} of prompting" if ratio is not None else f"{span:+.3f} nats"
 
 
@@ -77,20 +77,20 @@ def verdict_line(profile: Profile, *, long: bool = False) -> str:
     """The verdict on a profile in a word, or with its reason; whether it was not measured."""
     from alignez_edge.calibration.verdict import Verdict
 
-    found = Verdict.of(profile)
-    if found is None:
+    verdict = Verdict.of(profile)
+    if verdict is None:
         return "not measured"
-    return str(found) if long else found.verdict
+    return str(verdict) if long else verdict.verdict
 
 
 def verdict_facts(profile: Profile) -> dict[str, str | None]:
-    """The same for JSON: `verdict` and `reason`, null where it was not measured."""
+    """The same for JSON: `verdict` and `reason`, null if it was not measured."""
     from alignez_edge.calibration.verdict import Verdict
 
-    found = Verdict.of(profile)
+    verdict = Verdict.of(profile)
     return {
-        "verdict": found.verdict if found else None,
-        "reason": found.reason if found else None,
+        "verdict": verdict.verdict if verdict else None,
+        "reason": verdict.reason if verdict else None,
     }
 
 
@@ -98,8 +98,8 @@ def strength_line(profile: Profile) -> str:
     """What strengths 1 and -1 are."""
     unit, negative = profile.unit, profile.unit_negative
     if negative is None or negative == unit:
-        return f"{unit:.2f} natural lengths"
-    return f"{unit:.2f} natural lengths, -1 {negative:.2f}"
+        return f"{unit:.2f} raw differences"
+    return f"{unit:.2f} raw differences, -1 {negative:.2f}"
 
 
 def size_line(path: Path) -> str:
@@ -108,27 +108,27 @@ def size_line(path: Path) -> str:
 
 
 def curve_table(profile: Profile, indent: str = "") -> str:
-    """The measured curve over strengths of the profile; '' where there is none."""
+    """The measured curve over strengths of the profile; '' if there is none."""
     from alignez_edge.calibration.unit import Measured
 
-    found = Measured.of(profile)
-    if found is None:
+    curves = Measured.of(profile)
+    if curves is None:
         return ""
     rows = [
         [f"{strength:+.2f}", *_cells(values)]
-        for strength, *values in zip(found.strengths, found.effect, found.cost, strict=True)
+        for strength, *values in zip(curves.strengths, curves.effect, curves.cost, strict=True)
     ]
-    head = _heads(found)
+    head = _heads(curves)
     return table([["strength", *head[1:]], *rows], indent)
 
 
-def _heads(found: Measured) -> list[str]:
-    return ["", "effect", "cost"] if found.free else ["", "preference", "drift"]
+def _heads(measured: Measured) -> list[str]:
+    return ["", "effect", "cost"] if measured.free else ["", "preference", "KL"]
 
 
 def _cells(values: Iterable[float]) -> list[str]:
-    preference, drift = values
-    return [f"{preference:+.3f}", f"{drift:+.3f}" if drift < 0 else f"{drift:.3f}"]
+    effect, cost = values
+    return [f"{effect:+.3f}", f"{cost:+.3f}" if cost < 0 else f"{cost:.3f}"]
 
 
 def facts(profile: Profile, path: Path) -> dict[str, Any]:
@@ -171,15 +171,15 @@ def fits(profile: Profile) -> dict[str, str | int]:
     return {name: getattr(profile.fingerprint, name) for name in (*names, *digests)}
 
 
-def carried(profile: Profile) -> str:
+def texts_stored(profile: Profile) -> str:
     """What of the texts that it was built from a profile carries, in words."""
     from alignez_edge.profile.kept_pairs import kept_pairs
     from alignez_edge.profile.provenance import Provenance
 
-    found, kept = Provenance.of(profile), len(kept_pairs(profile))
+    provenance, kept = Provenance.of(profile), len(kept_pairs(profile))
     texts = [f"{kept} pairs"] if kept else []
-    if found is not None and found.source.queries:
-        texts.append(f"{len(found.source.queries)} queries")
+    if provenance is not None and provenance.source.queries:
+        texts.append(f"{len(provenance.source.queries)} queries")
     return " and ".join(texts) or "none"
 
 
@@ -187,13 +187,13 @@ def origin(profile: Profile) -> list[tuple[str, str]]:
     """How it was built, as rows of its card; nothing where it does not say so."""
     from alignez_edge.profile.provenance import Provenance
 
-    found = Provenance.of(profile)
-    if found is None:
+    build = Provenance.of(profile)
+    if build is None:
         return []
-    file, source = found.model, found.source
-    options = [f"{found.width} at a time", f"{found.threads} thread{'s' * (found.threads > 1)}"]
-    options += [f"layers {', '.join(map(str, found.layers))}"] if found.layers else []
-    options += [f"a context of {found.ctx}"] if found.ctx else []
+    file, source = build.model, build.source
+    options = [f"{build.width} at a time", f"{build.threads} thread{'s' * (build.threads > 1)}"]
+    options += [f"layers {', '.join(map(str, build.layers))}"] if build.layers else []
+    options += [f"a context of {build.ctx}"] if build.ctx else []
     return [
         ("built on", f"{file.name}, {file.quantization}, {file.size / 1e6:,.0f} MB"),
         ("", f"SHA-256 {file.sha256}"),
@@ -205,10 +205,10 @@ def origin(profile: Profile) -> list[tuple[str, str]]:
 
 def measured_anew(profile: Profile) -> str:
     """That strength 1 is not that of the build, where it is not."""
-    found = profile.report.get("recalibrated")
-    if not isinstance(found, dict):
+    record = profile.report.get("recalibrated")
+    if not isinstance(record, dict):
         return ""
-    return f", measured anew on {found.get('pairs')} pairs (directions of {found.get('from')})"
+    return f", measured anew on {record.get('pairs')} pairs (directions of {record.get('from')})"
 
 
 def forms(profile: Profile) -> str:
@@ -235,7 +235,7 @@ def card(profile: Profile, path: Path) -> str:
         ("pairs", f"{profile.pairs}" + (f" (dropped: {dropped})" if dropped else "")),
         ("seed", str(profile.seed)),
         *origin(profile),
-        ("texts", f"{carried(profile)} in the file"),
+        ("texts", f"{texts_stored(profile)} in the file"),
         ("author", profile.author),
         ("licence", profile.licence),
         ("created", profile.created_at),

@@ -40,7 +40,7 @@ def list_(*, whose: WhoseOptions, out: Output) -> None:
     """List the profiles that can be used by name.
 
     Where models share a name, the full name tells their profiles apart. With a model the list says
-    which of them fit it. The strength is that of 1, in natural lengths; the effect is how far +1
+    which of them fit it. The strength is that of 1, in raw differences; the effect is how far +1
     and -1 move answers apart, against prompting; the verdict says whether it works.
     """
     from alignez_edge.modelfiles.fingerprint import Fit
@@ -102,7 +102,7 @@ def _model_of(whose: WhoseOptions, out: Output) -> Fingerprint | None:
     except AlignezError as failure:
         if whose.model is not None:
             raise
-        out.notice(f"no profile is marked as fitting: {failure.message}")
+        out.notice(f"cannot mark the profiles that fit: {failure.message}")
     return None
 
 
@@ -137,9 +137,9 @@ def path(
     """Print where the profiles are, or where one is."""
     from alignez_edge.profile.library import ProfileLibrary
 
-    found = ProfileLibrary().folder if name is None else whose.find(name)
-    out.record({"path": str(found)})
-    out.result(str(found))
+    place = ProfileLibrary().folder if name is None else whose.find(name)
+    out.record({"path": str(place)})
+    out.result(str(place))
 
 
 @app.command()
@@ -160,9 +160,7 @@ def remove(
     place = library.check_removable(name, model)
     if not yes:
         if not can_ask():
-            raise BadInputError(
-                "nobody is there to confirm that", f"alignez profile remove {name} --yes"
-            )
+            raise BadInputError("stdin is not a terminal; pass --yes")
         if not typer.confirm(f"delete {place}?", err=True):
             out.notice("not removed")
             raise typer.Exit(1)
@@ -187,7 +185,7 @@ def mix_(
     orthogonal: Annotated[
         bool,
         typer.Option(
-            "--orthogonal", help="Take out of each part what it has along the axes of the others."
+            "--orthogonal", help="Remove from each part what lies along the others' axes."
         ),
     ] = False,
     name: Annotated[

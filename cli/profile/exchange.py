@@ -42,7 +42,7 @@ PartOption = Annotated[
     typer.Option(
         metavar="PART",
         help="What a vector or adapter holds: what the profile does at the tokens of the answer,"
-        " or at the deciding token.",
+        " or at the last prompt token.",
     ),
 ]
 PairsOption = Annotated[
@@ -54,7 +54,7 @@ MakerOption = Annotated[
     typer.Option(
         "--from",
         metavar="PROGRAM",
-        help="Who made a control vector, where the file does not tell: llama.cpp (its"
+        help="Which program made a control vector, if the file does not say: llama.cpp (its"
         " cvector-generator), or repeng.",
     ),
 ]
@@ -101,9 +101,9 @@ def export(
     name, strength = parse_profile_option(profile)
     source = WhoseOptions(loading.model).find(name)  # the demo's only where that is said
     value = Profile.load(source)
-    carried = [parse_lora_option(text)[0] for text in loading.lora]
+    attached = [parse_lora_option(text)[0] for text in loading.lora]
     for target in (output, Path(output) / ADAPTER, Path(output) / VECTOR):
-        check_apart(target, [source, *carried])
+        check_apart(target, [source, *attached])
     if to == "pairs":
         found = export_pairs(value, output, pairs)
     elif to == "control-vector":
@@ -134,7 +134,7 @@ def import_(
     made_by: MakerOption = None,
     strength: Annotated[
         float,
-        typer.Option(metavar="X", help="How much of a control vector strength 1 shall add."),
+        typer.Option(metavar="X", help="Strength 1 adds a control vector this many times."),
     ] = 1.0,
     loading: ModelOptions,
     out: Output,
@@ -155,7 +155,7 @@ def import_(
         raise BadInputError(f"--strength is {strength}; it must be a number above 0")
     files = files_of(path)
     if name is not None and files != [Path(path)]:
-        raise BadInputError("--name is for one file, and this is a folder", "leave it out")
+        raise BadInputError("--name is for one file, not for a folder", "leave it out")
     with _Importer(made_by, strength, loading, out) as importer:
         if files == [Path(path)]:
             importer.take(files[0], name)
@@ -183,7 +183,7 @@ class _Importer(ExitStack):
         self._model: Model | None = None
 
     def take(self, file: Path, name: str | None) -> None:
-        """One file, under `name` or its own; raises `AlignezError` where it cannot be taken."""
+        """One file, under `name` or its own; raises `AlignezError` if it cannot be taken."""
         from alignez_edge.exchange.importing import copy_profile, is_control_vector, name_for
         from alignez_edge.profile.library import ProfileLibrary
 
@@ -222,8 +222,8 @@ class _Importer(ExitStack):
         if self._model is None:
             if self._loading.model is None and not os.environ.get(MODEL_VARIABLE):
                 raise BadInputError(
-                    f"{file} is a control vector, which does not say what model it is for",
-                    "name the model: -m FILE (the demo model is called demo)",
+                    f"{file} is a control vector, which does not name its model",
+                    "give it: -m FILE (the demo model is called demo)",
                 )
             self._model = self.enter_context(self._loading.load(self._out))
         return self._model

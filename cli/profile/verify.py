@@ -31,7 +31,7 @@ def verify(
     calibrate: Annotated[
         bool,
         typer.Option(
-            "--calibrate", help="On a sibling of its model: measure strength 1 anew and save it."
+            "--calibrate", help="On a finetune of its model: measure strength 1 again and save it."
         ),
     ] = False,
     output: Annotated[
@@ -61,7 +61,7 @@ def verify(
     path = loading.find(name)
     profile = Profile.load(path)
     if output is not None and not calibrate:
-        raise BadInputError("-o says where --calibrate saves", "add --calibrate")
+        raise BadInputError("-o needs --calibrate", "add --calibrate")
     if output is not None:
         place_of(output)  # before the work
     with loading.load(out) as model:
@@ -82,11 +82,11 @@ def verify(
     if calibrate:
         return
     if found.comparison.fit is not Fit.SAME:
-        out.notice("warning: strength 1 may mean more or less here (measure it: --calibrate)")
-    elif found.as_before is False:
-        raise AlignezError(
-            "the effect is not the one that the profile tells of", _advice(profile, model)
+        out.notice(
+            "warning: strength 1 may be stronger or weaker on this model (measure it: --calibrate)"
         )
+    elif found.as_before is False:
+        raise AlignezError("the effect is not what the profile says", _advice(profile, model))
     verdict = Verdict.of(profile)
     if verdict is not None and not verdict.works:
         raise AlignezError(f"the profile does not work as it should: {verdict.verdict}")
@@ -107,7 +107,7 @@ def _calibrated(
 
     if found.comparison.fit is Fit.SAME and found.as_before:
         raise BadInputError(
-            "the profile was made for this very model: its strength stands",
+            "the profile was made for this model: its strength is already measured",
             "--calibrate is for a model of the same shape with other weights",
         )
     with out.progress() as progress:
