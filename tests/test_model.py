@@ -90,7 +90,7 @@ def test_what_is_no_prompt_and_nothing_that_steers_is_refused(llama_model: Model
     for steering in ("polite", ["polite"], [3]):
         with pytest.raises(BadInputError, match="nothing that steers"):
             llama_model.generate(["Why?"], steering=steering)  # type: ignore[arg-type]
-    with pytest.raises(BadInputError, match="no list of messages"):
+    with pytest.raises(BadInputError, match="not a list of messages"):
         next(llama_model.chat("hi"))  # type: ignore[arg-type]
 
 
