@@ -33,7 +33,7 @@ def prepared(model: Weights, edit: Edit) -> tuple[Adapter, FloatArray]:
         if found is None:
             found = exact_edit(model.gguf, edit, lora=model.lora)
             _keep(path, found)
-        model.kept[key] = Adapter(model, found.adapter, carried=True), found.constants
+        model.kept[key] = Adapter(model, found.adapter, attached=True), found.constants
     return model.kept[key]
 
 

@@ -25,7 +25,7 @@ from alignez_edge.interventions.by_query import QueryEdit
 from alignez_edge.interventions.exact import ExactEdit, adapter_bytes, adapter_tensors, constants
 from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
 from alignez_edge.modelfiles.fingerprint import identity
-from alignez_edge.modelfiles.lora import Carried
+from alignez_edge.modelfiles.lora import Attached
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ class BankProduct:
         cls,
         bank: Bank,
         gguf: GGUFFile,
-        lora: Carried = (),
+        lora: Attached = (),
         on_progress: Callable[[int, int], None] = lambda *_: None,
     ) -> BankProduct:
         """The product of `bank` and the model `gguf` that carries `lora`, made where it is not yet
@@ -159,7 +159,7 @@ def _open(path: Path, kind: np.dtype, n_layers: int) -> np.ndarray | None:
     return cells if cells.dtype == kind and cells.shape == (n_layers,) else None
 
 
-def _made(bank: Bank, gguf: GGUFFile, layer: int, lora: Carried, kind: np.dtype) -> np.ndarray:
+def _made(bank: Bank, gguf: GGUFFile, layer: int, lora: Attached, kind: np.dtype) -> np.ndarray:
     """One layer's cell."""
     sides = bank.take(np.arange(bank.n_pairs), [layer])[0]
     rows = sides.reshape(-1, bank.n_embd)

@@ -27,7 +27,7 @@ from alignez_edge.errors import BadInputError
 from alignez_edge.files.gguffile import GGUFFile
 from alignez_edge.files.text import printable_name
 from alignez_edge.interventions.mlp_edit import Edit, LayerEdit
-from alignez_edge.modelfiles.lora import Carried, adapter_file
+from alignez_edge.modelfiles.lora import Attached, adapter_file
 
 AdapterType = Literal["F32", "F16"]
 
@@ -77,7 +77,7 @@ def can_inject_exactly(gguf: GGUFFile, layers: Iterable[int] | None = None) -> s
 
 
 def exact_edit(
-    gguf: GGUFFile, edit: Edit, *, adapter_type: AdapterType = "F32", lora: Carried = ()
+    gguf: GGUFFile, edit: Edit, *, adapter_type: AdapterType = "F32", lora: Attached = ()
 ) -> ExactEdit:
     """The adapter and the constants of a linear `edit` for the model `gguf` that carries `lora`.
 
@@ -89,7 +89,7 @@ def exact_edit(
 
 
 def adapter_tensors(
-    gguf: GGUFFile, edit: Edit, lora: Carried = ()
+    gguf: GGUFFile, edit: Edit, lora: Attached = ()
 ) -> Iterator[tuple[str, FloatArray, FloatArray]]:
     """The LoRA pairs of a linear edit: `(name of the matrix, A, B)`, in the order of layers.
 
@@ -213,7 +213,7 @@ def _check(gguf: GGUFFile, edit: Edit) -> None:
         )
 
 
-def _inward_times(gguf: GGUFFile, name: str, inward: FloatArray, lora: Carried) -> FloatArray:
+def _inward_times(gguf: GGUFFile, name: str, inward: FloatArray, lora: Attached) -> FloatArray:
     """`inward @ W`: `(rank, n_in)`, or `(experts, rank, n_in)`; `W` is read a block at a time."""
     info = gguf.tensors[name]
     n_in, n_out, *more = info.shape

@@ -38,7 +38,7 @@ from alignez_edge.files.text import printable_name
 from alignez_edge.interventions.control_vector import check_layers
 from alignez_edge.methods.base import Finding, Material, Progress
 from alignez_edge.methods.displacement import whole
-from alignez_edge.modelfiles.lora import Carried
+from alignez_edge.modelfiles.lora import Attached
 
 if TYPE_CHECKING:
     from alignez_edge.runtime.model import Model
@@ -77,7 +77,7 @@ class HeadFit:
     separation: AnyFloatArray
 
 
-def attention_heads(gguf: GGUFFile, lora: Carried = ()) -> AttentionHeads:
+def attention_heads(gguf: GGUFFile, lora: Attached = ()) -> AttentionHeads:
     """The heads of a model that carries the adapters `lora`.
 
     Raises `BadInputError` if a shift of them cannot be injected.

@@ -24,7 +24,7 @@ from alignez_edge.errors import BadInputError, ProfileFileError
 from alignez_edge.files.gguf_values import StringArray
 from alignez_edge.files.gguffile import GGUFFile
 from alignez_edge.files.text import printable_name
-from alignez_edge.modelfiles.lora import Carried
+from alignez_edge.modelfiles.lora import Attached
 
 PREFIX = "model."
 _TEXTS = ("architecture", "tokenizer", "template")
@@ -133,7 +133,7 @@ class Fingerprint:
         return cls(**facts, weights=weights, formats=formats, adapter=adapter)
 
 
-def fingerprint(gguf: GGUFFile, lora: Carried = ()) -> Fingerprint:
+def fingerprint(gguf: GGUFFile, lora: Attached = ()) -> Fingerprint:
     """The fingerprint of a model file that carries `lora` (some 20 KB are read from the model)."""
     keys = gguf.metadata
 
@@ -165,7 +165,7 @@ def fingerprint(gguf: GGUFFile, lora: Carried = ()) -> Fingerprint:
     )
 
 
-def identity(gguf: GGUFFile, lora: Carried = ()) -> str:
+def identity(gguf: GGUFFile, lora: Attached = ()) -> str:
     """SHA-256, in hexadecimal, of a model's fingerprint and contents: the key under which what is
     computed from it is kept. The fingerprint alone is the same for some that are not alike."""
     return hashlib.sha256(
@@ -211,7 +211,7 @@ def distance(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
     return float(np.linalg.norm(a - b)) / scale if scale else 0.0
 
 
-def _adapter(lora: Carried) -> str:
+def _adapter(lora: Attached) -> str:
     """Adapters as one text, in which neither their order nor their files' names show."""
     scales: dict[str, float] = {}
     for adapter, scale in lora:

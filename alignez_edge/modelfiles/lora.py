@@ -90,7 +90,7 @@ class Lora:
         return tensor.name, tensor.shape, tensor.type, raw
 
 
-Carried = Sequence[tuple[Lora, float]]
+Attached = Sequence[tuple[Lora, float]]
 """The adapters of a model, with their scales."""
 
 

@@ -150,7 +150,7 @@ def last_states(
 ) -> Iterator[FloatArray]:
     """The last hidden states of each (prompt tokens, answer tokens), `(n_answer + 1, n_embd)`.
 
-    Row 0 is at the deciding token and gives the first answer token; the last row has read the whole
+    Row 0 is at the last prompt token and gives the first answer token; the last row has read the whole
     answer. Raises `PromptTooLongError` for an item longer than the window (`n_ctx`, default as for
     a `Session`).
     """

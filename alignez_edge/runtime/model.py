@@ -49,7 +49,7 @@ class Model(Weights):
             raise BadInputError(f"threads is {threads}; it must be from 1 to {MOST_THREADS}")
         gguf = read_gguf(path)
         check_model(gguf)
-        carried = [(read_lora(file, gguf), check_scale(scale)) for file, scale in lora]
+        attached = [(read_lora(file, gguf), check_scale(scale)) for file, scale in lora]
         params = cpp.llama_model_default_params()
         if gpu_layers is not None:
             params.n_gpu_layers = gpu_layers
@@ -61,7 +61,7 @@ class Model(Weights):
                 kind = RuntimeFailure if "alloc" in said else ModelFileError
                 raise kind(f"llama.cpp cannot load {printable_name(str(path), 200)}: {said}")
             # From here on the object owns the weights, and frees them if it cannot be finished.
-            return cls(gguf, handle, threads or usable_cores(), carried)
+            return cls(gguf, handle, threads or usable_cores(), attached)
 
     @classmethod
     def demo(

@@ -33,7 +33,7 @@ from alignez_edge.errors import BadInputError, RuntimeFailure
 from alignez_edge.files.gguffile import GGUFFile
 from alignez_edge.files.text import printable_name
 from alignez_edge.modelfiles.fingerprint import Fingerprint, fingerprint
-from alignez_edge.modelfiles.lora import Carried
+from alignez_edge.modelfiles.lora import Attached
 from alignez_edge.runtime.check import UNSTEERABLE, check_loaded
 from alignez_edge.runtime.llama import HeedingInterrupts, clear_log, cpp, last_error
 from alignez_edge.runtime.vocabulary import Vocabulary
@@ -86,7 +86,7 @@ class Weights:
     `contexts` those that were made from it.
     """
 
-    def __init__(self, gguf: GGUFFile, handle: int, threads: int, lora: Carried = ()) -> None:
+    def __init__(self, gguf: GGUFFile, handle: int, threads: int, lora: Attached = ()) -> None:
         self.gguf = gguf
         self.path = gguf.path
         self._handle = handle
@@ -108,7 +108,7 @@ class Weights:
             words = self.words
             self.template = ChatTemplate(source, words.bos_text, words.eos_text, words.controls)
         self.lora = tuple(lora)
-        self.adapters = tuple((Adapter(self, a.content(), carried=True), s) for a, s in lora)
+        self.adapters = tuple((Adapter(self, a.content(), attached=True), s) for a, s in lora)
 
     def close(self) -> None:
         """Free the contexts that are still open, then the weights. A second call does nothing.
@@ -281,12 +281,12 @@ class Adapter:
     """One LoRA adapter, loaded into `model` from the bytes of its file.
 
     `handle` is the `llama_adapter_lora *`; `serial` rises from one adapter to the next. One that is
-    `carried` belongs to its model, and is freed with it and not before. Raises
+    `attached` belongs to its model, and is freed with it and not before. Raises
     `BadInputError` for bytes that are no adapter for this model, `RuntimeFailure` where they
     cannot be handed over.
     """
 
-    def __init__(self, model: Weights, content: bytes, *, carried: bool = False) -> None:
+    def __init__(self, model: Weights, content: bytes, *, attached: bool = False) -> None:
         if content[:4] != b"GGUF":
             raise BadInputError("an adapter must be a GGUF file")
         clear_log()
@@ -298,7 +298,7 @@ class Adapter:
             if not handle:
                 said = printable_name(last_error(), 160) or "no reason given"
                 raise BadInputError(f"llama.cpp refuses the adapter: {said}")
-            if not carried:
+            if not attached:
                 # The model is an argument so that it outlives the adapter.
                 weakref.finalize(self, _free, handle, model)
         # A model refers to the adapters that it carries: nothing may refer back from them.
