@@ -26,7 +26,7 @@ class Cells:
         return len(self._free)
 
     def take(self, n: int) -> list[int]:
-        """`n` free cells, held once from now on. Raises `ValueError` where there are fewer."""
+        """`n` free cells, held once from now on. Raises `ValueError` if there are fewer."""
         if n > len(self._free):
             raise ValueError(f"{n} cells are wanted, {len(self._free)} are free")
         found = self._free[len(self._free) - n :]

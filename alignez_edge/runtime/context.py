@@ -165,7 +165,7 @@ class Context:
         """Compute up to `n_batch` tokens under the present injection, adding them to the cache.
 
         `plan` says which of these rows get vectors of their own and which are read; all of them
-        must ask for logits. Raises `RuntimeFailure` where llama.cpp fails, and `BadInputError`
+        must ask for logits. Raises `RuntimeFailure` if llama.cpp fails, and `BadInputError`
         where a tensor of the plan does not come by; the cache may then hold a part of them.
         """
         outer = self.busy

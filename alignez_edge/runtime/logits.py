@@ -42,7 +42,7 @@ class OutputMatrix:
     """The rows of a model's output matrix, read from its file when they are needed.
 
     `scale` is what llama.cpp multiplies the product with. Rows in memory take at most 64 MB. Raises
-    `BadInputError` where the model's logits are not its output matrix times its last hidden state.
+    `BadInputError` if the model's logits are not its output matrix times its last hidden state.
     """
 
     def __init__(self, model: Weights) -> None:
@@ -150,8 +150,8 @@ def last_states(
 ) -> Iterator[FloatArray]:
     """The last hidden states of each (prompt tokens, answer tokens), `(n_answer + 1, n_embd)`.
 
-    Row 0 is at the last prompt token and gives the first answer token; the last row has read the whole
-    answer. Raises `PromptTooLongError` for an item longer than the window (`n_ctx`, default as for
+    Row 0 is at the last prompt token and gives the first answer token; the last row has read the
+    whole answer. Raises `PromptTooLongError` for an item longer than the window (`n_ctx`, default as for
     a `Session`).
     """
     most = rows_that_fit(model.n_vocab)

@@ -88,7 +88,7 @@ class Model(Weights):
         `steering` is one for all, or a list with one for each, `None` being plain; they all run in
         one batch. An answer depends on its company within llama.cpp's rounding: what else is in a
         batch may turn a token that is drawn, and then the rest of that answer is another one.
-        Raises `BadInputError` where the list is of another length.
+        Raises `BadInputError` if the list is of another length.
         """
         from alignez_edge.runtime.batch import generate_batch
         from alignez_edge.runtime.requests import Request

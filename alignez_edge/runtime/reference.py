@@ -41,7 +41,7 @@ class Reference:
         self._wanted = {layer for editor, _ in self.editors for layer in editor.layers}
 
     def finish(self) -> None:
-        """A pass has ended. Raises `RuntimeFailure` where an edited layer did not come by."""
+        """A pass has ended. Raises `RuntimeFailure` if an edited layer did not come by."""
         if self._wanted:
             raise RuntimeFailure(
                 f"llama.cpp shows no MLP output of layer {min(self._wanted)} of this model",

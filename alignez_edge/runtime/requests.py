@@ -65,7 +65,7 @@ class Sampling:
 
 
 def whole(value: object, name: str) -> int:
-    """A whole number as an `int`. Raises `BadInputError` where `value` is none."""
+    """A whole number as an `int`. Raises `BadInputError` if `value` is none."""
     try:
         return index(value)  # type: ignore[arg-type]
     except TypeError:

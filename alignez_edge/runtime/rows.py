@@ -81,7 +81,7 @@ class RowTap:
         self.states = {}
 
     def finish(self) -> None:
-        """A pass has ended. Raises `BadInputError` where a tensor did not come by."""
+        """A pass has ended. Raises `BadInputError` if a tensor did not come by."""
         missing, self.wanted = self.wanted, {}
         if missing:
             name = min(missing).decode()

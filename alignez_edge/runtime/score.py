@@ -61,7 +61,7 @@ class Scorer:
 
         Row `i` predicts `answer_tokens[i]`. The prompt's body is computed once for all (and reused
         from the last call as far as it is the same). Each array is the caller's own; drawn one by
-        one, only one is in memory. Raises `PromptTooLongError` where prompt and answer do not fit.
+        one, only one is in memory. Raises `PromptTooLongError` if prompt and answer do not fit.
         """
         if not prompt_tokens or not answer_tokens:
             raise BadInputError("the prompt or the answer to be scored is empty")
@@ -111,7 +111,7 @@ def score_batch(
     common is computed once, so items with alike prompts should stand side by side. `items` is drawn
     lazily; logits are read pass by pass and not kept. `n_ctx` is the window of one text, by default
     as for a `Session`. Equal to `Scorer.log_probs` up to the rounding of llama.cpp in passes of
-    another size. Raises `PromptTooLongError` where a text does not fit the window, and
+    another size. Raises `PromptTooLongError` if a text does not fit the window, and
     `BadInputError` for an empty prompt or answer.
     """
     limit, left = window(model, n_ctx), enumerate(items)

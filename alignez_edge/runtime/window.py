@@ -43,7 +43,7 @@ def check_fits(n_tokens: int, n_ctx: int, what: str = "the prompt") -> None:
 def preamble_notices(preamble: Preamble, model: Weights, n_ctx: int | None = None) -> list[str]:
     """What a user should know about how a preamble gets into `model`, one line each.
 
-    Raises `PromptTooLongError` where it leaves no room in a window of `n_ctx` tokens (default
+    Raises `PromptTooLongError` if it leaves no room in a window of `n_ctx` tokens (default
     as for a `Session`), and whatever the model's template raises.
     """
     if not preamble.messages:
