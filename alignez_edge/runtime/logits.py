@@ -151,8 +151,8 @@ def last_states(
     """The last hidden states of each (prompt tokens, answer tokens), `(n_answer + 1, n_embd)`.
 
     Row 0 is at the last prompt token and gives the first answer token; the last row has read the
-    whole answer. Raises `PromptTooLongError` for an item longer than the window (`n_ctx`, default as for
-    a `Session`).
+    whole answer. Raises `PromptTooLongError` for an item longer than the window (`n_ctx`, default
+    as for a `Session`).
     """
     most = rows_that_fit(model.n_vocab)
     with Scheduler(
